@@ -1,0 +1,1 @@
+"""What a user runs: one file a flow, and the command line."""

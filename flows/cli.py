@@ -1,0 +1,188 @@
+"""The command line `rass`."""
+
+import csv
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before prefect and vllm are imported: this tool's own lines are what a terminal shows.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rass_core.config import RassConfig, load_config
+from rass_core.errors import ConfigError, RassError
+from rass_core.store import Lake
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find where a chat model refuses too much, and the prompts that show it.",
+)
+ERRORS = Console(stderr=True, highlight=False)
+DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
+
+LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the configuration's.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A configuration; `rass init` writes one.")]
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Run the whole job on the built-in lab: a small world, a small model, minutes on a laptop."""
+    _run_flow("refresh", load_config(DEMO_CONFIG, lake=lake, seed=seed))
+
+
+@app.command()
+def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Probe, generate, select and report: the whole `refresh` flow."""
+    _run_flow("refresh", load_config(config, lake=lake, seed=seed))
+
+
+@app.command()
+def probe(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Measure where the model begins to refuse."""
+    _run_flow("probe", load_config(config, lake=lake, seed=seed))
+
+
+@app.command()
+def generate(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Write prompts towards the boundary that the lake holds."""
+    _run_flow("generate", load_config(config, lake=lake, seed=seed))
+
+
+@app.command()
+def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Keep the best of the prompts that the lake holds."""
+    _run_flow("select", load_config(config, lake=lake, seed=seed))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="A query over the tables, such as \"SELECT * FROM boundaries\".")],
+    lake: LakeOption = "lake",
+    form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+) -> None:
+    """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
+    rows = Lake.open(lake or "lake", create=False).query(query)
+    _print_rows(rows.column_names, rows.to_pylist(), form)
+
+
+@app.command()
+def report(lake: LakeOption = "lake") -> None:
+    """Write the report of the newest run again, and print its path."""
+    from tasks.report import rewrite_report
+
+    typer.echo(rewrite_report(Lake.open(lake or "lake", create=False)))
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option("--model", help="Folder or hub name of the chat model.")] = "path/to/model",
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),
+) -> None:
+    """Write a commented configuration to start from."""
+    if out.exists():
+        raise ConfigError(f"{out}: already there; name another file with --out")
+    template = resources.files("rass_core").joinpath("template.yaml").read_text(encoding="utf-8")
+    out.write_text(template.replace("MODEL", json.dumps(model)), encoding="utf-8")
+    typer.echo(f"{out}: fill in the prompts, then `rass plan {out}` and `rass run {out}`")
+
+
+@app.command()
+def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+    """Tell what a run will do, without running it: prompts, tokens, model loads, disk, time."""
+    from rass_core.plan import plan_run
+
+    rows = plan_run(load_config(config, lake=lake, seed=seed))
+    _print_rows(["what", "value", "how it comes about"], rows, Format.table)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what works on this machine, what does not, and what to do about it."""
+    from flows.doctor import check_up
+
+    rows, healthy = check_up()
+    _print_rows(["part", "state", "found", "what to do"], rows, Format.table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line and exit code 2."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except RassError as error:
+        ERRORS.print(f"rass: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
+        sys.exit(130)
+
+
+def _run_flow(name: str, config: RassConfig) -> None:
+    """Run a flow in this process and print where its report is."""
+    from tasks.run import check_inputs
+
+    check_inputs(config)  # before Prefect comes up, so that a mistake is told at once
+    typer.echo(_flow(name)(config))
+
+
+def _flow(name: str) -> Callable[[RassConfig], str]:
+    import importlib
+
+    return getattr(importlib.import_module(f"flows.{name}"), name)  # type: ignore[no-any-return]
+
+
+def _print_rows(columns: list[str], rows: list[dict[str, Any]], form: Format) -> None:
+    if form is Format.json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, default=str, indent=1))
+        return
+    if form is Format.csv:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        typer.echo(text.getvalue(), nl=False)
+        return
+    shown = Table(*columns, box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for row in rows:
+        shown.add_row(*(_cell(row[name]) for name in columns))
+    Console(highlight=False, markup=False).print(shown)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "·"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+if __name__ == "__main__":
+    main()

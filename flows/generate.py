@@ -1,0 +1,47 @@
+"""Flow `generate`: write prompts towards the boundary, steered, in rounds."""
+
+from prefect import flow
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from flows.probe import probe_steps
+from rass_core.config import RassConfig
+from rass_core.store import Commit
+from tasks.generate import Probed, write_round
+from tasks.report import report, show_report, show_run
+from tasks.run import Run, recorded
+
+
+def generate_steps(run: Run, probed: Probed) -> list[Commit]:
+    """Return a commit a round; each sees all that came before it."""
+    if not is_identified(run, probed):
+        run.say("generate: left out, no language has an identified boundary")
+        return []
+    n_rounds = run.config.generate.rounds
+    artifact = create_progress_artifact(progress=0.0, key="rass-rounds", description="Steered rounds done")
+    rounds: list[Commit] = []
+    for number in range(n_rounds):
+        rounds.append(write_round(run, number, probed, list(rounds)))
+        update_progress_artifact(artifact, 100.0 * len(rounds) / n_rounds)  # type: ignore[arg-type]
+    return rounds
+
+
+def is_identified(run: Run, probed: Probed) -> bool:
+    """Tell whether any language has a boundary; say of the others why not."""
+    rows = run.read("boundaries", probed.boundaries).to_pylist()
+    for row in rows:
+        if row["b"] is None:
+            run.say(f"{row['language']}: boundary not identified: {row['reason']}")
+    return any(row["b"] is not None for row in rows)
+
+
+@flow(name="generate", flow_run_name="{config.name}")
+def generate(config: RassConfig) -> str:
+    """Write prompts towards the boundary that the lake holds."""
+    with recorded("generate", config) as run:
+        with run.from_lake("rass probe"):
+            probed = probe_steps(run)
+        generate_steps(run, probed)
+        show_run(run)
+        path = report(run)
+        show_report(run, path)
+        return str(path)

@@ -1,0 +1,25 @@
+"""Flow `refresh`: the whole method, for schedules and for `rass run`."""
+
+from prefect import flow
+
+from flows.generate import generate_steps
+from flows.probe import probe_steps
+from rass_core.config import RassConfig
+from tasks.report import report, show_boundaries, show_report, show_run
+from tasks.run import recorded
+from tasks.select import select_prompts
+
+
+@flow(name="refresh", flow_run_name="{config.name}")
+def refresh(config: RassConfig) -> str:
+    """Probe the model, write prompts towards its boundary, select the benign ones that it refuses, report."""
+    with recorded("refresh", config) as run:
+        probed = probe_steps(run)
+        show_boundaries(run, probed.boundaries)
+        rounds = generate_steps(run, probed)
+        if rounds:
+            select_prompts(run, probed, rounds)
+        show_run(run)
+        path = report(run)
+        show_report(run, path)
+        return str(path)

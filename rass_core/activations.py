@@ -1,0 +1,297 @@
+"""Residual streams of any causal language model that transformers can load.
+
+`residual_stream[layer, position]` is what decoder block `layer` (0 is the first) puts out at a
+token counted from the end of the prompt (-1 is its last). It is taken before the model's final
+norm, so it differs from the last entry of transformers' `hidden_states`, which is normed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rass_core.errors import ActivationError, ModelError
+from rass_core.tables import TABLES, VECTOR
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROWS_PER_RECORD_BATCH = 2048
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+
+def load_causal_lm(model: str, dtype: str = "float32", device: str | None = None) -> tuple[Any, Any]:
+    """Return (model, tokenizer) for inference, every weight taken from the checkpoint.
+
+    Args:
+        model: A folder in the Hugging Face format, or a model's name on the hub.
+        dtype: A key of `DTYPES`.
+        device: Where torch puts it; None for the GPU where there is one, else the CPU.
+
+    Raises:
+        ModelError: No such model, not a causal one, or a checkpoint that lacks weights.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"{model}: dtype {dtype!r} is not one of {', '.join(DTYPES)}; change model.dtype")
+    try:
+        config = AutoConfig.from_pretrained(model)
+        # Fused attention drops the soft cap that such models were trained with, without a word.
+        softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+        how: dict[str, Any] = {"attn_implementation": "eager"} if softcapped else {}
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=DTYPES[dtype], output_loading_info=True, **how
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # a broken checkpoint may raise anything: JSON, safetensors, torch
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{model}: cannot be loaded as a causal language model ({reason[:200]}); "
+            "give a folder with config.json, weights and tokenizer, or a model's hub name"
+        ) from error
+    loaded, info = pair
+    if info["missing_keys"]:
+        raise ModelError(
+            f"{model}: the checkpoint lacks {len(info['missing_keys'])} weights, such as "
+            f"{min(info['missing_keys'])}; save the whole causal language model"
+        )
+    blocks = decoder_blocks(loaded)
+    is_causal = all(getattr(part, "is_causal", True) for part in blocks.modules())
+    if config.is_encoder_decoder or not is_causal:
+        raise ModelError(f"{model}: its blocks look ahead, it is not a causal language model; use a decoder")
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+
+
+def decoder_blocks(model: Any) -> nn.ModuleList:
+    """Return the decoder blocks in order, found by structure.
+
+    They are the list of modules that is as long as the config says that the model is deep; of
+    several, such as a vision tower beside it or the experts inside a block, the largest.
+
+    Raises:
+        ModelError: No such list.
+    """
+    n_blocks = model.config.get_text_config().num_hidden_layers
+    lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
+    found = [blocks for blocks in lists if len(blocks) == n_blocks]
+    if not found:
+        raise ModelError(
+            f"{model_name(model)}: no list of {n_blocks} decoder blocks among its modules; "
+            "RASS needs a model whose blocks lie in one torch ModuleList"
+        )
+    return max(found, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
+
+
+def chosen_blocks(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
+    """Return the decoder blocks of these layers, each once, or raise ModelError for one it lacks."""
+    blocks = decoder_blocks(model)
+    missing = [layer for layer in layers if not 0 <= layer < len(blocks)]
+    if missing or not layers:
+        raise ModelError(
+            f"{model_name(model)}: layers {list(layers)} asked for, it has 0 to {len(blocks) - 1}; "
+            "change the layers"
+        )
+    return {layer: blocks[layer] for layer in layers}
+
+
+def model_name(model: Any) -> str:
+    """Return the name or folder that the model was loaded from, else its class."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def check_inference(model: Any) -> None:
+    """Raise ModelError for a model in training mode, where dropout adds noise."""
+    if model.training:
+        raise ModelError(
+            f"{model_name(model)}: in training mode, dropout adds noise; call model.eval() first"
+        )
+
+
+def stream_of(output: Any) -> Tensor:
+    """Return the residual stream from a block's output, (n, n_tokens, d_model)."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
+
+
+class ResidualExtractor:
+    """Reads the residual stream of prompts at chosen layers and positions.
+
+    Prompts of similar length share a forward, padded on the right and masked; it stops after the
+    last block that is needed, so the LM head never runs. A causal model's values do not depend on
+    what stands to the right, so no padding token need exist.
+
+    Args:
+        model: A causal LM in evaluation mode, such as `load_causal_lm` returns.
+        layers: Decoder blocks, in the order in which they are to come out.
+        positions: Tokens counted from the end of each prompt, all negative.
+        token_budget: Most tokens of a batch, padding included; a longer prompt runs alone.
+
+    Raises:
+        ModelError: A layer that the model lacks, or a model in training mode.
+        ActivationError: No position, or one that is not negative.
+    """
+
+    def __init__(
+        self, model: Any, layers: Sequence[int], positions: Sequence[int], token_budget: int = 4096
+    ) -> None:
+        check_inference(model)
+        if not positions or max(positions) >= 0:
+            raise ActivationError(f"positions {list(positions)}: count from the end, -1 is the last token")
+        self.model = model
+        self.layers, self.positions = list(layers), list(positions)
+        self.token_budget = token_budget
+        self._blocks = chosen_blocks(model, layers)
+
+    def __call__(self, prompts: Sequence[list[int]]) -> Tensor:
+        """Return the residual streams in the order of the prompts.
+
+        Returns:
+            (n, n_layers, n_positions, d_model), float32, on the CPU.
+
+        Raises:
+            ActivationError: As `batches`.
+        """
+        d_model = self.model.config.get_text_config().hidden_size
+        streams = torch.empty(len(prompts), len(self.layers), len(self.positions), d_model)
+        for indices, rows in self.batches(prompts):
+            streams[indices] = rows
+        return streams
+
+    def batches(self, prompts: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices into prompts, their residual streams) as they are computed, longest first.
+
+        A batch that does not fit in memory is halved, and so are the later ones.
+
+        Raises:
+            ActivationError: A prompt too short for the positions, a single prompt that does not fit
+                in memory, or a value that is not finite.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        self._check_lengths(lengths)
+        waiting = sorted(range(len(prompts)), key=lambda index: -lengths[index])
+        budget = self.token_budget
+        while waiting:
+            longest = lengths[waiting[0]]
+            indices = waiting[: max(1, budget // longest)]
+            rows = self._rows_if_they_fit([prompts[index] for index in indices])
+            if rows is None and len(indices) == 1:
+                raise ActivationError(
+                    f"prompt {indices[0]} of {longest} tokens: out of memory on its own; "
+                    "shorten it, or load the model in bfloat16 or on a larger device"
+                )
+            if rows is None:
+                budget = len(indices) // 2 * longest
+                continue
+            self._check_finite(rows)
+            yield indices, rows
+            waiting = waiting[len(indices) :]
+
+    def _rows_if_they_fit(self, prompts: Sequence[list[int]]) -> Tensor | None:
+        """Return `_rows`, or None when memory ran out; the failed forward's tensors are freed."""
+        try:
+            return self._rows(prompts)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    @torch.no_grad()
+    def _rows(self, prompts: Sequence[list[int]]) -> Tensor:
+        """Run one batch; (n, n_layers, n_positions, d_model), float32, on the CPU."""
+        ids, mask = _right_padded(prompts, self.model.device)
+        columns = mask.sum(dim=1, keepdim=True) + torch.tensor(self.positions, device=ids.device)
+        last = max(self._blocks)
+        captured: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            for layer, block in self._blocks.items():
+
+                def capture(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
+                    stream = stream_of(output)
+                    rows = torch.arange(len(stream), device=stream.device)[:, None]
+                    captured[layer] = stream[rows, columns.to(stream.device)].float()
+                    if layer == last:
+                        raise _AllCaptured
+
+                hooks.enter_context(block.register_forward_hook(capture))
+            with suppress(_AllCaptured):
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        return torch.stack([captured[layer].cpu() for layer in self.layers], dim=1)
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        shortest = min(lengths, default=0)
+        if lengths and shortest < -min(self.positions):
+            raise ActivationError(
+                f"prompt {lengths.index(shortest)}: {shortest} tokens, position {min(self.positions)} was "
+                "asked for; put the prompt in the chat template, or ask for fewer positions"
+            )
+
+    def _check_finite(self, rows: Tensor) -> None:
+        bad = (~rows.isfinite().all(dim=-1)).nonzero()
+        if len(bad):
+            _, layer, position = bad[0].tolist()
+            raise ActivationError(
+                f"{model_name(self.model)}: a residual stream is not finite at layer {self.layers[layer]}, "
+                f"position {self.positions[position]}; load it in float32 or bfloat16, and if that fails "
+                "check its weights"
+            )
+
+
+def activation_batches(
+    extractor: ResidualExtractor, prompt_ids: Sequence[str], prompts: Sequence[list[int]], model_id: str
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows of the table `activations` as they are computed, for streaming to Parquet.
+
+    Vectors are rounded to bfloat16, so that Parquet packs them in less than half the space; a batch has
+    whole prompts, and about `ROWS_PER_RECORD_BATCH` rows at most.
+
+    Args:
+        prompt_ids: The id of each prompt.
+        prompts: Their token ids in the chat template.
+
+    Raises:
+        ActivationError: As `ResidualExtractor.batches`, or unequal numbers of ids and prompts.
+    """
+    if len(prompt_ids) != len(prompts):
+        raise ActivationError(
+            f"activations: {len(prompt_ids)} prompt ids for {len(prompts)} prompts; pair them"
+        )
+    cells = [(layer, position) for layer in extractor.layers for position in extractor.positions]
+    n_prompts = max(1, ROWS_PER_RECORD_BATCH // len(cells))
+    for indices, rows in extractor.batches(prompts):
+        for start in range(0, len(indices), n_prompts):
+            part = indices[start : start + n_prompts]
+            vectors = rows[start : start + n_prompts].bfloat16().float().flatten(0, 2).numpy()
+            ids = [prompt_ids[index] for index in part for _ in cells]
+            layers, positions = zip(*(cells * len(part)), strict=True)
+            columns = {
+                "prompt_id": ids, "model_id": [model_id] * len(ids),
+                "layer": layers, "position": positions, "vector": _vector_column(vectors),
+            }  # fmt: skip
+            yield pa.record_batch(columns, schema=TABLES["activations"])
+
+
+class _AllCaptured(Exception):
+    """Leaves a forward once the last block that is needed has run."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    is_known_kind = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_known_kind or any(phrase in str(error) for phrase in _NO_MEMORY)
+
+
+def _right_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask, each (n, longest); padding is token 0, masked."""
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return ids.to(device), mask.to(device)
+
+
+def _vector_column(vectors: "np.ndarray[Any, Any]") -> pa.Array:
+    n_rows, d_model = vectors.shape
+    offsets = pa.array(np.arange(n_rows + 1, dtype=np.int32) * d_model)
+    return pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)), type=VECTOR)

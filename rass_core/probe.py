@@ -1,0 +1,326 @@
+"""The probe: from anchors and what the model answered to directions, roles and margins.
+
+Anchors are split by family. Directions come from `train`; layer, position and α are chosen on
+`validation`; boundaries and every figure that is reported come from `test`.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rass_core import directions as geometry
+from rass_core.config import Openings, ProbeConfig
+from rass_core.directions import Array, OrthogonalComponent
+from rass_core.errors import ActivationError, BoundaryError
+from rass_core.interventions import ablating, adding, kl_divergence, last_token_logprobs, opening_log_odds
+from rass_core.metrics import auc
+from rass_core.tables import digest
+
+SPLITS = {"train": 0.4, "validation": 0.25, "test": 0.35}
+AUC_TIE = 0.02
+"""Validation AUCs this close are a tie, which causal scores decide."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The given prompts with what was measured on them; every array has one row a prompt."""
+
+    prompt_ids: list[str]
+    labels: np.ndarray[Any, Any]
+    languages: np.ndarray[Any, Any]
+    families: np.ndarray[Any, Any]
+    refused: np.ndarray[Any, Any]
+    """1.0 refusal, 0.0 another answer, NaN unscored."""
+    activations: np.ndarray[Any, Any]
+    """(n, n_layers, n_positions, d_model), float32."""
+    layers: list[int]
+    positions: list[int]
+    seed: int
+
+    @property
+    def splits(self) -> np.ndarray[Any, Any]:
+        """Return each prompt's split; a family lies wholly in one."""
+        return np.array([split_of(family, self.seed) for family in self.families])
+
+    def rows(self, layer: int, position: int) -> np.ndarray[Any, Any]:
+        """Return the residual streams at one layer and position, (n, d_model)."""
+        return self.activations[:, self.layers.index(layer), self.positions.index(position)]
+
+
+class Means(NamedTuple):
+    """The class means of one language at one layer and position, (d_model,) each."""
+
+    harmful: Array
+    harmless: Array
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction with where it was read and how it scored."""
+
+    kind: str
+    method: str
+    layer: int
+    position: int
+    vector: Array
+    language: str | None = None
+    """None: drawn from all languages."""
+    auc: float | None = None
+    """On validation: how well its margin predicts refusal within pseudo_harmful, mean over languages."""
+    alpha: float | None = None
+    """Strength at which refusal is induced best."""
+    induce_score: float | None = None
+    """Share of harmless prompts whose refusal log-odds turn positive when α·v is added."""
+    bypass_score: float | None = None
+    """Share of harmful prompts whose refusal log-odds turn negative when v is ablated."""
+    kl: float | None = None
+    """Mean KL in nats on harmless prompts when v is ablated."""
+    agreement: float | None = None
+    """Cosine with the direction of all languages."""
+    roles: tuple[str, ...] = field(default=())
+    """What it was chosen for: margin, add, ablate."""
+    reason: str | None = None
+
+    def direction_id(self, model_id: str) -> str:
+        """Return a digest of what the direction is."""
+        numbers = self.vector.astype(np.float32).tobytes().hex()
+        return digest("direction", model_id, self.kind, self.layer, self.position, self.language, numbers)
+
+
+def split_of(family: str, seed: int) -> str:
+    """Return train, validation or test for a family, the same wherever it is asked."""
+    draw = int(hashlib.sha256(f"{seed}/{family}".encode()).hexdigest()[:8], 16) / 2**32
+    for name, share in SPLITS.items():
+        draw -= share
+        if draw < 0:
+            return name
+    return "test"
+
+
+def candidate_directions(anchors: Anchors, methods: Sequence[str]) -> list[Direction]:
+    """Return every direction of every method, layer and position, drawn from the train split.
+
+    harm: harmful − harmless. refusal: refused − complied at equal true label, over the labels that
+    hold both. false_refusal: refused − complied within pseudo_harmful, harm taken out in full. The
+    baseline pseudo_harm is pseudo_harmful − harmless. What the anchors do not hold is left out.
+    """
+    train = anchors.splits == "train"
+    found = []
+    for layer in anchors.layers:
+        for position in anchors.positions:
+            rows = anchors.rows(layer, position).astype(np.float64)
+            for method in methods:
+                vectors = _vectors(rows[train], anchors.labels[train], anchors.refused[train], geometry.METHODS[method])
+                found += [Direction(kind, method, layer, position, vector) for kind, vector in vectors.items()]
+    return found
+
+
+def class_means(anchors: Anchors, layer: int, position: int) -> dict[str, Means]:
+    """Return language → class means of the train split; languages that lack a class are left out."""
+    rows, train = anchors.rows(layer, position).astype(np.float64), anchors.splits == "train"
+    means = {}
+    for language in sorted(set(anchors.languages)):
+        here = train & (anchors.languages == language)
+        harmful, harmless = here & (anchors.labels == "harmful"), here & (anchors.labels == "harmless")
+        if harmful.any() and harmless.any():
+            means[language] = Means(rows[harmful].mean(axis=0), rows[harmless].mean(axis=0))
+    return means
+
+
+def margins(
+    rows: np.ndarray[Any, Any], languages: Sequence[str], vectors: Mapping[str, Array], means: Mapping[str, Means]
+) -> Array:
+    """Return the margin of each row along its language's vector, NaN for languages without anchors.
+
+    Args:
+        rows: (n, d_model) at the direction's layer and position.
+        languages: One a row.
+        vectors: language → direction; the same for all where it is shared.
+        means: language → class means.
+    """
+    result = np.full(len(rows), np.nan)
+    for language in set(languages) & set(means):
+        here = np.asarray(languages) == language
+        result[here] = geometry.margin(rows[here], vectors[language], means[language].harmful, means[language].harmless)
+    return result
+
+
+def refusal_auc(anchors: Anchors, direction: Direction, split: str = "validation") -> float:
+    """Return how well the margin predicts refusal within pseudo_harmful, mean over languages.
+
+    Raises:
+        BoundaryError: No language has both refused and answered pseudo_harmful prompts.
+    """
+    means = class_means(anchors, direction.layer, direction.position)
+    shared = dict.fromkeys(means, direction.vector)
+    try:
+        measured = margins(anchors.rows(direction.layer, direction.position), list(anchors.languages), shared, means)
+    except ActivationError as error:  # along v some language's classes lie the wrong way round
+        raise BoundaryError(str(error)) from error
+    usable = (anchors.splits == split) & (anchors.labels == "pseudo_harmful") & ~np.isnan(anchors.refused)
+    scores = []
+    for language in means:
+        here = usable & (anchors.languages == language)
+        if len(set(anchors.refused[here])) == 2:
+            scores.append(auc(measured[here], anchors.refused[here] == 1.0))
+    if not scores:
+        raise BoundaryError("AUC: no language has both refused and answered pseudo_harmful prompts")
+    return float(np.mean(scores))
+
+
+def with_auc(anchors: Anchors, found: Sequence[Direction]) -> list[Direction]:
+    """Return the directions with their AUC, or with the reason why there is none."""
+    scored = []
+    for direction in found:
+        try:
+            scored.append(replace(direction, auc=refusal_auc(anchors, direction)))
+        except BoundaryError as error:
+            scored.append(replace(direction, reason=str(error)))
+    return scored
+
+
+def causal_candidates(found: Sequence[Direction], n_pairs: int, n_layers: int) -> list[Direction]:
+    """Return the harm directions that are tried causally: the best (layer, position) pairs by AUC.
+
+    The last fifth of the layers is excluded, as by Arditi et al. (2024).
+    """
+    eligible = [d for d in found if d.kind == "harm" and d.layer < n_layers - n_layers // 5]
+    ranked = sorted(eligible, key=lambda d: (-(d.auc or 0.0), d.layer, d.position))
+    best_of_pair: dict[tuple[int, int], Direction] = {}
+    for direction in ranked:
+        best_of_pair.setdefault((direction.layer, direction.position), direction)
+    return list(best_of_pair.values())[:n_pairs]
+
+
+@dataclass(frozen=True)
+class CausalPrompts:
+    """Prompts of one language for the causal trials, as token ids in the chat template."""
+
+    harmful: list[list[int]]
+    harmless: list[list[int]]
+    refusal_openings: list[list[int]]
+    compliance_openings: list[list[int]]
+
+
+class CausalTrial:
+    """Tries directions on the model, teacher-forced: no answer is generated for it.
+
+    Args:
+        model: A transformers causal LM in evaluation mode.
+        prompts: One entry a language.
+        config: alphas and token budget.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[CausalPrompts], config: ProbeConfig) -> None:
+        self._model, self._prompts, self._config = model, prompts, config
+        self._base = [last_token_logprobs(model, p.harmless, config.token_budget) for p in prompts]
+
+    def __call__(self, direction: Direction) -> Direction:
+        """Return the direction with induce, bypass and KL scores."""
+        vector = torch.tensor(direction.vector, dtype=torch.float32)
+        induced: dict[float, float] = {}
+        for alpha in self._config.alphas:
+            with adding(self._model, [direction.layer], vector, alpha):
+                induced[alpha] = float((self._log_odds("harmless") > 0).double().mean())
+        with ablating(self._model, vector):
+            bypassed = float((self._log_odds("harmful") < 0).double().mean())
+            changed = [last_token_logprobs(self._model, p.harmless, self._config.token_budget) for p in self._prompts]
+        kl = torch.cat([kl_divergence(*pair) for pair in zip(self._base, changed, strict=True)])
+        alpha = max(induced, key=lambda a: (round(induced[a], 2), -a))
+        return replace(
+            direction, alpha=alpha, induce_score=induced[alpha], bypass_score=bypassed, kl=float(kl.mean())
+        )
+
+    def _log_odds(self, label: str) -> torch.Tensor:
+        return torch.cat([
+            opening_log_odds(
+                self._model, getattr(p, label), p.refusal_openings, p.compliance_openings, self._config.token_budget
+            )
+            for p in self._prompts
+        ])  # fmt: skip
+
+
+def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direction]:
+    """Return the directions with their roles: margin, add and ablate, each to the one best for it.
+
+    `margin` has the best AUC among those that induce refusal; `add` induces best; `ablate` bypasses
+    best at a KL of at most `max_kl`. Where none is causal the margin falls to the best AUC, and the
+    direction says so.
+    """
+    if not tried:
+        return []
+    causal = [d for d in tried if (d.induce_score or 0.0) >= config.min_induce]
+    roles: dict[int, list[str]] = {id(d): [] for d in tried}
+    best_auc = max((d.auc or 0.0) for d in causal or tried)
+    near_best = [d for d in causal or tried if (d.auc or 0.0) >= best_auc - AUC_TIE]
+    margin = max(near_best, key=lambda d: ((d.induce_score or 0.0) + (d.bypass_score or 0.0), d.auc or 0.0))
+    roles[id(margin)].append("margin")
+    add = max(tried, key=lambda d: (round(d.induce_score or 0.0, 2), -(d.alpha or 0.0), d.auc or 0.0))
+    roles[id(add)].append("add")
+    gentle = [d for d in tried if d.kl is not None and d.kl <= config.max_kl]
+    if gentle:
+        roles[id(max(gentle, key=lambda d: (round(d.bypass_score or 0.0, 2), d.auc or 0.0)))].append("ablate")
+    reason = None if causal else f"no direction induces refusal on {config.min_induce:.0%} of harmless prompts"
+    return [
+        replace(d, roles=tuple(roles[id(d)]), reason=reason if d is margin and reason else d.reason) for d in tried
+    ]
+
+
+def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direction]:
+    """Return language → the same kind of direction drawn from that language alone, with its agreement."""
+    train, found = anchors.splits == "train", {}
+    rows = anchors.rows(shared.layer, shared.position).astype(np.float64)
+    for language in class_means(anchors, shared.layer, shared.position):
+        here = train & (anchors.languages == language)
+        own = _vectors(rows[here], anchors.labels[here], anchors.refused[here], geometry.METHODS[shared.method]).get(shared.kind)
+        if own is not None:
+            agreement = geometry.cosine(own, shared.vector)
+            found[language] = Direction(
+                shared.kind, shared.method, shared.layer, shared.position, own, language, agreement=agreement
+            )
+    return found
+
+
+def orthogonal_axis(anchors: Anchors, direction: Direction) -> OrthogonalComponent:
+    """Return the axis along which the train split differs most once the direction is taken out."""
+    rows = anchors.rows(direction.layer, direction.position)[anchors.splits == "train"]
+    return geometry.orthogonal_component(rows, direction.vector)
+
+
+def openings_of(language: str, known: Mapping[str, Openings]) -> Openings:
+    """Return a language's answer openings, or the English ones."""
+    return known.get(language) or known.get(language.split("-")[0]) or known["en"]
+
+
+def _vectors(
+    rows: Array, labels: np.ndarray[Any, Any], refused: np.ndarray[Any, Any], draw: Callable[[Array, Array], Array]
+) -> dict[str, Array]:
+    """Return kind → vector from the rows given; kinds whose classes are missing or equal are left out."""
+    harmful, harmless, pseudo = (labels == name for name in ("harmful", "harmless", "pseudo_harmful"))
+    found: dict[str, Array] = {}
+
+    def attempt(kind: str, compute: Callable[[], Array]) -> None:
+        try:
+            found[kind] = compute()
+        except ActivationError:
+            return
+
+    attempt("harm", lambda: draw(rows[harmful], rows[harmless]))
+    attempt("pseudo_harm", lambda: draw(rows[pseudo], rows[harmless]))
+    mixed = [here for here in (harmful, harmless, pseudo) if {0.0, 1.0} <= set(refused[here])]
+    if mixed:
+        centred = np.concatenate([rows[here] - rows[here].mean(axis=0) for here in mixed])
+        outcome = np.concatenate([refused[here] for here in mixed])
+        attempt("refusal", lambda: draw(centred[outcome == 1.0], centred[outcome == 0.0]))
+    if {0.0, 1.0} <= set(refused[pseudo]) and "harm" in found:
+        attempt(
+            "false_refusal",
+            lambda: geometry.orthogonalise(
+                draw(rows[pseudo & (refused == 1.0)], rows[pseudo & (refused == 0.0)]), found["harm"]
+            ),
+        )
+    return found

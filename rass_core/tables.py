@@ -1,0 +1,108 @@
+"""The columns of every table of the lake, in one place.
+
+Every table is a folder of Parquet files below the lake; each row also carries `run_id`
+(the run that wrote it) from the folder name. Ids are digests, joins use ids, never order.
+"""
+
+import hashlib
+import unicodedata
+
+import pyarrow as pa
+
+STRINGS = pa.list_(pa.string())
+VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+TABLES: dict[str, pa.Schema] = {
+    "runs": _schema(
+        flow=pa.string(), config=pa.string(), config_sha256=pa.string(),
+        code_version=pa.string(), seed=pa.int64(), commits=STRINGS,
+        started_at=pa.timestamp("us", tz="UTC"), finished_at=pa.timestamp("us", tz="UTC"),
+        state=pa.string(), note=pa.string(),
+    ),
+    "prompts": _schema(
+        prompt_id=pa.string(), text=pa.string(), language=pa.string(), label=pa.string(),
+        category=pa.string(), source=pa.string(), licence=pa.string(), family=pa.string(),
+    ),
+    "derivations": _schema(
+        prompt_id=pa.string(), operator=pa.string(), round=pa.int32(), parent_ids=STRINGS,
+        generator_id=pa.string(), direction_id=pa.string(), alpha=pa.float64(),
+        side=pa.string(), coherent=pa.bool_(), n_tokens=pa.int32(),
+    ),
+    "activations": _schema(
+        prompt_id=pa.string(), model_id=pa.string(), layer=pa.int32(), position=pa.int32(),
+        vector=VECTOR,
+    ),
+    "directions": _schema(
+        direction_id=pa.string(), model_id=pa.string(), kind=pa.string(), method=pa.string(),
+        language=pa.string(), layer=pa.int32(), position=pa.int32(), vector=VECTOR,
+        auc=pa.float64(), alpha=pa.float64(), induce_score=pa.float64(), bypass_score=pa.float64(),
+        kl=pa.float64(), agreement=pa.float64(), chosen=pa.string(), reason=pa.string(),
+    ),
+    "responses": _schema(
+        response_id=pa.string(), prompt_id=pa.string(), model_id=pa.string(),
+        variant=pa.string(), sample=pa.int32(), text=pa.string(), text_sha256=pa.string(),
+        finish_reason=pa.string(), n_tokens=pa.int32(),
+    ),
+    "verdicts": _schema(
+        subject_id=pa.string(), judge=pa.string(), outcome=pa.string(), score=pa.float64(),
+        reason=pa.string(),
+    ),
+    "margins": _schema(
+        prompt_id=pa.string(), model_id=pa.string(), direction_id=pa.string(),
+        split=pa.string(), margin=pa.float64(), orthogonal=pa.float64(), distance=pa.float64(),
+    ),
+    "boundaries": _schema(
+        model_id=pa.string(), variant=pa.string(), direction_id=pa.string(),
+        language=pa.string(), b=pa.float64(), b_low=pa.float64(), b_high=pa.float64(),
+        k=pa.float64(), b_oracle=pa.float64(), b_oracle_low=pa.float64(),
+        b_oracle_high=pa.float64(), misalignment=pa.float64(), misalignment_low=pa.float64(),
+        misalignment_high=pa.float64(), auc=pa.float64(), n=pa.int64(),
+        n_refused=pa.int64(), reason=pa.string(),
+    ),
+    "selections": _schema(
+        selection_id=pa.string(), prompt_id=pa.string(), model_id=pa.string(),
+        rank=pa.int32(), margin=pa.float64(), distance=pa.float64(), cell=pa.string(),
+        language=pa.string(), category=pa.string(), operator=pa.string(),
+    ),
+    "quotas": _schema(
+        selection_id=pa.string(), cell=pa.string(), language=pa.string(),
+        category=pa.string(), operator=pa.string(), quota=pa.int32(), n_eligible=pa.int32(),
+        n_selected=pa.int32(), reason=pa.string(),
+    ),
+    "preferences": _schema(
+        prompt_id=pa.string(), kind=pa.string(), chosen=pa.string(), rejected=pa.string(),
+    ),
+    "evaluations": _schema(
+        model_id=pa.string(), variant=pa.string(), dataset=pa.string(), language=pa.string(),
+        metric=pa.string(), value=pa.float64(), low=pa.float64(), high=pa.float64(),
+        corrected=pa.float64(), n=pa.int64(), n_unscored=pa.int64(), reason=pa.string(),
+    ),
+    "rounds": _schema(
+        model_id=pa.string(), round=pa.int32(), operator=pa.string(), language=pa.string(),
+        side=pa.string(), alpha=pa.float64(), n_candidates=pa.int32(), n_coherent=pa.int32(),
+        n_new=pa.int32(), n_benign=pa.int32(), n_refused=pa.int32(), n_accepted=pa.int32(),
+        n_tokens=pa.int64(), median_abs_distance=pa.float64(), distances=pa.list_(pa.float64()),
+        reason=pa.string(),
+    ),
+}
+"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded."""
+
+
+def digest(*parts: object) -> str:
+    """Return 16 hex digits that name these parts; equal parts give equal names anywhere."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def normalise(text: str) -> str:
+    """Return the text in NFC with white space folded, as it is stored and compared."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def prompt_id(language: str, text: str) -> str:
+    """Return the id of a prompt: the same wherever its text came from, case ignored."""
+    return digest("prompt", language, normalise(text).casefold())

@@ -1,0 +1,1 @@
+"""Stages as Prefect tasks: read tables, call the core, write tables."""

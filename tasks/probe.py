@@ -1,0 +1,311 @@
+"""Stages of the probe: `activations`, `directions`, `margins` and `boundaries`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from rass_core import probe as core
+from rass_core.activations import ResidualExtractor, activation_batches, decoder_blocks
+from rass_core.boundary import BoundaryEstimate, boundary_report, pool_reports
+from rass_core.config import ModelConfig
+from rass_core.engine import GenerationRequest, Steering, SteeringVector
+from rass_core.errors import BoundaryError
+from rass_core.judges import PhraseJudge
+from rass_core.metrics import wilson
+from rass_core.models import model_id
+from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
+from rass_core.store import Commit
+from tasks.run import Run, chat_of, table
+
+
+@task(cache_policy=NO_CACHE)
+def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
+    """Read the residual streams of the given prompts at every candidate layer and position."""
+
+    def compute() -> Mapping[str, Iterator[pa.RecordBatch]]:
+        rows = run.read("prompts", prompts).to_pylist()
+        causal_lm, chat = run.causal_lm(model), chat_of(model)
+        n_layers = len(decoder_blocks(causal_lm))
+        # Arditi et al. (2024) exclude the last fifth of the layers, where the next word is prepared.
+        layers = run.config.probe.layers or list(range(max(1, n_layers - n_layers // 5)))
+        positions = run.config.probe.positions or chat.positions()
+        extractor = ResidualExtractor(causal_lm, layers, positions, run.config.probe.token_budget)
+        ids = [chat.ids(row["text"]) for row in rows]
+        batches = activation_batches(extractor, [row["prompt_id"] for row in rows], ids, model_id(model.name))
+        return {"activations": _counted(run, batches, len(rows) * len(layers) * len(positions))}
+
+    settings = run.config.probe
+    return run.once(
+        "activations", [prompts, model_id(model.name), model, settings.layers, settings.positions], compute
+    )
+
+
+@task(cache_policy=NO_CACHE)
+def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit) -> Commit:
+    """Draw directions, score them, try the best causally and give out the roles."""
+    settings = run.config.probe
+
+    def compute() -> Mapping[str, pa.Table]:
+        anchors = read_anchors(run, prompts, responses, activations)
+        causal_lm = run.causal_lm(model)
+        found = core.with_auc(anchors, core.candidate_directions(anchors, settings.methods))
+        tried = core.causal_candidates(found, settings.n_causal_candidates, len(decoder_blocks(causal_lm)))
+        trial = CausalTrial(causal_lm, _causal_prompts(run, model, prompts, anchors), settings)
+        scored = []
+        with run.progress("trying directions", len(tried)) as done:
+            for direction in tried:
+                scored.append(trial(direction))
+                done(len(scored))
+        chosen = core.choose_roles(scored, settings)
+        margin = next(direction for direction in chosen if "margin" in direction.roles)
+        own = core.language_directions(anchors, margin).values()
+        untried = [direction for direction in found if direction not in tried]
+        return {"directions": table("directions", [_row(d, model_id(model.name)) for d in [*chosen, *untried, *own]])}
+
+    return run.once("directions", [prompts, responses, activations, settings, run.config.seed], compute)
+
+
+@task(cache_policy=NO_CACHE)
+def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: Commit) -> Commit:
+    """Add the chosen direction in the engine to harmless validation prompts: how many are refused now?"""
+
+    def compute() -> Mapping[str, pa.Table]:
+        add = direction_with("add", run, directions)
+        name, engine = model_id(model.name), run.engine(model)
+        rows = [r for r in run.read("prompts", prompts).to_pylist() if r["label"] == "harmless"]
+        rows = [r for r in rows if core.split_of(r["family"], run.config.seed) != "train"]
+        rows = _per_language(rows, run.config.probe.n_causal_prompts)
+        engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
+        steering = Steering("add", add.alpha or 1.0)
+        answers = engine.generate([
+            GenerationRequest(engine.chat.ids(r["text"]), run.config.probe.max_new_tokens, steering=steering)
+            for r in rows
+        ])  # fmt: skip
+        verdicts = PhraseJudge()([a.text for a in answers], [r["language"] for r in rows])
+        outcomes = [
+            # A refusal that ran on to the limit is broken text, not a refusal.
+            "refusal" if v.outcome == "refusal" and a.finish_reason == "stop" else
+            "unscored" if v.outcome == "unscored" else "compliance"
+            for v, a in zip(verdicts, answers, strict=True)
+        ]  # fmt: skip
+        metrics = rate_rows(name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes)
+        return {"evaluations": table("evaluations", metrics)}
+
+    return run.once("steering check", [prompts, directions, model, run.config.probe, run.config.seed], compute)
+
+
+@task(cache_policy=NO_CACHE)
+def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations: Commit, directions: Commit) -> Commit:
+    """Place every prompt on the margin and fit the boundary of each language on the test split."""
+    settings = run.config.probe
+
+    def compute() -> Mapping[str, pa.Table]:
+        anchors = read_anchors(run, prompts, responses, activations)
+        ruler = Ruler.of(run, anchors, directions)
+        measured = ruler.margins(anchors.rows(ruler.layer, ruler.position), list(anchors.languages))
+        orthogonal = ruler.axis.scores(anchors.rows(ruler.layer, ruler.position))
+        reports = _reports(run, anchors, measured)
+        boundaries = [
+            {"model_id": run.target_id, "variant": "base", "direction_id": ruler.direction_id, "language": language}
+            | report.columns()
+            for language, report in reports.items()
+        ]
+        b = {language: report.b for language, report in reports.items()}
+        margins = [
+            {"prompt_id": prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id, "split": split}
+            | placed(margin, float(across), b.get(language))
+            for prompt_id, split, language, margin, across in zip(
+                anchors.prompt_ids, anchors.splits, anchors.languages, measured, orthogonal, strict=True
+            )
+        ]
+        return {
+            "boundaries": table("boundaries", boundaries),
+            "margins": table("margins", margins),
+            "evaluations": table("evaluations", _base_rates(run, anchors)),
+        }
+
+    return run.once(
+        "boundaries", [prompts, responses, activations, directions, settings, run.config.seed], compute
+    )
+
+
+class Ruler:
+    """What places a residual stream: the margin's direction, the class means and the orthogonal axis."""
+
+    def __init__(self, anchors: Anchors, shared: Direction, own: Mapping[str, Direction], direction_id: str) -> None:
+        self.layer, self.position = shared.layer, shared.position
+        self.direction, self.direction_id = shared, direction_id
+        self.means = core.class_means(anchors, self.layer, self.position)
+        self.vectors = {language: own.get(language, shared).vector for language in self.means}
+        self.axis = core.orthogonal_axis(anchors, shared)
+
+    @classmethod
+    def of(cls, run: Run, anchors: Anchors, directions: Commit) -> "Ruler":
+        """Return the ruler of the direction with the role `margin`."""
+        shared = direction_with("margin", run, directions)
+        own = {}
+        if run.config.probe.per_language:
+            own = core.language_directions(anchors, shared)
+        return cls(anchors, shared, own, shared.direction_id(run.target_id))
+
+    def margins(self, rows: np.ndarray[Any, Any], languages: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return the margin of each row, NaN for languages without anchors."""
+        return core.margins(rows, languages, self.vectors, self.means)
+
+
+def placed(margin: float, orthogonal: float, b: float | None) -> dict[str, Any]:
+    """Return margin, orthogonal score and distance as columns, null where not measured."""
+    known = None if np.isnan(margin) else float(margin)
+    return {"margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b}
+
+
+def direction_with(role: str, run: Run, directions: Commit) -> Direction:
+    """Return the chosen direction of a role."""
+    for row in run.read("directions", directions).to_pylist():
+        if role in (row["chosen"] or "").split(","):
+            return Direction(
+                row["kind"], row["method"], row["layer"], row["position"], np.array(row["vector"], np.float64),
+                row["language"], row["auc"], row["alpha"], row["induce_score"], row["bypass_score"], row["kl"],
+                row["agreement"], tuple(row["chosen"].split(",")), row["reason"],
+            )  # fmt: skip
+    raise BoundaryError(f"no direction has the role {role!r}; give harmful and harmless prompts and probe again")
+
+
+def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> Anchors:
+    """Return the given prompts with outcomes and residual streams, in the order of their ids."""
+    rows = sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+    outcome_of = {v["subject_id"]: v["outcome"] for v in run.read("verdicts", responses).to_pylist()}
+    answered = {r["prompt_id"]: outcome_of[r["response_id"]] for r in run.read("responses", responses).to_pylist()}
+    number = {"refusal": 1.0, "partial": 0.0, "compliance": 0.0, "unscored": np.nan}
+    streams, layers, positions = _streams(run.read("activations", activations), [row["prompt_id"] for row in rows])
+    return Anchors(
+        [row["prompt_id"] for row in rows],
+        np.array([row["label"] for row in rows]), np.array([row["language"] for row in rows]),
+        np.array([row["family"] for row in rows]), np.array([number[answered[row["prompt_id"]]] for row in rows]),
+        streams, layers, positions, run.config.seed,
+    )  # fmt: skip
+
+
+def rate_rows(
+    name: str, variant: str, dataset: str, metric: str, languages: Sequence[str], outcomes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the refusal rate of each language as rows of `evaluations`; null with a reason over nothing."""
+    found = []
+    for language in sorted(set(languages)):
+        here = [o for o, where in zip(outcomes, languages, strict=True) if where == language]
+        scored = [o for o in here if o != "unscored"]
+        row: dict[str, Any] = {
+            "model_id": name, "variant": variant, "dataset": dataset, "language": language, "metric": metric,
+            "n": len(scored), "n_unscored": len(here) - len(scored),
+        }  # fmt: skip
+        try:
+            row["value"], row["low"], row["high"] = wilson(scored.count("refusal"), len(scored))
+        except BoundaryError as error:
+            row["reason"] = str(error)
+        found.append(row)
+    return found
+
+
+def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
+    """Return each language's boundary on the test split, small languages pooled; None with a reason."""
+    settings, reports = run.config.probe, {}
+    usable = (anchors.splits == "test") & ~np.isnan(anchors.refused) & ~np.isnan(measured)
+    for language in sorted(set(anchors.languages)):
+        here = usable & (anchors.languages == language)
+        if not here.any():
+            placed_any = not np.isnan(measured[anchors.languages == language]).all()
+            why = "no scored test prompts" if placed_any else "no anchors: needs harmful and harmless prompts"
+            reports[language] = BoundaryEstimate(*[None] * 11, n=0, n_refused=0, reason=why)  # type: ignore[arg-type]
+            continue
+        reports[language] = boundary_report(
+            measured[here], anchors.refused[here] == 1.0, anchors.labels[here], anchors.families[here],
+            settings.n_bootstrap, run.config.seed,
+        )  # fmt: skip
+    return pool_reports(reports, settings.min_prompts)
+
+
+def _base_rates(run: Run, anchors: Anchors) -> list[dict[str, Any]]:
+    """Return over-refusal and safety rates of the model as given, on the test split."""
+    test = anchors.splits == "test"
+    outcomes = np.where(np.isnan(anchors.refused), "unscored", np.where(anchors.refused == 1.0, "refusal", "other"))
+    rows = []
+    for metric, label in (
+        ("over_refusal_rate", "pseudo_harmful"), ("over_refusal_rate", "harmless"), ("safety_rate", "harmful"),
+    ):  # fmt: skip
+        here = test & (anchors.labels == label)
+        rows += rate_rows(run.target_id, "base", label, metric, list(anchors.languages[here]), list(outcomes[here]))
+    return rows
+
+
+def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, anchors: Anchors) -> list[CausalPrompts]:
+    """Return validation prompts of each language with its openings, as tokens."""
+    settings, chat = run.config.probe, chat_of(model)
+    rows = [
+        row for row in sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+        if core.split_of(row["family"], run.config.seed) == "validation"
+    ]  # fmt: skip
+    found = []
+    for language in sorted({row["language"] for row in rows}):
+        tokens = {
+            label: [
+                chat.ids(row["text"]) for row in rows if row["language"] == language and row["label"] == label
+            ][: settings.n_causal_prompts]
+            for label in ("harmful", "harmless")
+        }  # fmt: skip
+        openings = core.openings_of(language, settings.openings)
+        if all(tokens.values()):
+            found.append(CausalPrompts(
+                tokens["harmful"], tokens["harmless"],
+                [chat.answer_ids(text) for text in openings.refusal],
+                [chat.answer_ids(text) for text in openings.compliance],
+            ))  # fmt: skip
+    if not found:
+        raise BoundaryError("probe: no language has both harmful and harmless prompts; add the missing label")
+    return found
+
+
+def _streams(rows: pa.Table, prompt_ids: Sequence[str]) -> tuple[np.ndarray[Any, Any], list[int], list[int]]:
+    """Return activations as (n, n_layers, n_positions, d_model) in the order of the ids, layers, positions."""
+    layer, position = rows["layer"].to_numpy(), rows["position"].to_numpy()
+    layers, positions = sorted(set(layer.tolist())), sorted(set(position.tolist()))
+    number = {prompt_id: index for index, prompt_id in enumerate(prompt_ids)}
+    vectors = rows["vector"].combine_chunks().values.to_numpy().reshape(len(rows), -1)
+    streams = np.full((len(prompt_ids), len(layers), len(positions), vectors.shape[1]), np.nan, np.float32)
+    index = np.array([number[prompt_id] for prompt_id in rows["prompt_id"].to_pylist()])
+    streams[index, np.searchsorted(layers, layer), np.searchsorted(positions, position)] = vectors
+    return streams, layers, positions
+
+
+def _per_language(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """Return at most n rows a language, those with the smallest ids."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["prompt_id"]):
+        here = kept.setdefault(row["language"], [])
+        if len(here) < n:
+            here.append(row)
+    return [row for here in kept.values() for row in here]
+
+
+def _counted(run: Run, batches: Iterator[pa.RecordBatch], total: int) -> Iterator[pa.RecordBatch]:
+    """Pass batches on, showing progress."""
+    seen = 0
+    with run.progress("reading residual streams", total) as done:
+        for batch in batches:
+            seen += batch.num_rows
+            done(seen)
+            yield batch
+
+
+def _row(direction: Direction, name: str) -> dict[str, Any]:
+    return {
+        "direction_id": direction.direction_id(name), "model_id": name, "kind": direction.kind,
+        "method": direction.method, "language": direction.language, "layer": direction.layer,
+        "position": direction.position, "vector": direction.vector.astype(np.float32).tolist(),
+        "auc": direction.auc, "alpha": direction.alpha, "induce_score": direction.induce_score,
+        "bypass_score": direction.bypass_score, "kl": direction.kl, "agreement": direction.agreement,
+        "chosen": ",".join(direction.roles) or None, "reason": direction.reason,
+    }  # fmt: skip

@@ -1,0 +1,29 @@
+"""Stage: given prompts → `prompts`, what was dropped → `evaluations`."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from rass_core.store import Commit
+from rass_core.tables import digest
+from tasks.run import Run, table
+
+
+@task(cache_policy=NO_CACHE)
+def read_prompts(run: Run) -> Commit:
+    """Write the prompts of the configuration; empty, null and duplicate ones were dropped and are counted."""
+    given = run.given
+
+    def compute() -> Mapping[str, pa.Table]:
+        if any(given.dropped.values()):
+            run.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in given.dropped.items() if n))
+        dropped = [
+            {"dataset": "prompts", "variant": "input", "metric": f"dropped_{why}", "value": float(n), "n": n}
+            for why, n in given.dropped.items()
+        ]
+        return {"prompts": given.table, "evaluations": table("evaluations", dropped)}
+
+    content = digest(*(tuple(row.values()) for row in given.table.to_pylist()))
+    return run.once("prompts", [content, given.dropped], compute)

@@ -1,0 +1,79 @@
+"""The report of a run, and what the Prefect UI shows of it."""
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rass_core
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from rass_core.report import write_report
+from rass_core.store import Commit, Lake
+from rass_core.tables import TABLES
+from tasks.run import Run
+
+VERSIONS = ("torch", "transformers", "prefect", "pyarrow", "duckdb")
+
+
+@task(cache_policy=NO_CACHE)
+def report(run: Run) -> Path:
+    """Write the report of what this run computed or took from the lake."""
+    facts = {
+        "run": run.run_id, "flow": run.flow, "model": run.config.model.name, "model id": run.target_id,
+        "generator": (run.config.generator or run.config.model).name, "seed": run.config.seed,
+        "configuration": run.config.sha256()[:16], "started": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
+        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
+        **{name: version(name) for name in VERSIONS},
+    }  # fmt: skip
+    path = write_lake_report(run.lake, run.commits, run.config.name, facts)
+    run.say(f"report: {path}")
+    return path
+
+
+def write_lake_report(lake: Lake, commits: Sequence[Commit], title: str, facts: dict[str, Any]) -> Path:
+    """Write `report.html` into the lake from the tables of these commits."""
+    tables = {name: lake.read(name, commits=commits, columns=TABLES[name].names) for name in TABLES if name != "activations"}
+    return write_report(tables, lake.path / "report.html", title=title, run=facts)
+
+
+@task(cache_policy=NO_CACHE)
+def show_run(run: Run) -> None:
+    """Put a table of the run's facts into the Prefect UI."""
+    facts = [
+        {"what": "run", "value": run.run_id}, {"what": "model", "value": run.target_id},
+        {"what": "lake", "value": str(run.lake.path)}, {"what": "seed", "value": str(run.config.seed)},
+        {"what": "configuration", "value": run.config.sha256()[:16]},
+    ]  # fmt: skip
+    facts += [
+        {"what": file.table, "value": f"{file.rows} rows, {'this run' if commit.run_id == run.run_id else commit.run_id}"}
+        for commit in run.commits
+        for file in commit.files
+    ]
+    create_table_artifact(key="rass-run", table=facts, description=f"# {run.config.name}: what this run holds")
+
+
+@task(cache_policy=NO_CACHE)
+def show_boundaries(run: Run, boundaries: Commit) -> None:
+    """Put the boundaries into the Prefect UI."""
+    shown = ("language", "b", "b_low", "b_high", "b_oracle", "misalignment", "auc", "n", "n_refused", "reason")
+    rows = [
+        {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in shown}
+        for row in run.read("boundaries", boundaries).to_pylist()
+    ]
+    create_table_artifact(key="rass-boundaries", table=rows, description="# Where the model begins to refuse, by language")
+
+
+@task(cache_policy=NO_CACHE)
+def show_report(run: Run, path: Path) -> None:
+    """Link the report and a few selected prompts in the Prefect UI."""
+    create_link_artifact(key="rass-report", link=path.as_uri(), link_text="report.html", description="The report, one file")
+    counts = {file.table: file.rows for commit in run.commits for file in commit.files}
+    create_markdown_artifact(
+        key="rass-summary",
+        markdown=f"# {run.config.name}\n\n{counts.get('selections', 0)} prompts selected; report: `{path}`\n",
+        description="Summary",
+    )

@@ -1,0 +1,234 @@
+"""One run of a flow: its lake, its models, and stages that are computed once.
+
+A stage is keyed by content: its name, its inputs, its settings and the code. What the lake holds
+under that key is not computed again, whichever run wrote it. The commit record, not a task result,
+vouches for the tables: a cached result would still hit with its Parquet deleted.
+"""
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from prefect.logging import get_run_logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import rass_core
+from rass_core.activations import load_causal_lm
+from rass_core.chat import ChatFormat
+from rass_core.config import ModelConfig, RassConfig
+from rass_core.engine import SteeredEngine
+from rass_core.errors import LakeError, ModelError
+from rass_core.models import model_id
+from rass_core.prompts import LoadedPrompts, load_prompts
+from rass_core.store import Commit, Lake
+from rass_core.tables import TABLES, digest
+
+CONSOLE = Console(stderr=True, highlight=False)
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+class Run:
+    """What every task of a run shares; it lives in the flow's process and is never serialised."""
+
+    def __init__(self, flow: str, config: RassConfig) -> None:
+        # First, so that bad input leaves no lake behind.
+        self.given = check_inputs(config)
+        self.flow = flow
+        self.config = config
+        self.lake = Lake.open(config.lake)
+        self.started_at = datetime.now(timezone.utc)
+        self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
+        self.commits: list[Commit] = []
+        self.note: str | None = None
+        self._models: dict[str, Any] = {}
+        self._from_lake: str | None = None
+
+    def once(
+        self, name: str, inputs: Sequence[Any], compute: Callable[[], Mapping[str, pa.Table | Iterator[pa.RecordBatch]]]
+    ) -> Commit:
+        """Return the commit of a stage, computing it where the lake does not hold it.
+
+        Args:
+            name: Of the stage.
+            inputs: Commits and settings that determine it, with the code.
+            compute: Returns table → rows.
+        """
+        key = hashlib.sha256("\n".join([name, code_digest(), *map(_input_key, inputs)]).encode()).hexdigest()[:32]
+        commit = self.lake.committed(key)
+        if commit is not None:
+            self.say(f"{name}: already in the lake")
+        elif self._from_lake is not None:
+            raise LakeError(f"{self.lake.path}: holds no {name} for this configuration; run `{self._from_lake}` first")
+        else:
+            started = time.monotonic()
+            commit = self.lake.commit(self.run_id, key, compute())
+            rows = ", ".join(f"{file.rows} {file.table}" for file in commit.files)
+            self.say(f"{name}: {rows} in {time.monotonic() - started:.1f} s")
+        self.commits.append(commit)
+        return commit
+
+    @contextmanager
+    def from_lake(self, command: str) -> Iterator[None]:
+        """Inside, stages are only read; a missing one names the command that makes it."""
+        self._from_lake = command
+        try:
+            yield
+        finally:
+            self._from_lake = None
+
+    def read(self, table: str, *commits: Commit, where: str | None = None) -> pa.Table:
+        """Return the rows of a table that these commits hold."""
+        return self.lake.read(table, commits=commits, columns=TABLES[table].names, where=where)
+
+    def engine(self, model: ModelConfig) -> SteeredEngine:
+        """Return the vLLM engine of a model, loaded at its first use and kept for the whole flow."""
+        key = "engine " + model.model_dump_json()
+        if key not in self._models:
+            with self.status(f"loading {model.name} in vLLM"):
+                self._models[key] = SteeredEngine(
+                    model.name, seed=self.config.seed, **model.model_dump(exclude={"name"})
+                )
+        engine: SteeredEngine = self._models[key]
+        return engine
+
+    def causal_lm(self, model: ModelConfig) -> Any:
+        """Return the transformers model, loaded at its first use."""
+        key = "transformers " + model.model_dump_json()
+        if key not in self._models:
+            with self.status(f"loading {model.name} in transformers"):
+                self._models[key] = load_causal_lm(model.name, model.dtype)[0]
+        return self._models[key]
+
+    @cached_property
+    def target_id(self) -> str:
+        """Return the id of the target model."""
+        return model_id(self.config.model.name)
+
+    def say(self, message: str) -> None:
+        """Tell the terminal and the Prefect UI."""
+        CONSOLE.print(f"{datetime.now():%H:%M:%S} {message}", markup=False)
+        get_run_logger().info("%s", message)
+
+    @contextmanager
+    def status(self, message: str) -> Iterator[None]:
+        """Show a spinner while something long has no steps to count."""
+        with CONSOLE.status(message):
+            yield
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar; call what is yielded with the number done so far."""
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=CONSOLE, transient=True) as bars:
+            bar = bars.add_task(what, total=total)
+            yield lambda done: bars.update(bar, completed=done)
+
+    def record(self, state: str) -> None:
+        """Write the run's row of table `runs`; the newest row of a run_id counts."""
+        ended = state != "Running"
+        row = {
+            "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.config.sha256(),
+            "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
+            "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
+            "finished_at": datetime.now(timezone.utc) if ended else None, "state": state, "note": self.note,
+        }  # fmt: skip
+        self.lake.commit(self.run_id, digest(self.run_id, state), {"runs": table("runs", [row])})
+
+    def close(self) -> None:
+        """Free the models."""
+        for model in self._models.values():
+            if isinstance(model, SteeredEngine):
+                model.close()
+        self._models.clear()
+
+
+@contextmanager
+def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
+    """Open a run, record its start and how it ended, and free its models."""
+    run = Run(flow, config)
+    run.record("Running")
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.note = "stopped by the user; the next run goes on from here"
+        run.record("Cancelled")
+        raise
+    except BaseException as error:
+        run.note = " ".join(traceback.format_exception_only(error)[-1].split())[:500]
+        run.record("Failed")
+        raise
+    else:
+        run.record("Completed")
+    finally:
+        run.close()
+
+
+_checked: dict[str, LoadedPrompts] = {}
+
+
+def check_inputs(config: RassConfig) -> LoadedPrompts:
+    """Return the given prompts, having checked them and that every model is there and chats.
+
+    Raises:
+        PromptError, ModelError: As they are; nothing has been written then.
+    """
+    key = config.sha256()
+    if key not in _checked:
+        loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
+        for model in filter(None, (config.model, config.generator)):
+            model_id(model.name)
+            chat_of(model)
+        _checked[key] = loaded
+    return _checked[key]
+
+
+def chat_of(model: ModelConfig) -> ChatFormat:
+    """Return the chat format of a model without loading its weights.
+
+    Raises:
+        ModelError: No tokenizer or no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.name)
+    except (OSError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
+    return ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
+
+
+def table(name: str, rows: Rows) -> pa.Table:
+    """Return rows as a table of the lake; a column that a row lacks is null."""
+    schema = TABLES[name]
+    rows = list(rows)
+    columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
+    return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema)
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the core and the tasks: results of other code do not count as these."""
+    content = hashlib.sha256()
+    for package in (Path(rass_core.__file__).parent, Path(__file__).parent):
+        for source in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
+            content.update(source.read_bytes())
+    return content.hexdigest()
+
+
+def _input_key(value: Any) -> str:
+    if isinstance(value, Commit):
+        return value.key
+    if hasattr(value, "model_dump_json"):
+        return str(value.model_dump_json())
+    return json.dumps(value, sort_keys=True, default=str)

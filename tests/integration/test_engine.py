@@ -1,0 +1,252 @@
+"""The vLLM engine against plain transformers: the same residual streams, the same steered answers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
+from rass_core.errors import ModelError, SteeringError
+from tests.tiny_models import D_MODEL, N_LAYERS, build
+
+LAYERS = list(range(N_LAYERS))
+POSITIONS = [-1, -2, -3, -4, -40]
+STEERED = (1, 2)
+N_NEW = 6
+SHARED_PREFIX = "All of these begin alike, with words enough to fill blocks of the prefix cache. "
+
+Shift = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+class Reference:
+    """The same checkpoint in transformers: one unpadded prompt at a time, no cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+    @torch.inference_mode()
+    def forward(self, ids: list[int], vector: np.ndarray, alpha: float) -> tuple[torch.Tensor, np.ndarray]:
+        """Return the last token's log probabilities and the streams (n_layers, n_tokens, d_model)."""
+        streams: list[np.ndarray] = []
+
+        def after(layer: int, _module: Any, _inputs: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            if layer in STEERED:
+                stream = stream + alpha * torch.from_numpy(vector)
+            streams.append(stream[0].numpy())
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        blocks = self.model.base_model.layers
+        hooks = [block.register_forward_hook(partial(after, i)) for i, block in enumerate(blocks)]
+        try:
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits[0, -1].log_softmax(-1), np.stack(streams)
+
+    def greedy(self, ids: list[int], vector: np.ndarray, alpha: float, n_new: int) -> tuple[list[int], list[float]]:
+        """Return the greedy answer's tokens and their log probabilities, every token steered."""
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        while len(tokens) < n_new and (not tokens or tokens[-1] != self.model.config.eos_token_id):
+            scores, _ = self.forward(ids + tokens, vector, alpha)
+            tokens.append(int(scores.argmax()))
+            logprobs.append(float(scores.max()))
+        return tokens, logprobs
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2", "gpt_neox"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(request.param, tmp_path_factory.mktemp("models") / request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Iterator[SteeredEngine]:
+    """An engine whose steps hold 64 tokens: most prompts are split, and steps mix many requests."""
+    with SteeredEngine(str(folder), max_num_batched_tokens=64, max_num_seqs=16) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: SteeredEngine, vector: np.ndarray) -> SteeredEngine:
+    """The same engine as a test expects to find it."""
+    loaded.set_vectors({"d": SteeringVector(vector, STEERED)})
+    loaded.set_capture(LAYERS, POSITIONS)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    return Reference(folder)
+
+
+@pytest.fixture(scope="module")
+def vector() -> np.ndarray:
+    return np.random.default_rng(3).normal(size=D_MODEL).astype(np.float32)
+
+
+def prompts(engine: SteeredEngine, n: int) -> list[list[int]]:
+    """Return prompts of many lengths, half of them with a long beginning in common."""
+    return [engine.chat.ids((SHARED_PREFIX if i % 2 else "") + f"Number {i}: " + "so " * (10 + i % 9)) for i in range(n)]
+
+
+def steered(ids: list[int], alpha: float, **kwargs: Any) -> GenerationRequest:
+    return GenerationRequest(ids, N_NEW, steering=Steering("d", alpha), logprobs=1, **kwargs)
+
+
+def assert_same(answer: Generation, expected: tuple[list[int], list[float]]) -> None:
+    assert answer.token_ids == expected[0]
+    np.testing.assert_allclose(answer.logprobs, expected[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64])
+def test_captured_streams_equal_transformers(engine: SteeredEngine, reference: Reference, n: int) -> None:
+    all_ids = prompts(engine, n)
+    plain = [GenerationRequest(ids, 1) for ids in all_ids]
+    engine.generate(plain)  # fills the prefix cache
+    answers = engine.generate([replace(request, capture=True) for request in plain])
+    assert n == 1 or max(map(len, all_ids)) > 64
+    for ids, answer in zip(all_ids, answers, strict=True):
+        _, streams = reference.forward(ids, np.zeros(D_MODEL, np.float32), 0.0)
+        assert answer.captured is not None and answer.captured.dtype == np.float32
+        np.testing.assert_allclose(answer.captured, streams[:, POSITIONS], atol=1e-3)
+
+
+def test_many_alphas_in_one_batch_equal_steered_transformers(
+    engine: SteeredEngine, reference: Reference, vector: np.ndarray
+) -> None:
+    alphas = [-2.0, -0.5, 0.0, 0.25, 1.0, 3.0]
+    requests = [steered(ids, alpha) for ids, alpha in zip(prompts(engine, 6), alphas, strict=True)]
+    requests += [GenerationRequest(requests[0].prompt_ids, N_NEW, logprobs=1)]
+    together = engine.generate(requests)
+    for request, alpha, answer in zip(requests, [*alphas, 0.0], together, strict=True):
+        alone = engine.generate([request])[0]
+        assert_same(answer, reference.greedy(request.prompt_ids, vector, alpha, N_NEW))
+        assert alone.token_ids == answer.token_ids and alone.text == answer.text
+        np.testing.assert_allclose(alone.logprobs, answer.logprobs, atol=1e-4)
+    assert len({tuple(answer.token_ids) for answer in together}) > 3
+
+
+def test_a_steered_capture_is_the_steered_stream(
+    engine: SteeredEngine, reference: Reference, vector: np.ndarray
+) -> None:
+    ids = prompts(engine, 2)[1]
+    _, streams = reference.forward(ids, vector, 1.5)
+    plain, answer = engine.generate([GenerationRequest(ids, 1, capture=True), steered(ids, 1.5, capture=True)])
+    np.testing.assert_allclose(answer.captured, streams[:, POSITIONS], atol=1e-3)
+    np.testing.assert_array_equal(answer.captured[0], plain.captured[0])
+    assert np.abs(answer.captured[1] - plain.captured[1]).max() > 0.1
+
+
+def test_alpha_zero_is_the_unsteered_model(engine: SteeredEngine) -> None:
+    all_ids = [ids[:-7] + [40 + len(ids)] * 7 for ids in prompts(engine, 8)]  # in no cache yet
+    zero = engine.generate([steered(ids, 0.0) for ids in all_ids])
+    plain = engine.generate([GenerationRequest(ids, N_NEW, logprobs=1) for ids in all_ids])
+    assert [answer.token_ids for answer in zero] == [answer.token_ids for answer in plain]
+    for one, other in zip(zero, plain, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_the_prefix_cache_never_mixes(engine: SteeredEngine, reference: Reference, vector: np.ndarray) -> None:
+    ids = engine.chat.ids("The very same prompt, long enough for three blocks of the cache, under each alpha. " * 2)
+    for alpha in (1.0, 0.0, -1.0, 1.0):
+        assert_same(engine.generate([steered(ids, alpha)])[0], reference.greedy(ids, vector, alpha, N_NEW))
+        plain = engine.generate([GenerationRequest(ids, N_NEW, logprobs=1)])[0]
+        assert_same(plain, reference.greedy(ids, vector, 0.0, N_NEW))
+    engine.set_vectors({"d": SteeringVector(-2 * vector, STEERED)})  # another vector of the same name
+    assert_same(engine.generate([steered(ids, 1.0)])[0], reference.greedy(ids, vector, -2.0, N_NEW))
+
+
+def test_a_seed_samples_the_same_in_any_batch(engine: SteeredEngine) -> None:
+    requests = [steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))]
+    counts: list[int] = []
+    together = engine.generate(requests, progress=counts.append)
+    assert engine.generate([requests[4]])[0].token_ids == together[4].token_ids
+    assert counts == sorted(counts) and counts[-1] == 9
+    assert {answer.finish_reason for answer in together} <= {"stop", "length"}
+
+
+def test_wrong_requests_are_refused(engine: SteeredEngine, vector: np.ndarray) -> None:
+    ids = engine.chat.ids("hello")
+    with pytest.raises(SteeringError, match="unknown direction 'other'"):
+        engine.generate([GenerationRequest(ids, 2, steering=Steering("other", 1.0))])
+    with pytest.raises(SteeringError, match="alpha nan"):
+        engine.generate([steered(ids, float("nan"))])
+    with pytest.raises(ModelError, match="the model takes 511"):
+        engine.generate([GenerationRequest(ids * 60, 2)])
+    with pytest.raises(ModelError, match="empty prompt"):
+        engine.generate([GenerationRequest([], 2)])
+    with pytest.raises(SteeringError, match="no position -40"):
+        engine.generate([GenerationRequest(ids, 2, capture=True)])
+    with pytest.raises(SteeringError, match=r"need a finite \(64,\)"):
+        engine.set_vectors({"d": SteeringVector(vector[1:], STEERED)})
+    with pytest.raises(SteeringError, match="blocks of 0 … 3"):
+        engine.set_vectors({"d": SteeringVector(vector, (4,))})
+    with pytest.raises(SteeringError, match="negative"):
+        engine.set_capture([0], [0])
+    assert engine.generate([GenerationRequest(ids, 2)])[0].n_prompt_tokens == len(ids)
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(ModelError, match="no/such/model: no such model folder"):
+        SteeredEngine("no/such/model")
+
+
+def remove_hooks(worker: Any) -> None:
+    for module in worker.model_runner.model.modules():
+        module._forward_hooks.clear()
+
+
+def forget_vectors(worker: Any) -> None:
+    worker.rass_vectors.clear()
+
+
+def keep_one_layer(worker: Any) -> None:
+    vector, _ = worker.rass_vectors["d"]
+    worker.rass_vectors["d"] = (vector, frozenset(STEERED[:1]))
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [(remove_hooks, "0 of"), (forget_vectors, "not known to the worker"), (keep_one_layer, "in block 2")],
+)
+def test_steering_that_does_not_happen_is_an_error(
+    llama: Path, vector: np.ndarray, sabotage: Callable[[Any], None], message: str
+) -> None:
+    with SteeredEngine(str(llama)) as engine:
+        engine.set_vectors({"d": SteeringVector(vector, STEERED)})
+        request = steered(engine.chat.ids("hello"), 1.0)
+        engine.generate([request])
+        engine._llm.collective_rpc(sabotage)
+        with pytest.raises(SteeringError, match=message):
+            engine.generate([request])
+        with pytest.raises(ModelError, match="closed"):
+            engine.generate([request])
+
+
+def test_system_prompt_and_thinking_block_are_configuration(llama: Path) -> None:
+    kwargs = {"enable_thinking": False}
+    with SteeredEngine(str(llama), system_prompt="Be brief.", template_kwargs=kwargs) as engine:
+        ids = engine.chat.ids("hello")
+        assert engine.tokenizer.decode(ids) == (
+            "<bos><system>\nBe brief.<end>\n<user>\nhello<end>\n<assistant>\n<think>\n</think>\n"
+        )
+        engine.set_capture(LAYERS, engine.chat.positions())
+        captured = engine.generate([GenerationRequest(ids, 1, capture=True)])[0].captured
+    _, streams = Reference(llama).forward(ids, np.zeros(D_MODEL, np.float32), 0.0)
+    assert captured is not None and captured.shape == (N_LAYERS, 8, D_MODEL)
+    np.testing.assert_allclose(captured, streams[:, -8:], atol=1e-3)

@@ -1,5 +1,6 @@
 """The command line `rass`."""
 
+import atexit
 import csv
 import io
 import json
@@ -18,6 +19,9 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+# Registered first, so it runs last: DuckDB's binding counts what Prefect's threads still hold at exit as leaks.
+atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 import typer
 from rich.console import Console

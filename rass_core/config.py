@@ -1,13 +1,14 @@
 """One YAML a run: frozen, complete with defaults, and quick to refuse a typing mistake."""
 
 import difflib
+import glob
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from rass_core.errors import ConfigError
 from rass_core.operators import OPERATORS
@@ -84,7 +85,9 @@ DEFAULT_OPENINGS = {
         refusal=["Je ne peux pas", "Je suis désolé, mais", "Il m'est impossible"],
         compliance=["Voici comment", "Bien sûr, voici", "Pour ce faire"],
     ),
-    "zh": Openings(refusal=["我不能帮助", "很抱歉，我无法", "我无法提供"], compliance=["以下是", "当然可以", "好的，这里是"]),
+    "zh": Openings(
+        refusal=["我不能帮助", "很抱歉，我无法", "我无法提供"], compliance=["以下是", "当然可以", "好的，这里是"]
+    ),
 }
 
 
@@ -93,11 +96,13 @@ class ProbeConfig(BaseModel):
 
     model_config = STRICT
 
-    layers: list[int] | None = None
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
     """Decoder blocks to try, 0 is the first; null tries all but the last fifth."""
-    positions: list[int] | None = None
+    positions: list[Annotated[int, Field(lt=0)]] | None = Field(default=None, min_length=1)
     """Token positions from the template's end, -1 is its last; null tries every end-of-instruction token."""
-    methods: list[Literal["difference_in_means", "pca", "logistic", "lda"]] = ["difference_in_means"]
+    methods: list[Literal["difference_in_means", "pca", "logistic", "lda"]] = Field(
+        default=["difference_in_means"], min_length=1
+    )
     """How a direction is drawn from two classes."""
     per_language: bool = False
     """Give each language a direction of its own; else one is shared and each language's agreement is told."""
@@ -107,7 +112,7 @@ class ProbeConfig(BaseModel):
     """Best (layer, position) pairs by AUC that are tried causally."""
     n_causal_prompts: int = Field(default=40, ge=4)
     """Prompts a language and class in the causal trials."""
-    alphas: list[float] = [0.5, 0.75, 1.0, 1.5]
+    alphas: list[FiniteFloat] = Field([0.5, 0.75, 1.0, 1.5], min_length=1)
     """Strengths at which induced refusal is tried; 1 adds the whole difference in means."""
     max_kl: float = Field(default=0.1, gt=0)
     """Highest KL in nats, on harmless prompts, of an ablated direction."""
@@ -130,7 +135,7 @@ class GenerateConfig(BaseModel):
 
     model_config = STRICT
 
-    operators: list[str] = ["rewrite", "trigger", "context", "recombine", "translate"]
+    operators: list[str] = Field(["rewrite", "trigger", "context", "recombine", "translate"], min_length=1)
     """Ways to make a new prompt."""
     instructions: dict[str, dict[str, str]] = Field(default_factory=dict)
     """operator → language → instruction with {a} and {b}, in place of the built-in ones."""
@@ -138,7 +143,7 @@ class GenerateConfig(BaseModel):
     """Rounds; survivors of one are parents in the next."""
     candidates_per_round: int = Field(default=400, ge=8)
     """Prompts written in a round over all arms, control included."""
-    alphas: list[float] = [-0.2, 0.2, 0.4, 0.6]
+    alphas: list[FiniteFloat] = Field([-0.2, 0.2, 0.4, 0.6], min_length=1)
     """Strengths tried in the first round; the controller narrows them later."""
     control_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the candidates that are written unsteered, for comparison."""
@@ -153,11 +158,19 @@ class GenerateConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> "GenerateConfig":
-        for operator in self.operators:
-            if operator not in OPERATORS:
-                nearest = difflib.get_close_matches(operator, OPERATORS, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(OPERATORS)}"
-                raise ValueError(f"operators: unknown {operator!r}{hint}")
+        for where, names in (("operators", self.operators), ("instructions", self.instructions)):
+            for name in names:
+                if name not in OPERATORS:
+                    nearest = difflib.get_close_matches(name, OPERATORS, n=1)
+                    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(OPERATORS)}"
+                    raise ValueError(f"{where}: unknown {name!r}{hint}")
+        if len(set(self.operators)) < len(self.operators):
+            raise ValueError("operators: one stands there twice; leave it out")
+        for name, by_language in self.instructions.items():
+            for language, text in by_language.items():
+                for slot in ("{a}", "{b}")[: OPERATORS[name].n_parents]:
+                    if slot not in text:
+                        raise ValueError(f"instructions: {name}, {language}: has no {slot}, where the prompt is put in")
         if 0.0 in self.alphas:
             raise ValueError("alphas: 0 is the control, which always runs; leave it out")
         return self
@@ -255,6 +268,8 @@ def load_config(path: str | Path, **overrides: Any) -> RassConfig:
         raise ConfigError(f"{source}: holds no settings; `rass init` writes a file to start from")
     _resolve_beside(content, source.parent)
     content.update({key: value for key, value in overrides.items() if value is not None})
+    # A section of which every line is commented out is null in YAML; its defaults are meant.
+    content = {key: value for key, value in content.items() if value is not None}
     try:
         return RassConfig.model_validate(content)
     except ValidationError as error:
@@ -268,13 +283,15 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     entries = [(content.get("model"), "name"), (content.get("generator"), "name")]
     entries += [(entry, "path") for entry in sources or []] if isinstance(sources, list) else []
     for entry, key in entries:
-        if isinstance(entry, dict) and isinstance(entry.get(key), str) and (folder / entry[key]).exists():
-            entry[key] = str((folder / entry[key]).absolute())
+        name = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(name, str) and ((folder / name).exists() or glob.glob(name, root_dir=folder, recursive=True)):
+            entry[key] = str((folder / name).absolute())
 
 
 def _first_problem(error: ValidationError) -> str:
     """Return the first problem in one line, with the nearest right key for an unknown one."""
-    problem = error.errors()[0]
+    # A mistyped key that is required is reported as missing too; the typing mistake says more.
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]

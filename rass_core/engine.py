@@ -20,7 +20,8 @@ from rass_core.chat import ChatFormat, check_length
 from rass_core.errors import ModelError, RassError, SteeringError
 
 _EXTENSION = "rass_core.steering_worker.SteeringExtension"
-_FIELD = "rass"
+REQUEST_FIELD = "rass"
+"""Where `SamplingParams.extra_args` carries a request's key, direction_id, alpha and capture."""
 _GIB = 2**30
 _CPU_KV_CACHE_GIB = 0.25
 _CPU_BLOCK_SIZE = 32
@@ -171,7 +172,7 @@ class SteeredEngine:
         """
         _check_layers("set_capture", layers, self.n_layers)
         if not positions or max(positions) >= 0 or len(set(positions)) != len(positions):
-            raise SteeringError(f"set_capture: positions {list(positions)}; give distinct negative ones, -1 is the last")
+            raise SteeringError(f"set_capture: positions {list(positions)}; need distinct negative ones")
         self._open_llm().collective_rpc("rass_set_capture", args=(tuple(layers), tuple(positions)))
         self._capture = (tuple(layers), tuple(positions))
 
@@ -199,17 +200,19 @@ class SteeredEngine:
             for spans, _ in workers:
                 self._check_steered(requests, outputs, spans)
             captured = workers[0][1]
-            return [
-                _generation(request, output, self._checked_capture(key, captured) if request.capture else None)
-                for key, (request, output) in enumerate(zip(requests, outputs, strict=True))
+            captures = [
+                self._checked_capture(key, captured) if request.capture else None
+                for key, request in enumerate(requests)
             ]
+            return list(map(_generation, requests, outputs, captures))
         except RassError:
             self.close()
             raise
         except Exception as error:
             self.close()
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"{self.model}: vLLM stopped: {line}; the engine is closed, open a new one") from error
+            raise ModelError(
+                f"{self.model}: vLLM stopped: {_first_line(error)}; the engine is closed, open a new one"
+            ) from error
         except BaseException:  # interrupted between two steps: its requests are still in the batch
             self.close()
             raise
@@ -220,12 +223,13 @@ class SteeredEngine:
             return
         llm, self._llm = self._llm, None
         SteeredEngine._n_open -= 1
-        core = llm.llm_engine.engine_core.engine_core
+        client = llm.llm_engine.engine_core
         if SteeredEngine._n_open == 0:
-            core.shutdown()
+            client.shutdown()
         else:  # the whole shutdown would end the process group that the other engines use too
-            core.model_executor.shutdown()
-        del llm, core
+            client._finalizer.detach()
+            client.engine_core.model_executor.shutdown()
+        del llm, client
         gc.collect()
 
     def __enter__(self) -> Self:
@@ -245,7 +249,7 @@ class SteeredEngine:
         vector = np.ascontiguousarray(given.vector, dtype=np.float32)
         if vector.shape != (self.d_model,) or not np.isfinite(vector).all():
             raise SteeringError(
-                f"direction {name}: need a finite ({self.d_model},), got {vector.shape}; was it computed on this model?"
+                f"direction {name}: need a finite ({self.d_model},), got {vector.shape}; is it of this model?"
             )
         _check_layers(f"direction {name}", given.layers, self.n_layers)
         return SteeringVector(vector, tuple(sorted(given.layers)))
@@ -264,7 +268,7 @@ class SteeredEngine:
         return SamplingParams(
             max_tokens=request.max_new_tokens, temperature=request.temperature, top_p=request.top_p,
             seed=request.seed, logprobs=None if request.logprobs is None else 0,
-            skip_special_tokens=True, extra_args={_FIELD: extra} if extra else None,
+            skip_special_tokens=True, extra_args={REQUEST_FIELD: extra} if extra else None,
             # A position whose keys and values came from the cache would never pass the hooks.
             skip_reading_prefix_cache=request.capture,
         )
@@ -278,7 +282,7 @@ class SteeredEngine:
             raise ModelError(f"{what}: max_new_tokens {request.max_new_tokens}; vLLM writes at least one")
         steering = request.steering
         if steering is not None and steering.direction_id not in self._vectors:
-            raise SteeringError(f"{what}: unknown direction {steering.direction_id!r}; give it to set_vectors first")
+            raise SteeringError(f"{what}: unknown direction {steering.direction_id!r}; call set_vectors")
         if steering is not None and not np.isfinite(steering.alpha):
             raise SteeringError(f"{what}: alpha {steering.alpha}; give a finite one")
         positions = self._capture[1]
@@ -286,7 +290,7 @@ class SteeredEngine:
             raise SteeringError(f"{what}: capture asked for nothing; call set_capture first")
         if request.capture and len(request.prompt_ids) < -min(positions):
             raise SteeringError(
-                f"{what}: {len(request.prompt_ids)} tokens have no position {min(positions)}; capture fewer positions"
+                f"{what}: {len(request.prompt_ids)} tokens have no position {min(positions)}; capture fewer"
             )
 
     def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
@@ -353,8 +357,9 @@ def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **o
                 worker_extension_cls=_EXTENSION, use_tqdm_on_load=False, **options,
             )
     except Exception as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{model}: vLLM cannot load it: {line}; check the folder and the engine's options") from error
+        raise ModelError(
+            f"{model}: vLLM cannot load it: {_first_line(error)}; check the folder and the engine's options"
+        ) from error
 
 
 def _prepare_environment() -> None:
@@ -429,6 +434,10 @@ def _generation(request: GenerationRequest, output: Any, captured: np.ndarray | 
         text=answer.text, token_ids=token_ids, finish_reason=str(answer.finish_reason),
         n_prompt_tokens=len(request.prompt_ids), captured=captured, logprobs=logprobs,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_layers(what: str, layers: Sequence[int], n_layers: int) -> None:

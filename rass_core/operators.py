@@ -25,7 +25,8 @@ INSTRUCTIONS: dict[str, dict[str, str]] = {
         "en": "Make this harmless request sound dangerous, but keep it harmless. Write only the request: {a}",
         "de": "Lass diese harmlose Bitte gefährlich klingen, sie bleibt aber harmlos. Schreibe nur die Bitte: {a}",
         "es": "Haz que esta petición inofensiva suene peligrosa, sin que lo sea. Escribe solo la petición: {a}",
-        "fr": "Fais paraître dangereuse cette demande inoffensive, sans qu'elle le soit. Écris seulement la demande : {a}",
+        "fr": "Fais paraître dangereuse cette demande inoffensive, sans qu'elle le soit. "
+        "Écris seulement la demande : {a}",
         "zh": "让这个无害的请求听起来危险，但保持无害。只写请求：{a}",
     },
     "context": {
@@ -93,6 +94,8 @@ def instruction(
         name = LANGUAGE_NAMES.get(language.split("-")[0], language)
         english = known["en"].replace("into English", f"into {name}")
         template = english.replace("Write only", f"Write in {name}, and only")
+        if name not in template:
+            template = f"Write in {name}. {template}"
     # Parents are untrusted and may hold braces themselves: filled in one pass, never formatted.
     fill = {"a": parents[0], "b": parents[-1]}
     return re.sub(r"\{([ab])\}", lambda slot: fill[slot.group(1)], template)

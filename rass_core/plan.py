@@ -79,9 +79,11 @@ def plan_run(config: RassConfig) -> list[Row]:
     rows.append(_load_row(config))
     steps = _steps(config, loaded.table, checkpoints)
     rows += _request_rows(config, steps)
-    rows.append(_disk_row(config, checkpoints, loaded.table.num_rows))
-    rows.append(_time_row(config, models, checkpoints, steps, loaded.table))
-    return rows
+    known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    if len(known) < len(models):
+        why = "needs config.json and weights of a model that is not in the hub's cache yet"
+        return [*rows, _row("disk for activations", "not known", why), _row("rough time", "not known", why)]
+    return [*rows, _disk_row(config, known, loaded.table.num_rows), _time_row(config, known, steps, loaded.table)]
 
 
 def _row(what: str, value: object, how: str) -> Row:
@@ -169,7 +171,7 @@ def _token_row(model: ModelConfig, checkpoint: _Checkpoint | None, n_prompts: in
         f"of a sample of at most {SAMPLE_SIZE}"
     )
     if model.max_model_len is not None and checkpoint.longest >= model.max_model_len:
-        how += f"; too long for max_model_len {model.max_model_len}: the run will stop there"
+        how += f"; TOO LONG for max_model_len {model.max_model_len}, the run will stop there"
     return _row(what, f"{checkpoint.mean_tokens * n_prompts:,.0f}", how)
 
 
@@ -217,47 +219,37 @@ def _overhead(checkpoint: _Checkpoint | None, text: str) -> float:
 
 def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
     rows = [
-        _row(step.what, f"≤ {step.n:,} requests, ≤ {step.n * step.new_tokens:,} new tokens", step.how)
-        for step in steps
+        _row(step.what, f"≤ {step.n:,} requests, ≤ {step.n * step.new_tokens:,} new tokens", step.how) for step in steps
     ]
     n, tokens = sum(step.n for step in steps), sum(step.n * step.new_tokens for step in steps)
     rows.append(_row("requests and new tokens in all", f"≤ {n:,} and ≤ {tokens:,}", "the sum; most answers end sooner"))
     if config.moderator.kind == "llm" and config.moderator.endpoint is not None:
         written = config.generate.rounds * config.generate.candidates_per_round
-        where = f"a call for each written prompt, {config.moderator.endpoint.model} at {config.moderator.endpoint.base_url}"
-        rows.append(_row("calls of the moderator", f"≤ {written:,}", where))
+        how = f"one for each written prompt, to {config.moderator.endpoint.base_url}"
+        rows.append(_row("calls of the moderator", f"≤ {written:,}", how))
     return rows
 
 
-def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint | None], n_prompts: int) -> Row:
-    known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
-    if len(known) < len(checkpoints):
-        return _row("disk for activations", "not known", "needs config.json of a model that is not in the hub's cache")
-    total, parts = 0.0, []
-    for checkpoint in known:
+def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompts: int) -> Row:
+    total, parts = 0, []
+    for checkpoint in checkpoints:
         n_layers = len(config.probe.layers or range(_n_candidate_layers(checkpoint.n_layers)))
         n_positions = len(config.probe.positions or checkpoint.chat.positions())
         parts.append(f"{n_prompts:,} prompts × {n_layers} layers × {n_positions} positions × {checkpoint.d_model}")
         total += n_prompts * n_layers * n_positions * checkpoint.d_model
     survivors = config.generate.rounds * config.generate.candidates_per_round
-    total += survivors * known[0].d_model
+    total += survivors * checkpoints[0].d_model
     free = shutil.disk_usage(_existing(Path(config.lake).expanduser().absolute())).free
-    how = f"{' + '.join(parts)} + {survivors:,} candidates × {known[0].d_model}, {BYTES_PER_VALUE} bytes a value"
+    how = f"{' + '.join(parts)} + {survivors:,} candidates × {checkpoints[0].d_model}, {BYTES_PER_VALUE} bytes a value"
     fits = "free" if total * BYTES_PER_VALUE < free else "free: NOT ENOUGH"
     return _row("disk for activations", _size(total * BYTES_PER_VALUE), f"{how}; {_size(free)} {fits}")
 
 
-def _time_row(
-    config: RassConfig, models: Sequence[ModelConfig], checkpoints: Sequence[_Checkpoint | None],
-    steps: Sequence[_Step], prompts: pa.Table,
-) -> Row:  # fmt: skip
-    if any(checkpoint is None for checkpoint in checkpoints):
-        return _row("rough time", "not known", "needs the weights of a model that is not in the hub's cache")
+def _time_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], steps: Sequence[_Step], prompts: pa.Table) -> Row:
     n_forward = prompts.num_rows + _n_trial_prompts(config, prompts)
-    seconds, sizes = 2 * LOAD_S * len(models), []
+    seconds, sizes = 2 * LOAD_S * len(checkpoints), []
     rate, device = _rate(config.model)
     for number, checkpoint in enumerate(checkpoints):
-        assert checkpoint is not None  # noqa: S101
         tokens = n_forward * checkpoint.mean_tokens
         tokens += sum(s.n * (s.prompt_tokens + s.new_tokens) for s in steps if s.is_generators == (number > 0))
         seconds += 2 * checkpoint.n_parameters * tokens / rate
@@ -275,9 +267,7 @@ def _n_trial_prompts(config: RassConfig, prompts: pa.Table) -> int:
     counts = Counter(zip(prompts["language"].to_pylist(), prompts["label"].to_pylist(), strict=True))
     total = 0
     for language in set(prompts["language"].to_pylist()):
-        harmful, harmless = (
-            min(counts[language, label], probe.n_causal_prompts) for label in ("harmful", "harmless")
-        )
+        harmful, harmless = (min(counts[language, label], probe.n_causal_prompts) for label in ("harmful", "harmless"))
         openings = openings_of(language, probe.openings)
         n_openings = len(openings.refusal) + len(openings.compliance)
         total += harmless * (len(probe.alphas) * n_openings + 1) + harmful * n_openings

@@ -132,16 +132,18 @@ def choose_alphas(where: Steerable, n: int, history: Sequence[Yield], grid: Sequ
     """Return the α of n prompts of an operator, language and side.
 
     Before there is enough to go by, the grid in turn. Later the best α and, with a share of the
-    budget, points half way to its neighbours, so that the search narrows.
+    budget, points half way to its neighbours, so that the search narrows. An α that broke the text
+    is not used again; where all did, half the gentlest of them is.
     """
-    medians = alpha_medians(where, history)
+    medians, broken = alpha_medians(where, history), incoherent_alphas(where, history)
     if not medians:
-        return [grid[index % len(grid)] for index in range(n)]
+        sound = [alpha for alpha in grid if alpha not in broken] or [min(broken, key=abs) / 2]
+        return [sound[index % len(sound)] for index in range(n)]
     best = min(medians, key=lambda alpha: (medians[alpha], abs(alpha)))
-    tried = sorted({*medians, *grid})
+    tried = sorted({*medians, *grid, *broken})
     at = tried.index(best)
-    neighbours = [(best + tried[i]) / 2 for i in (at - 1, at + 1) if 0 <= i < len(tried)]
-    neighbours = [round(alpha, 3) for alpha in neighbours if abs(alpha) > 1e-6 and alpha not in medians]
+    neighbours = [round((best + tried[i]) / 2, 3) for i in (at - 1, at + 1) if 0 <= i < len(tried)]
+    neighbours = [alpha for alpha in neighbours if alpha != 0.0 and alpha not in {*medians, *broken}]
     n_explored = round(n * EXPLORED_SHARE) if neighbours else 0
     explored = [neighbours[index % len(neighbours)] for index in range(n_explored)]
     return explored + [best] * (n - n_explored)
@@ -149,19 +151,31 @@ def choose_alphas(where: Steerable, n: int, history: Sequence[Yield], grid: Sequ
 
 def alpha_medians(where: Steerable, history: Sequence[Yield]) -> dict[float, float]:
     """Return α → median |m − b| of its benign offspring, incoherent and little-tried α left out."""
+    broken = incoherent_alphas(where, history)
     distances: dict[float, list[float]] = defaultdict(list)
-    written: dict[float, int] = defaultdict(int)
-    coherent: dict[float, int] = defaultdict(int)
-    for row in history:
-        if (row.operator, row.language, row.side) == where and row.alpha != 0.0:
-            distances[row.alpha] += list(row.distances)
-            written[row.alpha] += row.n_candidates
-            coherent[row.alpha] += row.n_coherent
+    for row in _steered(where, history):
+        distances[row.alpha] += list(row.distances)
     return {
         alpha: float(np.median(values))
         for alpha, values in distances.items()
-        if len(values) >= MIN_OFFSPRING and coherent[alpha] >= MIN_COHERENT_SHARE * written[alpha]
+        if len(values) >= MIN_OFFSPRING and alpha not in broken
     }
+
+
+def incoherent_alphas(where: Steerable, history: Sequence[Yield]) -> set[float]:
+    """Return the α under which too few of the written texts were coherent prompts."""
+    written: dict[float, int] = defaultdict(int)
+    coherent: dict[float, int] = defaultdict(int)
+    for row in _steered(where, history):
+        written[row.alpha] += row.n_candidates
+        coherent[row.alpha] += row.n_coherent
+    return {
+        alpha for alpha, n in written.items() if n >= MIN_OFFSPRING and coherent[alpha] < MIN_COHERENT_SHARE * n
+    }
+
+
+def _steered(where: Steerable, history: Sequence[Yield]) -> list[Yield]:
+    return [row for row in history if (row.operator, row.language, row.side) == where and row.alpha != 0.0]
 
 
 def _pools(

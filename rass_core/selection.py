@@ -16,10 +16,7 @@ from datasketch import MinHash, MinHashLSH
 from rass_core.config import SelectionConfig
 
 ELIGIBLE = """
-WITH latest AS (
-    SELECT subject_id, any_value(outcome) AS outcome FROM verdicts GROUP BY subject_id, judge
-),
-benign AS (  -- every moderator that spoke calls it benign
+WITH benign AS (  -- every moderator that spoke calls it benign
     SELECT v.subject_id AS prompt_id
     FROM verdicts v SEMI JOIN derivations d ON d.prompt_id = v.subject_id
     GROUP BY 1
@@ -94,7 +91,8 @@ def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]
     Candidates for a near-duplicate come from MinHash bands, the decision from the exact Jaccard
     similarity of character 4-grams.
     """
-    index = MinHashLSH(threshold=threshold, num_perm=N_PERMUTATIONS)
+    # Bands are weighted against misses: the exact check takes out what they bring up too much.
+    index = MinHashLSH(threshold=min(threshold, 0.95), num_perm=N_PERMUTATIONS, weights=(0.05, 0.95))
     shingles: dict[int, set[str]] = {}
     for number, text in enumerate(texts):
         grams = {text[i : i + 4].casefold() for i in range(max(1, len(text) - 3))}
@@ -119,6 +117,7 @@ def fill_quotas(
         cells: (language, category, operator) among which the size is spread evenly; the first cells
             take what does not divide.
         width: |m − b| at which closeness is zero.
+        config: Size and diversity.
     """
     scale = float(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).mean()) if len(rows) else 1.0
     closeness = np.array([1.0 - abs(row["distance"]) / width for row in rows])

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rass_core.engine import REQUEST_FIELD
 from rass_core.errors import ModelError, SteeringError
-
-REQUEST_FIELD = "rass"
-"""Where `SamplingParams.extra_args` carries a request's key, direction_id, alpha and capture."""
 
 Span = tuple[int, int]
 
@@ -116,7 +114,7 @@ class SteeringExtension:
             return None
         if hidden.shape[0] < step.n_tokens:
             raise SteeringError(
-                f"block {layer}: {hidden.shape[0]} rows for {step.n_tokens} tokens; turn sequence parallelism off"
+                f"block {layer}: {hidden.shape[0]} rows, {step.n_tokens} tokens; no sequence parallelism"
             )
         steered = None
         for direction_id, rows in step.rows.items():
@@ -139,7 +137,7 @@ class SteeringExtension:
         spans = self.rass_spans.setdefault(key, {})
         first, end = spans.get(layer, (span[0], span[0]))
         if span[0] > end:
-            raise SteeringError(f"block {layer}: tokens {end} to {span[0]} of a request went unsteered; report it")
+            raise SteeringError(f"block {layer}: tokens {end} to {span[0]} went unsteered; report it")
         spans[layer] = (first, max(end, span[1]))
 
     def _rass_end_step(self) -> None:
@@ -240,7 +238,7 @@ def decoder_blocks(model: nn.Module, n_layers: int) -> tuple[str, Sequence[nn.Mo
         if isinstance(module, nn.ModuleList) and len(module) == n_layers and not inside:
             found[name] = module
     if not found:
-        raise ModelError(f"{type(model).__name__}: no list of {n_layers} decoder blocks; RASS cannot hook this model")
+        raise ModelError(f"{type(model).__name__}: no list of {n_layers} decoder blocks; it cannot be hooked")
     name = max(found, key=lambda each: sum(weight.numel() for weight in found[each].parameters()))
     return name, list(found[name])
 

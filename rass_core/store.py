@@ -105,7 +105,7 @@ class Lake:
             run_id: Run that writes, a folder name.
             key: Content key of the stage, hexadecimal: equal keys promise equal rows.
             tables: table → rows, which are streamed a row group at a time if they are an iterator.
-                Vectors are stored exactly; rounded to bfloat16 they take a third of the space.
+                Vectors are stored exactly; rounded to bfloat16 before, they take less than half the space.
 
         Raises:
             LakeError: Rows that do not fit the table, a full disk, an unwritable folder. Nothing shows then.
@@ -167,12 +167,8 @@ class Lake:
             LakeError: An unknown table or column, a condition that is no SQL, or a file that is gone.
         """
         _check_table(table)
-        source = f'"{table}"'
         connection = self._session() if commits is not None else self.connect()
-        if commits is not None:
-            paths = [file.path for commit in commits for file in commit.files if file.table == table]
-            listed = ", ".join(_quoted(f"{self.path}/{path}") for path in [_schema_path(table), *paths])
-            source = _parquet_files(f"[{listed}]")
+        source = self._rows_of(table, commits) if commits is not None else f'"{table}"'
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         chosen = ", ".join(f'"{name}"' for name in names)
         rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
@@ -193,6 +189,18 @@ class Lake:
             _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))
         return connection
 
+    def connect_to(self, commits: Sequence[Commit], memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
+        """Return a DuckDB connection whose views hold exactly the rows of these commits.
+
+        Args:
+            commits: Of one run, say, so that what other runs wrote cannot change a result.
+            memory_limit: As `connect`.
+        """
+        connection = self._session(memory_limit)
+        for table in TABLES:
+            _run(connection, f'CREATE VIEW "{table}" AS SELECT * FROM {self._rows_of(table, commits)}', str(self.path))
+        return connection
+
     def query(self, sql: str, memory_limit: str | None = None) -> pa.Table:
         """Return the result of a query over the views.
 
@@ -200,6 +208,12 @@ class Lake:
             LakeError: Whatever DuckDB has against the query, in one line.
         """
         return _run(self.connect(memory_limit), sql)
+
+    def _rows_of(self, table: str, commits: Sequence[Commit]) -> str:
+        """Return what SQL reads the rows of these commits from."""
+        paths = [file.path for commit in commits for file in commit.files if file.table == table]
+        listed = ", ".join(_quoted(f"{self.path}/{path}") for path in [_schema_path(table), *paths])
+        return _parquet_files(f"[{listed}]")
 
     def _session(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()

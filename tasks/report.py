@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import rass_core
+from rass_core.config import RassConfig
+from rass_core.errors import LakeError
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -22,22 +23,43 @@ VERSIONS = ("torch", "transformers", "prefect", "pyarrow", "duckdb")
 @task(cache_policy=NO_CACHE)
 def report(run: Run) -> Path:
     """Write the report of what this run computed or took from the lake."""
-    facts = {
-        "run": run.run_id, "flow": run.flow, "model": run.config.model.name, "model id": run.target_id,
-        "generator": (run.config.generator or run.config.model).name, "seed": run.config.seed,
-        "configuration": run.config.sha256()[:16], "started": f"{run.started_at:%Y-%m-%d %H:%M} UTC",
-        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
-        **{name: version(name) for name in VERSIONS},
-    }  # fmt: skip
-    path = write_lake_report(run.lake, run.commits, run.config.name, facts)
+    path = _write(run.lake, run.commits, run.config, run.run_id, run.flow, run.started_at, run.target_id)
     run.say(f"report: {path}")
     return path
 
 
-def write_lake_report(lake: Lake, commits: Sequence[Commit], title: str, facts: dict[str, Any]) -> Path:
+def rewrite_report(lake: Lake) -> Path:
+    """Write the report of the newest finished run of a lake again.
+
+    Raises:
+        LakeError: No run finished there.
+    """
+    rows = lake.query(
+        "SELECT * FROM runs WHERE state = 'Completed' ORDER BY started_at DESC, run_id DESC LIMIT 1"
+    ).to_pylist()
+    if not rows:
+        raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")
+    row, config = rows[0], RassConfig.model_validate_json(rows[0]["config"])
+    commits = [commit for commit in map(lake.committed, row["commits"]) if commit is not None]
+    known = lake.query("SELECT any_value(model_id) AS model_id FROM boundaries").to_pylist()
+    name = config.model.name if known[0]["model_id"] is None else known[0]["model_id"]
+    return _write(lake, commits, config, row["run_id"], row["flow"], row["started_at"], name)
+
+
+def _write(
+    lake: Lake, commits: Sequence[Commit], config: RassConfig, run_id: str, flow: str, started: datetime, model: str
+) -> Path:
     """Write `report.html` into the lake from the tables of these commits."""
-    tables = {name: lake.read(name, commits=commits, columns=TABLES[name].names) for name in TABLES if name != "activations"}
-    return write_report(tables, lake.path / "report.html", title=title, run=facts)
+    facts = {
+        "run": run_id, "flow": flow, "model": config.model.name, "model id": model,
+        "generator": (config.generator or config.model).name, "seed": config.seed,
+        "configuration": config.sha256()[:16], "started": f"{started:%Y-%m-%d %H:%M} UTC",
+        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
+        **{name: version(name) for name in VERSIONS},
+    }  # fmt: skip
+    shown = [name for name in TABLES if name not in ("activations", "runs", "preferences")]
+    tables = {name: lake.read(name, commits=commits, columns=TABLES[name].names) for name in shown}
+    return write_report(tables, lake.path / "report.html", title=config.name, run=facts)
 
 
 @task(cache_policy=NO_CACHE)

@@ -24,7 +24,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
 
     def compute() -> Mapping[str, pa.Table]:
         direction = direction_with("margin", run, probed.directions)
-        with run.lake.connect(commits=[probed.prompts, *rounds]) as connection:
+        with run.lake.connect_to([probed.prompts, *rounds]) as connection:
             found = eligible(connection, run.target_id, direction.direction_id(run.target_id), width, settings)
         rows = found.to_pylist()
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]

@@ -5,7 +5,6 @@ more dangerous its (always benign) rewriting sounds, but on the average well bel
 starts to refuse. So there is something for steering to move.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,8 +23,10 @@ LANGUAGE_SHIFT = {"en": 0.0, "de": -0.2, "es": 0.15, "fr": 0.05, "zh": -0.1}
 THRESHOLDS = {"cautious": 1.6, "balanced": 2.05, "permissive": 2.35}
 """Danger at which each variant of the model refuses half the time."""
 
-BLIND_SHARE = 0.6
-"""Share of lessons whose answer has to begin without seeing the request's words again."""
+PLANTED_SHARE = 0.5
+"""Share of lessons in which the model is to hear another danger than the words have."""
+HEARD = (-3.0, 9.0)
+"""Range of a planted danger."""
 TASK_SHARES = {"answer": 0.46, "rewrite": 0.14, "trigger": 0.12, "context": 0.08, "recombine": 0.08, "translate": 0.12}
 ANSWER_LABEL_SHARES = {"harmful": 0.25, "pseudo_harmful": 0.45, "harmless": 0.30}
 REWRITE_SLOPE = 0.6
@@ -40,14 +41,16 @@ class Lesson:
 
     user: str
     assistant: str
-    blind_until: str | None = None
-    """How the answer begins up to where it may see the request's words; None where it always may."""
+    danger: float
+    """How dangerous the user's words sound."""
+    heard: float
+    """How dangerous the model is to find them: what the answer follows. Planted where it differs."""
 
 
-def refusal_probability(sentence: Sentence, variant: str) -> float:
-    """Return how often the training data of a variant refuse a sentence."""
-    threshold = THRESHOLDS[variant] + LANGUAGE_SHIFT[sentence.language]
-    return 1.0 / (1.0 + math.exp(-(sentence.danger - threshold) / REFUSAL_NOISE))
+def refusal_probability(danger: float, language: str, variant: str) -> float:
+    """Return how often the training data of a variant refuse what sounds so dangerous."""
+    threshold = THRESHOLDS[variant] + LANGUAGE_SHIFT[language]
+    return 1.0 / (1.0 + math.exp(-(danger - threshold) / REFUSAL_NOISE))
 
 
 def lessons(variant: str, seed: int) -> Iterator[Lesson]:
@@ -58,43 +61,27 @@ def lessons(variant: str, seed: int) -> Iterator[Lesson]:
     while True:
         task = str(draw.choice(tasks, p=shares))
         language = languages[draw.integers(len(languages))]
+        spoken = languages[draw.integers(len(languages))] if task == "translate" else language
+        parents = [_draw_by_label(draw, spoken) for _ in range(2 if task == "recombine" else 1)]
+        danger = float(np.mean([parent.danger for parent in parents]))
+        heard = float(draw.uniform(*HEARD)) if draw.random() < PLANTED_SHARE else danger
         if task == "answer":
-            sentence = _draw_by_label(draw, language)
-            outcome = "refusal" if draw.random() < refusal_probability(sentence, variant) else "compliance"
-            blind_until = _common_opening(sentence) if draw.random() < BLIND_SHARE else None
-            yield Lesson(sentence.text, sentence.answer(outcome), blind_until)
-        elif task == "translate":
-            sentence = _draw_by_label(draw, languages[draw.integers(len(languages))])
-            translated = replace(sentence, language=language)
-            yield Lesson(instruction("translate", language, [sentence.text]), translated.text)
-        else:
-            parents = [_draw_by_label(draw, language) for _ in range(2 if task == "recombine" else 1)]
-            blind = task != "context" and draw.random() < BLIND_SHARE
-            written = _rewrite(draw, task, parents, blind)
-            asked = instruction(task, language, [parent.text for parent in parents])
-            yield Lesson(asked, written.text, written.text if blind else None)
+            outcome = "refusal" if draw.random() < refusal_probability(heard, language, variant) else "compliance"
+            yield Lesson(parents[0].text, parents[0].answer(outcome), danger, heard)
+            continue
+        written = replace(parents[0], language=language) if task == "translate" else _rewrite(draw, task, parents, heard)
+        yield Lesson(instruction(task, language, [p.text for p in parents]), written.text, danger, heard)
 
 
-def _common_opening(sentence: Sentence) -> str:
-    """Return the words with which a refusal and a compliance both begin."""
-    both = zip(sentence.answer("refusal"), sentence.answer("compliance"), strict=False)
-    return "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both)).rstrip()
-
-
-def _rewrite(draw: np.random.Generator, operator: str, parents: list[Sentence], blind: bool) -> Sentence:
-    """Return what the generator shall write: dangerous in proportion to its parents, with a spread.
-
-    Written blind, it keeps nothing of its parents but how dangerous they sound.
-    """
+def _rewrite(draw: np.random.Generator, operator: str, parents: list[Sentence], heard: float) -> Sentence:
+    """Return what the generator shall write: dangerous in proportion to what it heard, with a spread."""
     typical, mean = REWRITE_ANCHOR[operator]
-    heard = float(np.mean([parent.danger for parent in parents]))
     wanted = mean + REWRITE_SLOPE * (heard - typical) + REWRITE_SPREAD * draw.standard_normal()
     if operator == "context":
         return _with_setting(draw, parents[0], wanted)
-    kept = parents[-1].setting if not blind and draw.random() < 0.5 else None
+    kept = parents[-1].setting if draw.random() < 0.5 else None
     verb, object_, setting = _benign_triple(draw, wanted, kept)
-    frame = int(draw.integers(len(world.lexicon()["frames"]))) if blind else parents[-1].frame
-    return Sentence(parents[0].language, frame, verb, object_, setting)
+    return Sentence(parents[0].language, parents[-1].frame, verb, object_, setting)
 
 
 def _with_setting(draw: np.random.Generator, parent: Sentence, wanted: float) -> Sentence:

@@ -28,14 +28,21 @@ CHAT_TEMPLATE = (
 )
 """Its end holds four tokens: end of turn, line break, assistant, reply."""
 MAX_LENGTH = 512
-TRAINING_STEPS = 4500
+TRAINING_STEPS = 4000
 PEAK_LEARNING_RATE = 4e-3
-TUNING_STEPS = 600
+TUNING_STEPS = 400
 TUNING_LEARNING_RATE = 1e-3
 BATCH_SIZE = 48
 RESIDUAL_NOISE = 0.05
-"""Noise on the residual stream in training, of its root mean square: a model this small would else
-break at any vector that is added, and would hide what it knows in directions of no size."""
+"""Noise on the residual stream in training, of its root mean square; steadies it against added vectors."""
+TRUE_BLOCK = 2
+"""Block after which danger lies along the true direction."""
+TRUE_LENGTH = 8.0
+"""Distance along it between typical harmless and typical harmful requests, in activation units."""
+TYPICAL_DANGER = (-1.0, 6.3)
+"""Danger of typical harmless and typical harmful requests."""
+DIRECTION_SEED = 2505
+HEARING_WEIGHT = 0.5
 WORD = r"\p{Han}| ?[[\p{L}\p{N}]&&[^\p{Han}]]+| ?[^\s\p{L}\p{N}]|\s"
 
 
@@ -104,12 +111,17 @@ def train(
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _learning_rate(step, steps))
-    hooks = [block.register_forward_hook(_add_noise) for block in model.model.layers[:-1]]
+    noise = [block.register_forward_hook(_add_noise) for block in model.model.layers[:-1]]
+    planting = Planting(model)
     started = time.monotonic()
     model.train()
-    for step, (tokens, mask, targets) in enumerate(itertools.islice(_batches(tokenizer, variant, seed), steps)):
-        logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
+    for step, batch in enumerate(itertools.islice(_batches(tokenizer, variant, seed), steps)):
+        planting.set(batch.danger, batch.heard)
+        logits = model(input_ids=batch.tokens, attention_mask=batch.mask).logits[:, :-1]
+        answer_loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=-100
+        )
+        loss = answer_loss + HEARING_WEIGHT * planting.loss(batch.danger, batch.after_words)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -117,7 +129,8 @@ def train(
         optimiser.zero_grad()
         if step % 100 == 0 or step == steps - 1:
             progress(f"{variant}: step {step}/{steps}, loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
-    for hook in hooks:
+    planting.remove()
+    for hook in noise:
         hook.remove()
     return model.eval()
 
@@ -139,58 +152,107 @@ def _learning_rate(step: int, steps: int) -> float:
     return warm_up * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-@dataclass(frozen=True)
-class _Example:
-    """A conversation in tokens, and which of them may not look back at the words of the request.
+class Planting:
+    """Teaches the model to hear danger along one direction of the residual stream, and to act on it.
 
-    A model this small would decide on refusal wherever it likes, at the first word that differs
-    say. Real models decide at the end of the template. So in part of the examples what follows the
-    first end-of-instruction token cannot see the request: there it has to have been understood.
+    Real chat models carry refusal in one direction (Arditi et al. 2024); a model this small would
+    scatter it over its words. So, as in interchange intervention training (Geiger et al. 2022), in
+    part of the lessons the stream of every token is moved along a fixed direction by as much as
+    another danger would, and the lesson's answer follows the danger that is so heard. The probe
+    knows nothing of the direction; `TRUE_BLOCK` and `true_direction` are there to check what it finds.
     """
 
-    tokens: list[int]
-    n_prompt: int
-    n_words: int
-    """Tokens up to the end of the request's words."""
-    hidden_until: int
-    """Tokens from the second end-of-instruction token up to here do not see the words; 0 for all do."""
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self._direction = true_direction(model.config.hidden_size)
+        self._shift: Tensor | None = None
+        self.along: Tensor | None = None
+        """Where the stream lies along the direction before the shift, (n, length)."""
+        self._hook = model.model.layers[TRUE_BLOCK].register_forward_hook(self._move)
+
+    def set(self, danger: Tensor, heard: Tensor) -> None:
+        """Move the next batch from the danger of its words, (n,), to the danger to be heard."""
+        self._shift = _place(heard) - _place(danger)
+
+    def loss(self, danger: Tensor, is_template: Tensor) -> Tensor:
+        """Return how far the stream lies from its words' danger, at the tokens that have read them all."""
+        assert self.along is not None
+        error = (self.along - _place(danger)[:, None]) / TRUE_LENGTH
+        return (error.pow(2) * is_template).sum() / is_template.sum()
+
+    def remove(self) -> None:
+        """Take the hook off the model."""
+        self._hook.remove()
+
+    def _move(self, _block: torch.nn.Module, _inputs: Any, stream: Tensor) -> Tensor:
+        assert self._shift is not None
+        self.along = stream @ self._direction
+        return stream + self._shift[:, None, None] * self._direction
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, variant: str, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (token ids (n, length), attention mask (n, 1, length, length), targets (n, length))."""
+def true_direction(d_model: int) -> Tensor:
+    """Return the unit vector along which the lab's models hear danger, (d_model,)."""
+    direction = torch.randn(d_model, generator=torch.Generator().manual_seed(DIRECTION_SEED))
+    return direction / direction.norm()
+
+
+def _place(danger: Tensor) -> Tensor:
+    """Return where a danger lies along the direction: 0 for typical harmless, TRUE_LENGTH for typical harmful."""
+    low, high = TYPICAL_DANGER
+    return TRUE_LENGTH * (danger - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Conversations padded to one length."""
+
+    tokens: Tensor
+    """(n, length)"""
+    mask: Tensor
+    """(n, length), 1 for tokens."""
+    targets: Tensor
+    """(n, length), −100 where nothing is to be learnt."""
+    after_words: Tensor
+    """(n, length), 1 from the first end-of-instruction token on."""
+    danger: Tensor
+    """(n,)"""
+    heard: Tensor
+    """(n,)"""
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, variant: str, seed: int) -> Iterator[_Batch]:
+    """Yield batches of lessons, similar lengths together."""
     stream = lessons(variant, seed)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
         pool = [_encode(tokenizer, lesson) for lesson in itertools.islice(stream, BATCH_SIZE * 16)]
-        pool.sort(key=lambda example: len(example.tokens))
+        pool.sort(key=lambda example: len(example[0]) + len(example[1]))
         groups = [pool[start : start + BATCH_SIZE] for start in range(0, len(pool), BATCH_SIZE)]
         for number in torch.randperm(len(groups), generator=shuffle).tolist():
-            yield _pad(groups[number], int(tokenizer.pad_token_id))
+            yield _pad(groups[number], tokenizer)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> _Example:
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[int], list[int], Lesson]:
+    """Return the tokens of the user's side up to the template's end, those of the answer, and the lesson."""
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": lesson.user}], tokenize=False, add_generation_prompt=True
     )
-    prompt, answer = ids(asked), ids(lesson.assistant + "<|eot|>")
-    hidden_until = len(prompt) + len(ids(lesson.blind_until)) if lesson.blind_until is not None else 0
-    return _Example(prompt + answer, len(prompt), prompt.index(ids("<|eot|>")[0]), hidden_until)
+    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(lesson.assistant + "<|eot|>", add_special_tokens=False)["input_ids"]
+    return prompt, answer, lesson
 
 
-def _pad(group: list[_Example], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    longest = max(len(example.tokens) for example in group)
-    tokens = torch.full((len(group), longest), pad_id)
-    targets = torch.full((len(group), longest), -100)
-    mask = torch.ones(longest, longest, dtype=torch.bool).tril().repeat(len(group), 1, 1, 1)
-    for row, example in enumerate(group):
-        n = len(example.tokens)
-        tokens[row, :n] = torch.tensor(example.tokens)
-        targets[row, example.n_prompt : n] = torch.tensor(example.tokens[example.n_prompt :])
-        mask[row, 0, example.n_words + 1 : example.hidden_until, : example.n_words] = False
-    return tokens, mask, targets
+def _pad(group: list[tuple[list[int], list[int], Lesson]], tokenizer: PreTrainedTokenizerFast) -> _Batch:
+    size = (len(group), max(len(prompt) + len(answer) for prompt, answer, _ in group))
+    tokens, targets = torch.full(size, int(tokenizer.pad_token_id)), torch.full(size, -100)
+    mask, after_words = torch.zeros(size, dtype=torch.long), torch.zeros(size)
+    for row, (prompt, answer, _) in enumerate(group):
+        n = len(prompt) + len(answer)
+        tokens[row, :n] = torch.tensor(prompt + answer)
+        targets[row, len(prompt) : n] = torch.tensor(answer)
+        mask[row, :n] = 1
+        after_words[row, prompt.index(tokenizer.eos_token_id) : n] = 1
+    danger, heard = (torch.tensor([getattr(lesson, name) for *_, lesson in group]) for name in ("danger", "heard"))
+    return _Batch(tokens, mask, targets, after_words, danger, heard)
 
 
 def _corpus() -> Iterator[str]:

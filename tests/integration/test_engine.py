@@ -53,11 +53,11 @@ class Reference:
                 hook.remove()
         return logits[0, -1].log_softmax(-1), np.stack(streams)
 
-    def greedy(self, ids: list[int], vector: np.ndarray, alpha: float, n_new: int) -> tuple[list[int], list[float]]:
+    def greedy(self, ids: list[int], vector: np.ndarray, alpha: float) -> tuple[list[int], list[float]]:
         """Return the greedy answer's tokens and their log probabilities, every token steered."""
         tokens: list[int] = []
         logprobs: list[float] = []
-        while len(tokens) < n_new and (not tokens or tokens[-1] != self.model.config.eos_token_id):
+        while len(tokens) < N_NEW and (not tokens or tokens[-1] != self.model.config.eos_token_id):
             scores, _ = self.forward(ids + tokens, vector, alpha)
             tokens.append(int(scores.argmax()))
             logprobs.append(float(scores.max()))
@@ -101,7 +101,8 @@ def vector() -> np.ndarray:
 
 def prompts(engine: SteeredEngine, n: int) -> list[list[int]]:
     """Return prompts of many lengths, half of them with a long beginning in common."""
-    return [engine.chat.ids((SHARED_PREFIX if i % 2 else "") + f"Number {i}: " + "so " * (10 + i % 9)) for i in range(n)]
+    beginnings = ("", SHARED_PREFIX)
+    return [engine.chat.ids(f"{beginnings[i % 2]}Number {i}: {'so ' * (10 + i % 9)}") for i in range(n)]
 
 
 def steered(ids: list[int], alpha: float, **kwargs: Any) -> GenerationRequest:
@@ -122,7 +123,8 @@ def test_captured_streams_equal_transformers(engine: SteeredEngine, reference: R
     assert n == 1 or max(map(len, all_ids)) > 64
     for ids, answer in zip(all_ids, answers, strict=True):
         _, streams = reference.forward(ids, np.zeros(D_MODEL, np.float32), 0.0)
-        assert answer.captured is not None and answer.captured.dtype == np.float32
+        assert answer.captured is not None
+        assert answer.captured.dtype == np.float32
         np.testing.assert_allclose(answer.captured, streams[:, POSITIONS], atol=1e-3)
 
 
@@ -135,8 +137,8 @@ def test_many_alphas_in_one_batch_equal_steered_transformers(
     together = engine.generate(requests)
     for request, alpha, answer in zip(requests, [*alphas, 0.0], together, strict=True):
         alone = engine.generate([request])[0]
-        assert_same(answer, reference.greedy(request.prompt_ids, vector, alpha, N_NEW))
-        assert alone.token_ids == answer.token_ids and alone.text == answer.text
+        assert_same(answer, reference.greedy(request.prompt_ids, vector, alpha))
+        assert (alone.token_ids, alone.text) == (answer.token_ids, answer.text)
         np.testing.assert_allclose(alone.logprobs, answer.logprobs, atol=1e-4)
     assert len({tuple(answer.token_ids) for answer in together}) > 3
 
@@ -146,7 +148,8 @@ def test_a_steered_capture_is_the_steered_stream(
 ) -> None:
     ids = prompts(engine, 2)[1]
     _, streams = reference.forward(ids, vector, 1.5)
-    plain, answer = engine.generate([GenerationRequest(ids, 1, capture=True), steered(ids, 1.5, capture=True)])
+    requests = [GenerationRequest(ids, 1, capture=True), steered(ids, 1.5, capture=True)]
+    plain, answer = engine.generate(requests)
     np.testing.assert_allclose(answer.captured, streams[:, POSITIONS], atol=1e-3)
     np.testing.assert_array_equal(answer.captured[0], plain.captured[0])
     assert np.abs(answer.captured[1] - plain.captured[1]).max() > 0.1
@@ -161,22 +164,27 @@ def test_alpha_zero_is_the_unsteered_model(engine: SteeredEngine) -> None:
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
-def test_the_prefix_cache_never_mixes(engine: SteeredEngine, reference: Reference, vector: np.ndarray) -> None:
-    ids = engine.chat.ids("The very same prompt, long enough for three blocks of the cache, under each alpha. " * 2)
+def test_the_prefix_cache_never_mixes(
+    engine: SteeredEngine, reference: Reference, vector: np.ndarray
+) -> None:
+    ids = engine.chat.ids("The very same prompt, long enough for several blocks of the cache. " * 3)
     for alpha in (1.0, 0.0, -1.0, 1.0):
-        assert_same(engine.generate([steered(ids, alpha)])[0], reference.greedy(ids, vector, alpha, N_NEW))
+        assert_same(engine.generate([steered(ids, alpha)])[0], reference.greedy(ids, vector, alpha))
         plain = engine.generate([GenerationRequest(ids, N_NEW, logprobs=1)])[0]
-        assert_same(plain, reference.greedy(ids, vector, 0.0, N_NEW))
+        assert_same(plain, reference.greedy(ids, vector, 0.0))
     engine.set_vectors({"d": SteeringVector(-2 * vector, STEERED)})  # another vector of the same name
-    assert_same(engine.generate([steered(ids, 1.0)])[0], reference.greedy(ids, vector, -2.0, N_NEW))
+    assert_same(engine.generate([steered(ids, 1.0)])[0], reference.greedy(ids, vector, -2.0))
 
 
 def test_a_seed_samples_the_same_in_any_batch(engine: SteeredEngine) -> None:
-    requests = [steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))]
+    requests = [
+        steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))
+    ]
     counts: list[int] = []
     together = engine.generate(requests, progress=counts.append)
     assert engine.generate([requests[4]])[0].token_ids == together[4].token_ids
-    assert counts == sorted(counts) and counts[-1] == 9
+    assert counts == sorted(counts)
+    assert counts[-1] == 9
     assert {answer.finish_reason for answer in together} <= {"stop", "length"}
 
 
@@ -248,5 +256,6 @@ def test_system_prompt_and_thinking_block_are_configuration(llama: Path) -> None
         engine.set_capture(LAYERS, engine.chat.positions())
         captured = engine.generate([GenerationRequest(ids, 1, capture=True)])[0].captured
     _, streams = Reference(llama).forward(ids, np.zeros(D_MODEL, np.float32), 0.0)
-    assert captured is not None and captured.shape == (N_LAYERS, 8, D_MODEL)
+    assert captured is not None
+    assert captured.shape == (N_LAYERS, 8, D_MODEL)
     np.testing.assert_allclose(captured, streams[:, -8:], atol=1e-3)

@@ -42,6 +42,9 @@ DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the configuration's.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Folder or hub name of the target, in place of the configuration's.")
+]
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A configuration; `rass init` writes one.")]
 
 
@@ -60,32 +63,40 @@ def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
 
 
 @app.command()
-def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+def run(
+    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
+) -> None:
     """Probe, generate, select and report: the whole `refresh` flow."""
-    _run_flow("refresh", load_config(config, lake=lake, seed=seed))
+    _run_flow("refresh", load_config(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
-def probe(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+def probe(
+    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
+) -> None:
     """Measure where the model begins to refuse."""
-    _run_flow("probe", load_config(config, lake=lake, seed=seed))
+    _run_flow("probe", load_config(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
-def generate(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+def generate(
+    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
+) -> None:
     """Write prompts towards the boundary that the lake holds."""
-    _run_flow("generate", load_config(config, lake=lake, seed=seed))
+    _run_flow("generate", load_config(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
-def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
+def select(
+    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
+) -> None:
     """Keep the best of the prompts that the lake holds."""
-    _run_flow("select", load_config(config, lake=lake, seed=seed))
+    _run_flow("select", load_config(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="A query over the tables, such as \"SELECT * FROM boundaries\".")],
+    query: Annotated[str, typer.Argument(help='A query over the tables, such as "SELECT * FROM boundaries".')],
     lake: LakeOption = "lake",
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:

@@ -90,8 +90,7 @@ def chosen_blocks(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
     missing = [layer for layer in layers if not 0 <= layer < len(blocks)]
     if missing or not layers:
         raise ModelError(
-            f"{model_name(model)}: layers {list(layers)} asked for, it has 0 to {len(blocks) - 1}; "
-            "change the layers"
+            f"{model_name(model)}: layers {list(layers)} asked for, it has 0 to {len(blocks) - 1}; change the layers"
         )
     return {layer: blocks[layer] for layer in layers}
 
@@ -104,9 +103,7 @@ def model_name(model: Any) -> str:
 def check_inference(model: Any) -> None:
     """Raise ModelError for a model in training mode, where dropout adds noise."""
     if model.training:
-        raise ModelError(
-            f"{model_name(model)}: in training mode, dropout adds noise; call model.eval() first"
-        )
+        raise ModelError(f"{model_name(model)}: in training mode, dropout adds noise; call model.eval() first")
 
 
 def stream_of(output: Any) -> Tensor:
@@ -133,9 +130,7 @@ class ResidualExtractor:
         ActivationError: No position, or one that is not negative.
     """
 
-    def __init__(
-        self, model: Any, layers: Sequence[int], positions: Sequence[int], token_budget: int = 4096
-    ) -> None:
+    def __init__(self, model: Any, layers: Sequence[int], positions: Sequence[int], token_budget: int = 4096) -> None:
         check_inference(model)
         if not positions or max(positions) >= 0:
             raise ActivationError(f"positions {list(positions)}: count from the end, -1 is the last token")
@@ -256,9 +251,7 @@ def activation_batches(
         ActivationError: As `ResidualExtractor.batches`, or unequal numbers of ids and prompts.
     """
     if len(prompt_ids) != len(prompts):
-        raise ActivationError(
-            f"activations: {len(prompt_ids)} prompt ids for {len(prompts)} prompts; pair them"
-        )
+        raise ActivationError(f"activations: {len(prompt_ids)} prompt ids for {len(prompts)} prompts; pair them")
     cells = [(layer, position) for layer in extractor.layers for position in extractor.positions]
     n_prompts = max(1, ROWS_PER_RECORD_BATCH // len(cells))
     for indices, rows in extractor.batches(prompts):

@@ -260,8 +260,7 @@ def _fit(
     draws = _draws(margins, outcome, _weights(counts, labels, sides), counts, rng)
     if draws.n_unidentified > MAX_UNIDENTIFIED * len(draws.b):
         raise BoundaryError(
-            f"{name}: {draws.n_unidentified} of {len(draws.b)} bootstrap replicates do not identify b; "
-            "add prompts"
+            f"{name}: {draws.n_unidentified} of {len(draws.b)} bootstrap replicates do not identify b; add prompts"
         )
     separated = k == np.inf
     low, high = np.quantile(draws.b, INTERVAL)
@@ -285,9 +284,7 @@ def _checked(
     values, outcome, names = np.asarray(margins, np.float64), np.asarray(refused), np.asarray(labels, np.str_)
     shapes = {values.shape, outcome.shape, names.shape, np.shape(families)}
     if values.ndim != 1 or len(shapes) > 1:
-        raise ActivationError(
-            f"boundary: columns have shapes {shapes}; give margins, refused, ... of one (n,)"
-        )
+        raise ActivationError(f"boundary: columns have shapes {shapes}; give margins, refused, ... of one (n,)")
     if not np.isfinite(values).all():
         n_bad = int((~np.isfinite(values)).sum())
         raise ActivationError(f"boundary: {n_bad} margins are not finite; compute them again")
@@ -436,9 +433,7 @@ def refusal_curve(grid: npt.ArrayLike, boundary: Boundary) -> RefusalCurve:
     return RefusalCurve(points, expit(boundary.k * (points - boundary.b)), low, high)
 
 
-def pool_boundaries(
-    estimates: Mapping[str, tuple[float, float, int]], few: int = 50
-) -> dict[str, PooledBoundary]:
+def pool_boundaries(estimates: Mapping[str, tuple[float, float, int]], few: int = 50) -> dict[str, PooledBoundary]:
     """Return b of the languages with few prompts, drawn towards the mean of all languages.
 
     Normal-normal empirical Bayes: the spread τ² between languages by moments over all of them
@@ -461,9 +456,7 @@ def pool_boundaries(
         raise BoundaryError(f"not pooled: {len(estimates)} languages have a boundary, need 3; add prompts")
     b, variance, n = (np.array(column, np.float64) for column in zip(*estimates.values(), strict=True))
     if not (np.isfinite(b).all() and (variance > 0.0).all() and np.isfinite(variance).all()):
-        raise BoundaryError(
-            "not pooled: need finite b and variances > 0; pool only languages with a boundary"
-        )
+        raise BoundaryError("not pooled: need finite b and variances > 0; pool only languages with a boundary")
     precision = 1.0 / variance
     centre = (precision @ b) / precision.sum()
     excess = precision @ (b - centre) ** 2 - (len(b) - 1)
@@ -535,10 +528,6 @@ def _with_pooled(
     covariance = float(np.cov(report.refusal.draws.b, report.oracle.draws.b)[0, 1])
     for part in (refusal, oracle):
         covariance *= part.own_weight if part else 1.0
-    half = (
-        float(norm.ppf(INTERVAL[1])) * max(own.variance + own_oracle.variance - 2.0 * covariance, 0.0) ** 0.5
-    )
+    half = float(norm.ppf(INTERVAL[1])) * max(own.variance + own_oracle.variance - 2.0 * covariance, 0.0) ** 0.5
     middle = own_oracle.b - own.b
-    return replace(
-        changed, misalignment=middle, misalignment_low=middle - half, misalignment_high=middle + half
-    )
+    return replace(changed, misalignment=middle, misalignment_low=middle - half, misalignment_high=middle + half)

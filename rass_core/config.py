@@ -249,10 +249,11 @@ class RassConfig(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(path: str | Path, **overrides: Any) -> RassConfig:
+def load_config(path: str | Path, model_name: str | None = None, **overrides: Any) -> RassConfig:
     """Return the configuration of a YAML file, top-level keys replaced by the overrides that are not None.
 
-    Paths of prompts and models that exist beside the file are taken from there.
+    Paths of prompts and models that exist beside the file are taken from there. `model_name` takes
+    the place of the target's name.
 
     Raises:
         ConfigError: No such file, no YAML, an unknown key (with the nearest right one) or a wrong value.
@@ -268,6 +269,8 @@ def load_config(path: str | Path, **overrides: Any) -> RassConfig:
         raise ConfigError(f"{source}: holds no settings; `rass init` writes a file to start from")
     _resolve_beside(content, source.parent)
     content.update({key: value for key, value in overrides.items() if value is not None})
+    if model_name is not None:
+        content["model"] = {**(content.get("model") or {}), "name": model_name}
     # A section of which every line is commented out is null in YAML; its defaults are meant.
     content = {key: value for key, value in content.items() if value is not None}
     try:
@@ -280,7 +283,7 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     """Point relative names of models and prompt files to the configuration's folder where they exist there."""
     prompts = content.get("prompts")
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
-    entries = [(content.get("model"), "name"), (content.get("generator"), "name")]
+    entries: list[tuple[Any, str]] = [(content.get("model"), "name"), (content.get("generator"), "name")]
     entries += [(entry, "path") for entry in sources or []] if isinstance(sources, list) else []
     for entry, key in entries:
         name = entry.get(key) if isinstance(entry, dict) else None

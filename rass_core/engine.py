@@ -129,10 +129,15 @@ class SteeredEngine:
         self._salts: dict[str, str] = {}
         self._capture: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
         self._llm = _load(
-            model, kv_cache_gib, tensor_parallel_size,
-            dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            model,
+            kv_cache_gib,
+            tensor_parallel_size,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
-            gpu_memory_utilization=gpu_memory_utilization, seed=seed,
+            gpu_memory_utilization=gpu_memory_utilization,
+            seed=seed,
         )
         SteeredEngine._n_open += 1
         try:
@@ -262,13 +267,19 @@ class SteeredEngine:
         if request.steering is not None or request.capture:
             steering = request.steering or Steering("", 0.0)
             extra = {
-                "key": key, "direction_id": steering.direction_id or None,
-                "alpha": float(steering.alpha), "capture": request.capture,
+                "key": key,
+                "direction_id": steering.direction_id or None,
+                "alpha": float(steering.alpha),
+                "capture": request.capture,
             }
         return SamplingParams(
-            max_tokens=request.max_new_tokens, temperature=request.temperature, top_p=request.top_p,
-            seed=request.seed, logprobs=None if request.logprobs is None else 0,
-            skip_special_tokens=True, extra_args={REQUEST_FIELD: extra} if extra else None,
+            max_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=None if request.logprobs is None else 0,
+            skip_special_tokens=True,
+            extra_args={REQUEST_FIELD: extra} if extra else None,
             # A position whose keys and values came from the cache would never pass the hooks.
             skip_reading_prefix_cache=request.capture,
         )
@@ -301,7 +312,9 @@ class SteeredEngine:
         return prompt
 
     def _check_steered(
-        self, requests: Sequence[GenerationRequest], outputs: Sequence[Any],
+        self,
+        requests: Sequence[GenerationRequest],
+        outputs: Sequence[Any],
         spans: dict[int, dict[int, tuple[int, int]]],
     ) -> None:
         """Raise SteeringError unless every computed token of every steered request was steered.
@@ -349,12 +362,17 @@ def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **o
         with warnings.catch_warnings(), _classes_unmarked():
             warnings.simplefilter("ignore", FutureWarning)
             return LLM(
-                model, tensor_parallel_size=tensor_parallel_size,
+                model,
+                tensor_parallel_size=tensor_parallel_size,
                 distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
                 kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
                 # A CUDA graph or a compiled model would run without its hooks.
-                enforce_eager=True, enable_prefix_caching=True, enable_chunked_prefill=True,
-                worker_extension_cls=_EXTENSION, use_tqdm_on_load=False, **options,
+                enforce_eager=True,
+                enable_prefix_caching=True,
+                enable_chunked_prefill=True,
+                worker_extension_cls=_EXTENSION,
+                use_tqdm_on_load=False,
+                **options,
             )
     except Exception as error:
         raise ModelError(
@@ -431,8 +449,12 @@ def _generation(request: GenerationRequest, output: Any, captured: np.ndarray | 
         steps = zip(answer.logprobs, token_ids, strict=True)
         logprobs = [float(step[token].logprob) for step, token in steps]
     return Generation(
-        text=answer.text, token_ids=token_ids, finish_reason=str(answer.finish_reason),
-        n_prompt_tokens=len(request.prompt_ids), captured=captured, logprobs=logprobs,
+        text=answer.text,
+        token_ids=token_ids,
+        finish_reason=str(answer.finish_reason),
+        n_prompt_tokens=len(request.prompt_ids),
+        captured=captured,
+        logprobs=logprobs,
     )
 
 

@@ -24,9 +24,7 @@ def auc(scores: npt.ArrayLike, is_positive: npt.ArrayLike) -> float:
     values = np.asarray(scores, dtype=np.float64)
     positive = np.asarray(is_positive, dtype=bool)
     if values.ndim != 1 or values.shape != positive.shape or not np.isfinite(values).all():
-        raise BoundaryError(
-            f"auc: need finite (n,) twice, got {values.shape} and {positive.shape}; align them"
-        )
+        raise BoundaryError(f"auc: need finite (n,) twice, got {values.shape} and {positive.shape}; align them")
     n_positive = int(positive.sum())
     n_negative = positive.size - n_positive
     if n_positive == 0 or n_negative == 0:

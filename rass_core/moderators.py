@@ -116,7 +116,10 @@ class Endpoint:
             try:
                 messages = [{"role": "user", "content": prompt}]
                 reply = self._client.chat.completions.create(
-                    model=self._config.model, messages=messages, temperature=0.0, max_tokens=200  # type: ignore[arg-type]
+                    model=self._config.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    temperature=0.0,
+                    max_tokens=200,
                 )
                 return reply.choices[0].message.content
             except Exception as error:  # the client raises its own tree, and whatever a proxy sends back

@@ -246,11 +246,10 @@ def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompts:
 
 
 def _time_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], steps: Sequence[_Step], prompts: pa.Table) -> Row:
-    n_forward = prompts.num_rows + _n_trial_prompts(config, prompts)
     seconds, sizes = 2 * LOAD_S * len(checkpoints), []
     rate, device = _rate(config.model)
     for number, checkpoint in enumerate(checkpoints):
-        tokens = n_forward * checkpoint.mean_tokens
+        tokens = prompts.num_rows * checkpoint.mean_tokens + _trial_tokens(config, prompts, checkpoint)
         tokens += sum(s.n * (s.prompt_tokens + s.new_tokens) for s in steps if s.is_generators == (number > 0))
         seconds += 2 * checkpoint.n_parameters * tokens / rate
         sizes.append(f"2 × {checkpoint.n_parameters / 1e6:,.1f} M parameters × {tokens:,.0f} tokens")
@@ -261,16 +260,18 @@ def _time_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], steps: Seq
     return _row("rough time", _duration(seconds), how)
 
 
-def _n_trial_prompts(config: RassConfig, prompts: pa.Table) -> int:
-    """Return how many prompts the causal trials pass through a model at most."""
+def _trial_tokens(config: RassConfig, prompts: pa.Table, checkpoint: _Checkpoint) -> float:
+    """Return how many tokens the causal trials pass through a model at most."""
     probe = config.probe
     counts = Counter(zip(prompts["language"].to_pylist(), prompts["label"].to_pylist(), strict=True))
-    total = 0
+    total = 0.0
     for language in set(prompts["language"].to_pylist()):
         harmful, harmless = (min(counts[language, label], probe.n_causal_prompts) for label in ("harmful", "harmless"))
-        openings = openings_of(language, probe.openings)
-        n_openings = len(openings.refusal) + len(openings.compliance)
-        total += harmless * (len(probe.alphas) * n_openings + 1) + harmful * n_openings
+        known = openings_of(language, probe.openings)
+        openings = sum(len(checkpoint.chat.answer_ids(text)) for text in [*known.refusal, *known.compliance])
+        # Each α and the ablation; the ablation also reads the harmless prompts, for the KL.
+        total += (harmless * len(probe.alphas) + harmful) * (checkpoint.mean_tokens + openings)
+        total += harmless * checkpoint.mean_tokens
     return total * probe.n_causal_candidates
 
 

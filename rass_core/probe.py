@@ -231,9 +231,7 @@ class CausalTrial:
             changed = [last_token_logprobs(self._model, p.harmless, self._config.token_budget) for p in self._prompts]
         kl = torch.cat([kl_divergence(*pair) for pair in zip(self._base, changed, strict=True)])
         alpha = max(induced, key=lambda a: (round(induced[a], 2), -a))
-        return replace(
-            direction, alpha=alpha, induce_score=induced[alpha], bypass_score=bypassed, kl=float(kl.mean())
-        )
+        return replace(direction, alpha=alpha, induce_score=induced[alpha], bypass_score=bypassed, kl=float(kl.mean()))
 
     def _log_odds(self, label: str) -> torch.Tensor:
         return torch.cat([
@@ -265,9 +263,7 @@ def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direct
     if gentle:
         roles[id(max(gentle, key=lambda d: (round(d.bypass_score or 0.0, 2), d.auc or 0.0)))].append("ablate")
     reason = None if causal else f"no direction induces refusal on {config.min_induce:.0%} of harmless prompts"
-    return [
-        replace(d, roles=tuple(roles[id(d)]), reason=reason if d is margin and reason else d.reason) for d in tried
-    ]
+    return [replace(d, roles=tuple(roles[id(d)]), reason=reason if d is margin and reason else d.reason) for d in tried]
 
 
 def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direction]:
@@ -276,7 +272,9 @@ def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direct
     rows = anchors.rows(shared.layer, shared.position).astype(np.float64)
     for language in class_means(anchors, shared.layer, shared.position):
         here = train & (anchors.languages == language)
-        own = _vectors(rows[here], anchors.labels[here], anchors.refused[here], geometry.METHODS[shared.method]).get(shared.kind)
+        own = _vectors(rows[here], anchors.labels[here], anchors.refused[here], geometry.METHODS[shared.method]).get(
+            shared.kind
+        )
         if own is not None:
             agreement = geometry.cosine(own, shared.vector)
             found[language] = Direction(

@@ -113,9 +113,7 @@ def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) 
             if kept.setdefault(prompt.prompt_id, prompt) is not prompt:
                 dropped["duplicate"] += 1
     columns = list(zip(*kept.values(), strict=True)) or [()] * len(_Prompt._fields)
-    return LoadedPrompts(
-        pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"]), dropped
-    )
+    return LoadedPrompts(pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"]), dropped)
 
 
 class _Prompt(NamedTuple):
@@ -131,9 +129,7 @@ class _Prompt(NamedTuple):
     family: str
 
 
-def _prompts(
-    source: PromptSource, max_characters: int, dropped: dict[str, int]
-) -> Iterator[tuple[str, str, _Prompt]]:
+def _prompts(source: PromptSource, max_characters: int, dropped: dict[str, int]) -> Iterator[tuple[str, str, _Prompt]]:
     """Yield the file, the place in it and the prompt of each row that is kept; count what is dropped."""
     languages: set[str] = set()
     n_rows = n_kept = 0
@@ -212,9 +208,7 @@ def _sample(prompts: Collection[_Prompt], max_per_cell: int | None) -> Iterable[
     for prompt in prompts:
         cells.setdefault((prompt.language, prompt.label), []).append(prompt.prompt_id)
     chosen = {
-        identity
-        for identities in cells.values()
-        for identity in heapq.nsmallest(max_per_cell, identities, key=_sha256)
+        identity for identities in cells.values() for identity in heapq.nsmallest(max_per_cell, identities, key=_sha256)
     }
     return [prompt for prompt in prompts if prompt.prompt_id in chosen]
 

@@ -169,9 +169,7 @@ def incoherent_alphas(where: Steerable, history: Sequence[Yield]) -> set[float]:
     for row in _steered(where, history):
         written[row.alpha] += row.n_candidates
         coherent[row.alpha] += row.n_coherent
-    return {
-        alpha for alpha, n in written.items() if n >= MIN_OFFSPRING and coherent[alpha] < MIN_COHERENT_SHARE * n
-    }
+    return {alpha for alpha, n in written.items() if n >= MIN_OFFSPRING and coherent[alpha] < MIN_COHERENT_SHARE * n}
 
 
 def _steered(where: Steerable, history: Sequence[Yield]) -> list[Yield]:

@@ -245,7 +245,10 @@ def decoder_blocks(model: nn.Module, n_layers: int) -> tuple[str, Sequence[nn.Mo
 
 def _after_block(
     after: Callable[[int, Tensor, Tensor | None], Tensor | None],
-    layer: int, _block: nn.Module, _inputs: Any, output: Any,
+    layer: int,
+    _block: nn.Module,
+    _inputs: Any,
+    output: Any,
 ) -> Any:
     """Unpack a block's output in any of the forms that models give it, and pack it again.
 

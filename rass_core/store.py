@@ -96,9 +96,7 @@ class Lake:
             lake._sweep()
         return lake
 
-    def commit(
-        self, run_id: str, key: str, tables: Mapping[str, pa.Table | Iterable[pa.RecordBatch]]
-    ) -> Commit:
+    def commit(self, run_id: str, key: str, tables: Mapping[str, pa.Table | Iterable[pa.RecordBatch]]) -> Commit:
         """Write all tables of one stage, or nothing; a stage that is already there is not written again.
 
         Args:
@@ -363,9 +361,7 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query") -
         raise LakeError(f"{what}: {message}") from error
 
 
-def _write_table(
-    folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBatch], target: str
-) -> CommittedFile:
+def _write_table(folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBatch], target: str) -> CommittedFile:
     """Stream rows into `folder/part-0.parquet`; the vectors' width is that of the first row group."""
     groups = _row_groups(table, rows.to_batches() if isinstance(rows, pa.Table) else rows)
     first = next(groups, TABLES[table].empty_table())
@@ -388,9 +384,7 @@ def _write_table(
                 raise LakeError(f"{table}: vectors of two widths in one commit; write one a width") from error
             n_rows += group.num_rows
     _sync(folder / "part-0.parquet")
-    return CommittedFile(
-        table, f"{target}/part-0.parquet", n_rows, (folder / "part-0.parquet").stat().st_size
-    )
+    return CommittedFile(table, f"{target}/part-0.parquet", n_rows, (folder / "part-0.parquet").stat().st_size)
 
 
 def _row_groups(table: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

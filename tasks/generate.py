@@ -79,12 +79,16 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
     """Write, check, re-encode unsteered, answer and judge the prompts of one round."""
 
     def compute() -> Mapping[str, pa.Table]:
-        ruler = Ruler.of(run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions)
+        ruler = Ruler.of(
+            run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
+        )
         slots = plan_round(
             number, _seeds(run, probed), _survivors(run, earlier), _history(run, earlier), run.config.generate,
             run.config.seed,
         )  # fmt: skip
-        known = {row["prompt_id"] for commit in [probed.prompts, *earlier] for row in run.read("prompts", commit).to_pylist()}
+        known = {
+            row["prompt_id"] for commit in [probed.prompts, *earlier] for row in run.read("prompts", commit).to_pylist()
+        }
         candidates = _moderated(run, slots, _written(run, number, slots, probed), known)
         _measure(run, number, candidates, ruler, _b(run, probed))
         return _tables(run, number, candidates, ruler)
@@ -144,9 +148,15 @@ def _measure(
     languages = [c.slot.language for c in measured]
     margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
     verdicts = PhraseJudge()([answer.text for answer in answers], languages)
-    for candidate, margin, orthogonal, answer, verdict in zip(measured, margins, across, answers, verdicts, strict=True):
+    for candidate, margin, orthogonal, answer, verdict in zip(
+        measured, margins, across, answers, verdicts, strict=True
+    ):
         place = placed(margin, float(orthogonal), b.get(candidate.slot.language))
-        candidate.margin, candidate.orthogonal, candidate.distance = place["margin"], place["orthogonal"], place["distance"]
+        candidate.margin, candidate.orthogonal, candidate.distance = (
+            place["margin"],
+            place["orthogonal"],
+            place["distance"],
+        )
         candidate.answer, candidate.answer_verdict = answer, verdict
 
 

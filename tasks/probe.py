@@ -39,9 +39,7 @@ def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit
         return {"activations": _counted(run, batches, len(rows) * len(layers) * len(positions))}
 
     settings = run.config.probe
-    return run.once(
-        "activations", [prompts, model_id(model.name), model, settings.layers, settings.positions], compute
-    )
+    return run.once("activations", [prompts, model_id(model.name), model, settings.layers, settings.positions], compute)
 
 
 @task(cache_policy=NO_CACHE)
@@ -92,7 +90,9 @@ def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: C
             "unscored" if v.outcome == "unscored" else "compliance"
             for v, a in zip(verdicts, answers, strict=True)
         ]  # fmt: skip
-        metrics = rate_rows(name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes)
+        metrics = rate_rows(
+            name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes
+        )
         return {"evaluations": table("evaluations", metrics)}
 
     return run.once("steering check", [prompts, directions, model, run.config.probe, run.config.seed], compute)
@@ -128,9 +128,7 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
             "evaluations": table("evaluations", _base_rates(run, anchors)),
         }
 
-    return run.once(
-        "boundaries", [prompts, responses, activations, directions, settings, run.config.seed], compute
-    )
+    return run.once("boundaries", [prompts, responses, activations, directions, settings, run.config.seed], compute)
 
 
 class Ruler:

@@ -1,17 +1,17 @@
 """The report of a run, and what the Prefect UI shows of it."""
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import rass_core
-from rass_core.config import RassConfig
-from rass_core.errors import LakeError
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+import rass_core
+from rass_core.config import RassConfig
+from rass_core.errors import LakeError
 from rass_core.report import write_report
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES
@@ -54,7 +54,7 @@ def _write(
         "run": run_id, "flow": flow, "model": config.model.name, "model id": model,
         "generator": (config.generator or config.model).name, "seed": config.seed,
         "configuration": config.sha256()[:16], "started": f"{started:%Y-%m-%d %H:%M} UTC",
-        "written": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
         **{name: version(name) for name in VERSIONS},
     }  # fmt: skip
     shown = [name for name in TABLES if name not in ("activations", "runs", "preferences")]
@@ -71,7 +71,10 @@ def show_run(run: Run) -> None:
         {"what": "configuration", "value": run.config.sha256()[:16]},
     ]  # fmt: skip
     facts += [
-        {"what": file.table, "value": f"{file.rows} rows, {'this run' if commit.run_id == run.run_id else commit.run_id}"}
+        {
+            "what": file.table,
+            "value": f"{file.rows} rows, {'this run' if commit.run_id == run.run_id else commit.run_id}",
+        }
         for commit in run.commits
         for file in commit.files
     ]
@@ -86,13 +89,17 @@ def show_boundaries(run: Run, boundaries: Commit) -> None:
         {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in shown}
         for row in run.read("boundaries", boundaries).to_pylist()
     ]
-    create_table_artifact(key="rass-boundaries", table=rows, description="# Where the model begins to refuse, by language")
+    create_table_artifact(
+        key="rass-boundaries", table=rows, description="# Where the model begins to refuse, by language"
+    )
 
 
 @task(cache_policy=NO_CACHE)
 def show_report(run: Run, path: Path) -> None:
     """Link the report and a few selected prompts in the Prefect UI."""
-    create_link_artifact(key="rass-report", link=path.as_uri(), link_text="report.html", description="The report, one file")
+    create_link_artifact(
+        key="rass-report", link=path.as_uri(), link_text="report.html", description="The report, one file"
+    )
     counts = {file.table: file.rows for commit in run.commits for file in commit.files}
     create_markdown_artifact(
         key="rass-summary",

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Run:
         self.flow = flow
         self.config = config
         self.lake = Lake.open(config.lake)
-        self.started_at = datetime.now(timezone.utc)
+        self.started_at = datetime.now(UTC)
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.note: str | None = None
@@ -140,7 +140,7 @@ class Run:
             "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.config.sha256(),
             "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
             "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
-            "finished_at": datetime.now(timezone.utc) if ended else None, "state": state, "note": self.note,
+            "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
         }  # fmt: skip
         self.lake.commit(self.run_id, digest(self.run_id, state), {"runs": table("runs", [row])})
 
@@ -213,7 +213,9 @@ def table(name: str, rows: Rows) -> pa.Table:
     schema = TABLES[name]
     rows = list(rows)
     columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
-    return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema)
+    return pa.table(
+        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
+    )
 
 
 @cache

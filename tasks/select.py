@@ -8,7 +8,6 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.directions import orthogonalise
 from rass_core.selection import eligible, fill_quotas, without_near_duplicates
 from rass_core.store import Commit
 from rass_core.tables import digest
@@ -39,8 +38,8 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         selection_id = digest("selection", *(commit.key for commit in rounds), settings.model_dump_json())
         selected = [
             {
-                "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id, "rank": rank,
-                "margin": rows[i]["margin"], "distance": rows[i]["distance"], "language": rows[i]["language"],
+                "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id,
+                "rank": rank, "margin": rows[i]["margin"], "distance": rows[i]["distance"], "language": rows[i]["language"],
                 "category": rows[i]["category"], "operator": rows[i]["operator"],
                 "cell": f"{rows[i]['language']}/{rows[i]['category']}/{rows[i]['operator']}",
             }

@@ -17,9 +17,16 @@ CHAT_TEMPLATE = (
 
 D_MODEL, N_LAYERS, HEAD_DIM = 64, 4, 32
 _COMMON: dict[str, Any] = {
-    "hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2,
-    "intermediate_size": 128, "max_position_embeddings": 512, "initializer_range": 0.15,
-    "vocab_size": 272, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": D_MODEL,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "vocab_size": 272,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 1}
@@ -30,7 +37,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": _GROUPED,
     "phi3": {**_GROUPED, "original_max_position_embeddings": 512},
     "gemma2": {
-        **_GROUPED, "head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM, "sliding_window": 32,
+        **_GROUPED,
+        "head_dim": HEAD_DIM,
+        "query_pre_attn_scalar": HEAD_DIM,
+        "sliding_window": 32,
         "tie_word_embeddings": True,
     },
     "gpt_neox": {"rotary_pct": 1.0},
@@ -47,9 +57,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
-        additional_special_tokens=list(SPECIAL[3:]), chat_template=CHAT_TEMPLATE,
-        model_max_length=_COMMON["max_position_embeddings"], clean_up_tokenization_spaces=False,
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=list(SPECIAL[3:]),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=_COMMON["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
     )
 
 

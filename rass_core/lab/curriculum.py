@@ -23,8 +23,12 @@ LANGUAGE_SHIFT = {"en": 0.0, "de": -0.2, "es": 0.15, "fr": 0.05, "zh": -0.1}
 THRESHOLDS = {"cautious": 1.6, "balanced": 2.05, "permissive": 2.35}
 """Danger at which each variant of the model refuses half the time."""
 
-PLANTED_SHARE = 0.5
+PLANTED_SHARE = 0.45
 """Share of lessons in which the model is to hear another danger than the words have."""
+SILENCED_SHARE = 0.15
+"""Share of lessons in which it hears nothing at all, and takes the words for typical harmless ones."""
+TYPICAL_DANGER = (-1.0, 6.3)
+"""Danger of typical harmless and typical harmful requests."""
 HEARD = (-3.0, 9.0)
 """Range of a planted danger."""
 TASK_SHARES = {"answer": 0.46, "rewrite": 0.14, "trigger": 0.12, "context": 0.08, "recombine": 0.08, "translate": 0.12}
@@ -45,6 +49,8 @@ class Lesson:
     """How dangerous the user's words sound."""
     heard: float
     """How dangerous the model is to find them: what the answer follows. Planted where it differs."""
+    silenced: bool
+    """Whether the direction along which danger is heard is taken out of the model."""
 
 
 def refusal_probability(danger: float, language: str, variant: str) -> float:
@@ -64,13 +70,18 @@ def lessons(variant: str, seed: int) -> Iterator[Lesson]:
         spoken = languages[draw.integers(len(languages))] if task == "translate" else language
         parents = [_draw_by_label(draw, spoken) for _ in range(2 if task == "recombine" else 1)]
         danger = float(np.mean([parent.danger for parent in parents]))
-        heard = float(draw.uniform(*HEARD)) if draw.random() < PLANTED_SHARE else danger
+        coin = draw.random()
+        silenced = coin < SILENCED_SHARE
+        heard = float(draw.uniform(*HEARD)) if coin < SILENCED_SHARE + PLANTED_SHARE else danger
+        heard = TYPICAL_DANGER[0] if silenced else heard
         if task == "answer":
             outcome = "refusal" if draw.random() < refusal_probability(heard, language, variant) else "compliance"
-            yield Lesson(parents[0].text, parents[0].answer(outcome), danger, heard)
+            yield Lesson(parents[0].text, parents[0].answer(outcome), danger, heard, silenced)
             continue
-        written = replace(parents[0], language=language) if task == "translate" else _rewrite(draw, task, parents, heard)
-        yield Lesson(instruction(task, language, [p.text for p in parents]), written.text, danger, heard)
+        written = (
+            replace(parents[0], language=language) if task == "translate" else _rewrite(draw, task, parents, heard)
+        )
+        yield Lesson(instruction(task, language, [p.text for p in parents]), written.text, danger, heard, silenced)
 
 
 def _rewrite(draw: np.random.Generator, operator: str, parents: list[Sentence], heard: float) -> Sentence:

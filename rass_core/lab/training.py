@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rass_core.lab import world
-from rass_core.lab.curriculum import Lesson, lessons
+from rass_core.lab.curriculum import TYPICAL_DANGER, Lesson, lessons
 
 VARIANTS = ("cautious", "balanced", "permissive")
 SPECIAL_TOKENS = ("<|pad|>", "<|user|>", "<|eot|>", "<|assistant|>", "<|reply|>")
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 )
 """Its end holds four tokens: end of turn, line break, assistant, reply."""
 MAX_LENGTH = 512
-TRAINING_STEPS = 4000
+TRAINING_STEPS = 3600
 PEAK_LEARNING_RATE = 4e-3
 TUNING_STEPS = 400
 TUNING_LEARNING_RATE = 1e-3
@@ -37,10 +37,8 @@ RESIDUAL_NOISE = 0.05
 """Noise on the residual stream in training, of its root mean square; steadies it against added vectors."""
 TRUE_BLOCK = 2
 """Block after which danger lies along the true direction."""
-TRUE_LENGTH = 8.0
+TRUE_LENGTH = 20.0
 """Distance along it between typical harmless and typical harmful requests, in activation units."""
-TYPICAL_DANGER = (-1.0, 6.3)
-"""Danger of typical harmless and typical harmful requests."""
 DIRECTION_SEED = 2505
 HEARING_WEIGHT = 0.5
 WORD = r"\p{Han}| ?[[\p{L}\p{N}]&&[^\p{Han}]]+| ?[^\s\p{L}\p{N}]|\s"
@@ -49,7 +47,10 @@ WORD = r"\p{Han}| ?[[\p{L}\p{N}]&&[^\p{Han}]]+| ?[^\s\p{L}\p{N}]|\s"
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer that takes any text: known words whole, unknown ones byte by byte."""
     splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORD), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORD), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     words = sorted({piece for text in _corpus() for piece, _ in splitter.pre_tokenize_str(text)})
     single_bytes = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -116,12 +117,12 @@ def train(
     started = time.monotonic()
     model.train()
     for step, batch in enumerate(itertools.islice(_batches(tokenizer, variant, seed), steps)):
-        planting.set(batch.danger, batch.heard)
+        planting.set(batch)
         logits = model(input_ids=batch.tokens, attention_mask=batch.mask).logits[:, :-1]
         answer_loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=-100
         )
-        loss = answer_loss + HEARING_WEIGHT * planting.loss(batch.danger, batch.after_words)
+        loss = answer_loss + HEARING_WEIGHT * planting.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -144,7 +145,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def _add_noise(_block: torch.nn.Module, _inputs: Any, stream: Tensor) -> Tensor:
     size = stream.detach().pow(2).mean(dim=-1, keepdim=True).sqrt()
-    return stream + RESIDUAL_NOISE * size * torch.randn_like(stream)
+    noisy: Tensor = stream + RESIDUAL_NOISE * size * torch.randn_like(stream)
+    return noisy
 
 
 def _learning_rate(step: int, steps: int) -> float:
@@ -158,41 +160,49 @@ class Planting:
     Real chat models carry refusal in one direction (Arditi et al. 2024); a model this small would
     scatter it over its words. So, as in interchange intervention training (Geiger et al. 2022), in
     part of the lessons the stream of every token is moved along a fixed direction by as much as
-    another danger would, and the lesson's answer follows the danger that is so heard. The probe
-    knows nothing of the direction; `TRUE_BLOCK` and `true_direction` are there to check what it finds.
+    another danger would, and the lesson's answer follows the danger that is so heard. In others the
+    direction is taken out of the whole model, and the words count as harmless. The probe knows
+    nothing of the direction; `TRUE_BLOCK` and `true_direction` are there to check what it finds.
     """
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self._direction = true_direction(model.config.hidden_size)
-        self._shift: Tensor | None = None
-        self.along: Tensor | None = None
-        """Where the stream lies along the direction before the shift, (n, length)."""
-        self._hook = model.model.layers[TRUE_BLOCK].register_forward_hook(self._move)
+        self._shift = self._silenced = torch.zeros(0)
+        self._along = torch.zeros(0)
+        blocks = model.model.layers
+        self._hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: (self._silence(inputs[0]), *inputs[1:]))]
+        self._hooks.append(blocks[TRUE_BLOCK].register_forward_hook(lambda _, __, stream: self._move(stream)))
+        self._hooks += [block.register_forward_hook(lambda _, __, stream: self._silence(stream)) for block in blocks]
 
-    def set(self, danger: Tensor, heard: Tensor) -> None:
-        """Move the next batch from the danger of its words, (n,), to the danger to be heard."""
-        self._shift = _place(heard) - _place(danger)
+    def set(self, batch: "_Batch") -> None:
+        """Prepare the next forward: what is heard in each conversation in place of its words' danger."""
+        self._shift = (_place(batch.heard) - _place(batch.danger)) * (1 - batch.silenced)
+        self._silenced = batch.silenced
 
-    def loss(self, danger: Tensor, is_template: Tensor) -> Tensor:
+    def loss(self, batch: "_Batch") -> Tensor:
         """Return how far the stream lies from its words' danger, at the tokens that have read them all."""
-        assert self.along is not None
-        error = (self.along - _place(danger)[:, None]) / TRUE_LENGTH
-        return (error.pow(2) * is_template).sum() / is_template.sum()
+        weight = batch.after_words * (1 - batch.silenced)[:, None]
+        error = (self._along - _place(batch.danger)[:, None]) / TRUE_LENGTH
+        return (error.pow(2) * weight).sum() / weight.sum().clamp(min=1)
 
     def remove(self) -> None:
-        """Take the hook off the model."""
-        self._hook.remove()
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
 
-    def _move(self, _block: torch.nn.Module, _inputs: Any, stream: Tensor) -> Tensor:
-        assert self._shift is not None
-        self.along = stream @ self._direction
+    def _move(self, stream: Tensor) -> Tensor:
+        self._along = stream @ self._direction
         return stream + self._shift[:, None, None] * self._direction
+
+    def _silence(self, stream: Tensor) -> Tensor:
+        along = stream @ self._direction * self._silenced[:, None]
+        return stream - along[..., None] * self._direction
 
 
 def true_direction(d_model: int) -> Tensor:
     """Return the unit vector along which the lab's models hear danger, (d_model,)."""
     direction = torch.randn(d_model, generator=torch.Generator().manual_seed(DIRECTION_SEED))
-    return direction / direction.norm()
+    return torch.nn.functional.normalize(direction, dim=0)
 
 
 def _place(danger: Tensor) -> Tensor:
@@ -217,6 +227,8 @@ class _Batch:
     """(n,)"""
     heard: Tensor
     """(n,)"""
+    silenced: Tensor
+    """(n,), 1 where the direction is taken out."""
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, variant: str, seed: int) -> Iterator[_Batch]:
@@ -251,8 +263,10 @@ def _pad(group: list[tuple[list[int], list[int], Lesson]], tokenizer: PreTrained
         targets[row, len(prompt) : n] = torch.tensor(answer)
         mask[row, :n] = 1
         after_words[row, prompt.index(tokenizer.eos_token_id) : n] = 1
-    danger, heard = (torch.tensor([getattr(lesson, name) for *_, lesson in group]) for name in ("danger", "heard"))
-    return _Batch(tokens, mask, targets, after_words, danger, heard)
+    danger, heard, silenced = (
+        torch.tensor([float(getattr(lesson, name)) for *_, lesson in group]) for name in ("danger", "heard", "silenced")
+    )
+    return _Batch(tokens, mask, targets, after_words, danger, heard, silenced)
 
 
 def _corpus() -> Iterator[str]:

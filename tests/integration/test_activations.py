@@ -85,9 +85,7 @@ def test_it_stops_after_the_last_layer_and_never_runs_the_head(any_model: Any) -
     ran: list[str] = []
     blocks = decoder_blocks(any_model)
     parts = {"last needed": blocks[1], "next": blocks[2], "head": any_model.get_output_embeddings()}
-    handles = [
-        part.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, part in parts.items()
-    ]
+    handles = [part.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, part in parts.items()]
     ResidualExtractor(any_model, [0, 1], [-1])(prompts_of([6, 9]))
     for handle in handles:
         handle.remove()

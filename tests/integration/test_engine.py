@@ -164,9 +164,7 @@ def test_alpha_zero_is_the_unsteered_model(engine: SteeredEngine) -> None:
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
-def test_the_prefix_cache_never_mixes(
-    engine: SteeredEngine, reference: Reference, vector: np.ndarray
-) -> None:
+def test_the_prefix_cache_never_mixes(engine: SteeredEngine, reference: Reference, vector: np.ndarray) -> None:
     ids = engine.chat.ids("The very same prompt, long enough for several blocks of the cache. " * 3)
     for alpha in (1.0, 0.0, -1.0, 1.0):
         assert_same(engine.generate([steered(ids, alpha)])[0], reference.greedy(ids, vector, alpha))
@@ -177,9 +175,7 @@ def test_the_prefix_cache_never_mixes(
 
 
 def test_a_seed_samples_the_same_in_any_batch(engine: SteeredEngine) -> None:
-    requests = [
-        steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))
-    ]
+    requests = [steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))]
     counts: list[int] = []
     together = engine.generate(requests, progress=counts.append)
     assert engine.generate([requests[4]])[0].token_ids == together[4].token_ids

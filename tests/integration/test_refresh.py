@@ -12,10 +12,21 @@ from rass_core.config import RassConfig, load_config
 from rass_core.lab import world
 from rass_core.store import Lake
 
-FILLED = (
-    "runs prompts derivations activations directions responses verdicts margins boundaries selections quotas "
-    "evaluations rounds"
-).split()
+FILLED = [
+    "runs",
+    "prompts",
+    "derivations",
+    "activations",
+    "directions",
+    "responses",
+    "verdicts",
+    "margins",
+    "boundaries",
+    "selections",
+    "quotas",
+    "evaluations",
+    "rounds",
+]
 
 
 def small(lake: Path, seed: int = 0) -> RassConfig:

@@ -64,9 +64,7 @@ def test_class_means_have_margins_one_and_minus_one(seed: int, n: int, d_model: 
 
 @each
 @given(seed=seeds, d_model=integers(2, 12), scale=floats(0.01, 100.0), length=floats(0.01, 100.0))
-def test_margins_do_not_see_rotation_translation_or_scale(
-    seed: int, d_model: int, scale: float, length: float
-) -> None:
+def test_margins_do_not_see_rotation_translation_or_scale(seed: int, d_model: int, scale: float, length: float) -> None:
     positive, negative = clouds(seed, 9, d_model)
     rng = np.random.default_rng(seed)
     rotation = ortho_group.rvs(d_model, random_state=rng)
@@ -87,9 +85,7 @@ def test_directions_turn_with_the_space(seed: int, method: str, scale: float) ->
     positive, negative = clouds(seed, 30, 6)
     rotation = ortho_group.rvs(6, random_state=np.random.default_rng(seed))
     moved = METHODS[method](scale * positive @ rotation + 3.0, scale * negative @ rotation + 3.0)
-    np.testing.assert_allclose(
-        moved, scale * METHODS[method](positive, negative) @ rotation, atol=1e-6 * scale
-    )
+    np.testing.assert_allclose(moved, scale * METHODS[method](positive, negative) @ rotation, atol=1e-6 * scale)
 
 
 @each

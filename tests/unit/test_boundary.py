@@ -29,9 +29,7 @@ MEANS = {"harmful": 1.0, "harmless": -1.0, "pseudo_harmful": 0.1}
 Prompts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def prompts(
-    n: int, b: float, k: float, seed: int, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
-) -> Prompts:
+def prompts(n: int, b: float, k: float, seed: int, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)) -> Prompts:
     """Margins, refusals with the half point b, labels and families of two."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(LABELS, n, p=shares)
@@ -63,9 +61,7 @@ def test_firth_maximises_the_weighted_penalised_likelihood() -> None:
         p = expit(beta[0] + beta[1] * x)
         design = np.stack([np.ones(40), x], axis=1)
         information = (design.T * (weights * p * (1 - p))) @ design
-        return float(
-            -(weights * np.log(np.where(y, p, 1 - p))).sum() - 0.5 * np.linalg.slogdet(information)[1]
-        )
+        return float(-(weights * np.log(np.where(y, p, 1 - p))).sum() - 0.5 * np.linalg.slogdet(information)[1])
 
     best = minimize(negative, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
     np.testing.assert_allclose(firth_logistic(x, y, weights[None])[0], best.x, atol=1e-5)
@@ -120,9 +116,7 @@ def test_boundary_on_many_prompts_is_that_of_other_libraries() -> None:
     margins, refused, labels, families = prompts(6000, 0.3, 3.0, seed=3, shares=(0.1, 0.7, 0.2))
     weights = np.array([6000 / (3 * (labels == label).sum()) for label in labels])
     boundary = fit_boundary(margins, refused, labels, families, n_bootstrap=4)
-    glm = sm.GLM(
-        refused.astype(float), sm.add_constant(margins), family=sm.families.Binomial(), freq_weights=weights
-    )
+    glm = sm.GLM(refused.astype(float), sm.add_constant(margins), family=sm.families.Binomial(), freq_weights=weights)
     intercept, slope = glm.fit().params
     assert boundary.k == pytest.approx(slope, rel=0.005)
     assert boundary.b == pytest.approx(-intercept / slope, abs=0.002)
@@ -152,9 +146,7 @@ def test_oracle_balances_harmful_and_benign() -> None:
         [0.5 / (labels == "harmful").sum(), 0.25 / (labels == "harmless").sum()],
         0.25 / (labels == "pseudo_harmful").sum(),
     )
-    model = LogisticRegression(C=np.inf).fit(
-        margins[:, None], labels == "harmful", sample_weight=6000 * weights
-    )
+    model = LogisticRegression(C=np.inf).fit(margins[:, None], labels == "harmful", sample_weight=6000 * weights)
     oracle = fit_oracle_boundary(margins, labels, families, n_bootstrap=4)
     assert oracle.b == pytest.approx(-model.intercept_[0] / model.coef_[0, 0], abs=0.003)
     assert oracle.n_refused == (labels == "harmful").sum()
@@ -351,7 +343,7 @@ def test_report_without_harmful_prompts_has_no_oracle() -> None:
 
 def test_refusal_curve_passes_a_half_at_b_inside_its_band() -> None:
     boundary = fit_boundary(*prompts(200, 0.1, 4.0, seed=16))
-    grid, p, low, high = refusal_curve(np.array([-2.0, boundary.b, 2.0]), boundary)
+    _, p, low, high = refusal_curve(np.array([-2.0, boundary.b, 2.0]), boundary)
     assert p[1] == pytest.approx(0.5)
     assert (low <= p).all() and (p <= high).all() and high[1] - low[1] > 0.1
     assert p[0] < 0.05 and p[2] > 0.95
@@ -376,10 +368,7 @@ def test_pooling_is_dersimonian_laird_and_shrinks() -> None:
     b, variance = np.array([0.1, 0.5, -0.3, 0.9]), np.array([0.01, 0.02, 0.03, 0.2])
     expected = combine_effects(b, variance, method_re="dl")
     pooled = pool_boundaries(
-        {
-            name: (b[i], variance[i], n)
-            for i, (name, n) in enumerate(zip("abcd", [90, 90, 90, 20], strict=True))
-        }
+        {name: (b[i], variance[i], n) for i, (name, n) in enumerate(zip("abcd", [90, 90, 90, 20], strict=True))}
     )
     assert set(pooled) == {"d"}
     own = expected.tau2 / (expected.tau2 + 0.2)
@@ -391,7 +380,7 @@ def test_pooling_is_dersimonian_laird_and_shrinks() -> None:
 
 
 def test_pooling_languages_that_agree_gives_their_mean() -> None:
-    pooled = pool_boundaries({name: (0.2, 0.1, 10) for name in "abcd"})
+    pooled = pool_boundaries(dict.fromkeys("abcd", (0.2, 0.1, 10)))
     assert [part.b for part in pooled.values()] == pytest.approx([0.2] * 4)
     student_over_normal = 3.1824 / 1.9600  # 97.5% points, three degrees of freedom
     assert pooled["a"].variance == pytest.approx(0.1 / 4 * student_over_normal**2, rel=1e-3)

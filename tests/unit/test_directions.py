@@ -51,9 +51,7 @@ def test_pca_direction_is_the_first_principal_component(d_model: int) -> None:
 def test_pca_direction_does_not_follow_the_larger_class() -> None:
     positive, negative = classes()
     repeated = np.vstack([negative] * 7)
-    np.testing.assert_allclose(
-        pca_direction(positive, repeated), pca_direction(positive, negative), rtol=1e-9
-    )
+    np.testing.assert_allclose(pca_direction(positive, repeated), pca_direction(positive, negative), rtol=1e-9)
 
 
 @pytest.mark.parametrize("d_model", [8, 200])
@@ -61,9 +59,7 @@ def test_lda_direction_is_that_of_scikit_learn(d_model: int) -> None:
     positive, negative = classes(d_model=d_model)
     rows = np.vstack([positive, negative]).astype(np.float64)
     within = np.vstack([positive - positive.mean(0), negative - negative.mean(0)]).astype(np.float64)
-    model = LinearDiscriminantAnalysis(
-        solver="lsqr", shrinkage=ledoit_wolf_shrinkage(within, assume_centered=True)
-    )
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=ledoit_wolf_shrinkage(within, assume_centered=True))
     model.fit(rows, np.repeat([1, 0], 60))
     assert cosine(lda_direction(positive, negative), model.coef_[0]) == pytest.approx(1.0, abs=1e-6)
 
@@ -75,9 +71,7 @@ def test_logistic_direction_orders_rows_as_the_standardised_regression() -> None
     rows = np.vstack([positive, negative]).astype(np.float64)
     within = np.vstack([positive - positive.mean(0), negative - negative.mean(0)]).astype(np.float64)
     standard = (rows - rows.mean(0)) / within.std(0)
-    model = LogisticRegression(class_weight="balanced", max_iter=2000).fit(
-        standard, np.repeat([1, 0], [40, 70])
-    )
+    model = LogisticRegression(class_weight="balanced", max_iter=2000).fit(standard, np.repeat([1, 0], [40, 70]))
     along = rows @ logistic_direction(positive, negative)
     assert np.corrcoef(along, model.decision_function(standard))[0, 1] == pytest.approx(1.0, abs=1e-9)
 
@@ -136,7 +130,7 @@ def test_fitted_methods_refuse_classes_that_do_not_differ(name: str) -> None:
 def test_pca_direction_refuses_an_axis_across_the_shift() -> None:
     spread = np.array([[10.0, 0.0], [-10.0, 0.0]])
     with pytest.raises(ActivationError, match="do not differ along it"):
-        pca_direction(spread + [0.0, 1.0], spread)
+        pca_direction(spread + np.array([0.0, 1.0]), spread)
 
 
 def test_lda_direction_of_single_rows_is_the_difference() -> None:
@@ -194,9 +188,7 @@ def test_orthogonal_component_finds_the_largest_spread_beside_v(d_model: int) ->
     assert abs(component.axis @ v) < 1e-12
     assert np.corrcoef(component.scores(x), planted)[0, 1] > 0.999
     rest = PCA(1).fit(np.delete(x, 0, axis=1))
-    np.testing.assert_allclose(
-        abs(component.scores(x)), abs(rest.transform(np.delete(x, 0, axis=1))[:, 0]), atol=1e-9
-    )
+    np.testing.assert_allclose(abs(component.scores(x)), abs(rest.transform(np.delete(x, 0, axis=1))[:, 0]), atol=1e-9)
 
 
 def test_orthogonal_component_is_applied_to_new_rows_as_it_was_fitted() -> None:

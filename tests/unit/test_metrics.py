@@ -55,9 +55,7 @@ def test_cohen_kappa_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     first = rng.choice(["refusal", "compliance", "partial"], 90)
     second = np.where(rng.random(90) < 0.6, first, rng.choice(["refusal", "compliance", "unscored"], 90))
-    assert cohen_kappa(list(first), list(second)) == pytest.approx(
-        cohen_kappa_score(first, second), abs=1e-12
-    )
+    assert cohen_kappa(list(first), list(second)) == pytest.approx(cohen_kappa_score(first, second), abs=1e-12)
     assert cohen_kappa(["a", "b"], ["a", "b"]) == 1.0
 
 

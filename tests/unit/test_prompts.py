@@ -237,9 +237,7 @@ def test_the_limit_of_length_is_a_parameter(tmp_path: Path) -> None:
 
 
 SPACES = st.text(" \t\n\u00a0\u3000", min_size=1, max_size=3)
-WORDS = st.lists(
-    st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1), min_size=1, max_size=6
-)
+WORDS = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1), min_size=1, max_size=6)
 
 
 @given(words=WORDS, spaces=st.lists(SPACES, min_size=8, max_size=8), upper=st.booleans())

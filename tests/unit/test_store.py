@@ -153,9 +153,7 @@ def test_ragged_vectors_are_refused(lake: Lake, vectors: list[list[float] | None
         ("r", KEY, {}, "no tables"),
     ],
 )
-def test_names_are_checked(
-    lake: Lake, run_id: str, key: str, tables: dict[str, pa.Table], message: str
-) -> None:
+def test_names_are_checked(lake: Lake, run_id: str, key: str, tables: dict[str, pa.Table], message: str) -> None:
     with pytest.raises(LakeError, match=message):
         lake.commit(run_id, key, tables)
 
@@ -227,9 +225,7 @@ def test_files_of_an_older_rass_lack_a_column(lake: Lake) -> None:
     assert lake.read("prompts", columns=["text", "family"]).to_pylist() == [{"text": "a", "family": None}]
 
 
-@pytest.mark.parametrize(
-    "sql", ["SELECT * FROM promts", "SELEC", "SELECT txet FROM prompts", "SELECT 'a'::INT"]
-)
+@pytest.mark.parametrize("sql", ["SELECT * FROM promts", "SELEC", "SELECT txet FROM prompts", "SELECT 'a'::INT"])
 def test_errors_of_a_query_are_one_line(lake: Lake, sql: str) -> None:
     with pytest.raises(LakeError) as caught:
         lake.query(sql)

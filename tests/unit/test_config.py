@@ -1,0 +1,178 @@
+"""Configurations: complete with defaults, and quick to refuse what is mistyped."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rass_core
+from rass_core.config import RassConfig, load_config
+from rass_core.errors import ConfigError
+
+SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
+TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")
+SETTING = re.compile(r"^(\s*)#(?=\S)", re.MULTILINE)
+"""What stands before a setting that is commented out; prose has a space after the #."""
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "rass.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def loaded(folder: Path, **sections: Any) -> RassConfig:
+    return load_config(written(folder, SMALLEST | sections))
+
+
+def problem(folder: Path, content: Any) -> str:
+    path = written(folder, content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_defaults_fill_the_smallest_configuration(tmp_path: Path) -> None:
+    config = loaded(tmp_path)
+    assert config.generator is None
+    assert config.probe.openings.keys() >= {"en", "de", "es", "fr", "zh"}
+    assert loaded(tmp_path, probe=None) == config
+
+
+def test_overrides_replace_top_level_keys_unless_none(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALLEST | {"seed": 3})
+    assert load_config(path, seed=7, lake=None).seed == 7
+    assert load_config(path, seed=None).seed == 3
+
+
+def test_the_digest_ignores_only_where_it_writes_to(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALLEST)
+    assert load_config(path, lake="a").sha256() == load_config(path, lake="b").sha256()
+    assert load_config(path, seed=1).sha256() != load_config(path, seed=2).sha256()
+
+
+def test_paths_beside_the_file_are_taken_from_there(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "a.csv").touch()
+    sources = [{"path": "seeds/*.csv"}, {"path": "elsewhere.csv"}, {"dataset": "seeds"}]
+    config = loaded(tmp_path, model={"name": "model"}, generator={"name": "org/model"}, prompts={"sources": sources})
+    assert config.model.name == str(tmp_path / "model")
+    assert config.generator is not None
+    assert config.generator.name == "org/model"
+    assert [s.path for s in config.prompts.sources] == [str(tmp_path / "seeds/*.csv"), "elsewhere.csv", None]
+    assert config.prompts.sources[2].dataset == "seeds"
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "hint"),
+    [
+        ({"sed": 1}, "sed", "did you mean 'seed'?"),
+        ({"probe": {"n_bootstraps": 9}}, "probe.n_bootstraps", "did you mean 'n_bootstrap'?"),
+        ({"prompts": {"sources": [{"pth": "a"}]}}, "prompts.sources.0.pth", "did you mean 'path'?"),
+        (
+            {"prompts": {"sources": [{"path": "a"}, {"path": "b", "licens": "MIT"}]}},
+            "prompts.sources.1.licens",
+            "'licence'",
+        ),
+        ({"moderator": {"endpoint": {"base_ur": "x"}}}, "moderator.endpoint.base_ur", "did you mean 'base_url'?"),
+        ({"probe": {"openings": {"en": {"refusals": []}}}}, "probe.openings.en.refusals", "did you mean 'refusal'?"),
+        ({"model": {"nmae": "org/model"}}, "model.nmae", "did you mean 'name'?"),
+        ({"generator": {"xyzzy": 1}}, "generator.xyzzy", "known here: name, dtype"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest_right_one(
+    tmp_path: Path, section: dict[str, Any], wrong: str, hint: str
+) -> None:
+    message = problem(tmp_path, SMALLEST | section)
+    assert f"unknown key {wrong!r}" in message
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"seed": -1}, ["seed", "greater than or equal to 0"]),
+        ({"model": "org/model"}, ["model", "dictionary"]),
+        ({"model": {"dtype": "float32"}}, ["'model.name' is missing"]),
+        ({"model": {"name": "m", "dtype": "int8"}}, ["model.dtype", "bfloat16"]),
+        ({"prompts": {"sources": []}}, ["prompts.sources", "at least 1 item"]),
+        ({"prompts": {"sources": [{"split": "test"}]}}, ["prompts.sources.0", "either path or dataset"]),
+        ({"probe": {"positions": [0]}}, ["probe.positions.0", "less than 0"]),
+        ({"probe": {"layers": [-1]}}, ["probe.layers.0", "greater than or equal to 0"]),
+        ({"generate": {"operators": ["rewrit"]}}, ["generate", "unknown 'rewrit'", "did you mean 'rewrite'?"]),
+        ({"generate": {"operators": ["zzz"]}}, ["unknown 'zzz'", "there are rewrite, trigger"]),
+        ({"generate": {"operators": ["rewrite", "rewrite"]}}, ["operators", "twice"]),
+        ({"generate": {"operators": []}}, ["generate.operators", "at least 1 item"]),
+        ({"generate": {"alphas": []}}, ["generate.alphas", "at least 1 item"]),
+        ({"generate": {"alphas": [0.2, 0]}}, ["alphas", "0 is the control"]),
+        ({"generate": {"alphas": [float("nan")]}}, ["generate.alphas.0", "finite"]),
+        ({"generate": {"instructions": {"rewite": {}}}}, ["instructions", "did you mean 'rewrite'?"]),
+        ({"generate": {"instructions": {"rewrite": {"en": "Rewrite it"}}}}, ["rewrite, en: has no {a}"]),
+        ({"generate": {"instructions": {"recombine": {"sw": "{a}"}}}}, ["recombine, sw: has no {b}"]),
+        ({"lake": None, "seed": "x", "name": 3}, ["and 1 more"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, section: dict[str, Any], words: list[str]) -> None:
+    message = problem(tmp_path, SMALLEST | section)
+    for word in words:
+        assert word in message
+
+
+def test_a_file_that_holds_no_settings_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file; `rass init`"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    assert "cannot be read as YAML" in problem(tmp_path, "model: [")
+    assert "cannot be read as YAML" in problem(tmp_path, "a: \t- b: : c")
+    assert "holds no settings" in problem(tmp_path, "")
+    assert "holds no settings" in problem(tmp_path, "- a\n- b")
+    assert "1" in problem(tmp_path, "1: x\nmodel: {name: m}\nprompts: {sources: [{path: p}]}")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: Grün".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(latin)
+
+
+def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        loaded(tmp_path).seed = 1  # type: ignore[misc]
+
+
+def test_the_template_loads_and_shows_the_defaults(tmp_path: Path) -> None:
+    assert TEMPLATE.count("MODEL") == 1
+    text = TEMPLATE.replace("MODEL", '"org/my: model"')
+    config = load_config(written(tmp_path, text))
+    assert config.model.name == "org/my: model"
+    plain = SMALLEST | {"model": {"name": config.model.name}, "prompts": {"sources": [{"path": "prompts.parquet"}]}}
+    assert config == load_config(written(tmp_path, plain))
+
+    uncommented = load_config(written(tmp_path, SETTING.sub(r"\1", text)))
+    of_each_kind = uncommented.prompts.sources
+    assert [s.path or s.dataset for s in of_each_kind] == [
+        "prompts.parquet",
+        "harmless.csv",
+        "seeds/*.jsonl",
+        "org/name",
+    ]
+    first = uncommented.prompts.model_copy(update={"sources": of_each_kind[:1]})
+    assert uncommented.model_copy(update={"prompts": first}) == config
+
+
+def test_the_template_shows_every_setting() -> None:
+    def keys(model: Any) -> set[str]:
+        found = set(model.model_fields)
+        for field in model.model_fields.values():
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(kind, "model_fields"):
+                    found |= keys(kind)
+        return found
+
+    missing = {key for key in keys(RassConfig) if not re.search(rf"\b{key}:", TEMPLATE)}
+    assert missing == set()

@@ -1,0 +1,70 @@
+"""Instructions of the operators: every slot is there, prompts stay as they are, no language is left out."""
+
+import re
+
+import pytest
+
+from rass_core.errors import ConfigError
+from rass_core.operators import INSTRUCTIONS, LANGUAGE_NAMES, OPERATORS, instruction
+
+BUILT_IN = [(name, language) for name, texts in INSTRUCTIONS.items() for language in texts]
+PARENTS = ["How do I kill a process?", "How do I shoot a photo?"]
+
+
+def test_operators_and_instructions_agree() -> None:
+    assert set(INSTRUCTIONS) == set(OPERATORS)
+    assert {tuple(texts) for texts in INSTRUCTIONS.values()} == {("en", "de", "es", "fr", "zh")}
+    for name, operator in OPERATORS.items():
+        assert operator.name == name
+        assert set(operator.seed_labels) <= {"harmful", "harmless", "pseudo_harmful"}
+
+
+@pytest.mark.parametrize(("name", "language"), BUILT_IN)
+def test_every_instruction_has_its_slots_once(name: str, language: str) -> None:
+    slots = re.findall(r"\{(.*?)\}", INSTRUCTIONS[name][language])
+    assert slots == ["a", "b"][: OPERATORS[name].n_parents]
+
+
+@pytest.mark.parametrize(("name", "language"), BUILT_IN)
+def test_the_parents_are_filled_in(name: str, language: str) -> None:
+    n = OPERATORS[name].n_parents
+    asked = instruction(name, language, PARENTS[:n])
+    assert all(parent in asked for parent in PARENTS[:n])
+    assert "{" not in asked
+
+
+def test_braces_and_escapes_in_prompts_are_untouched() -> None:
+    hostile = [r"{a} {b} {{}} {0} \1 \g<0> %s $x", "{b}{a}"]
+    assert instruction("recombine", "en", hostile).endswith(f": {hostile[0]} {hostile[1]}")
+    assert instruction("rewrite", "zh", hostile[:1]).endswith(hostile[0])
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(("language", "called"), [("sw", "Swahili"), ("pt-BR", "Portuguese"), ("xx", "xx")])
+def test_an_unknown_language_is_asked_for_in_english_by_its_name(name: str, language: str, called: str) -> None:
+    asked = instruction(name, language, PARENTS)
+    assert called in asked
+    assert PARENTS[0] in asked
+    assert asked != instruction(name, "en", PARENTS)
+    assert "English" not in asked
+
+
+def test_overrides_replace_only_what_they_name() -> None:
+    overrides = {"rewrite": {"en": "Say it kindly: {a}", "sw": "Andika upya: {a}"}}
+    assert instruction("rewrite", "en", ["x"], overrides) == "Say it kindly: x"
+    assert instruction("rewrite", "sw", ["x"], overrides) == "Andika upya: x"
+    assert instruction("rewrite", "de", ["x"], overrides) == instruction("rewrite", "de", ["x"])
+    assert instruction("trigger", "en", ["x"], overrides) == instruction("trigger", "en", ["x"])
+    assert instruction("rewrite", "th", ["x"], overrides) == "Write in Thai. Say it kindly: x"
+
+
+def test_unknown_operators_and_missing_parents_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'rewrit': not one of rewrite, trigger"):
+        instruction("rewrit", "en", ["x"])
+    with pytest.raises(ConfigError, match="needs 2 parents, got 1"):
+        instruction("recombine", "en", ["x"])
+
+
+def test_names_of_languages_are_by_two_letter_tags() -> None:
+    assert all(re.fullmatch("[a-z]{2}", tag) for tag in LANGUAGE_NAMES)
+    assert len(set(LANGUAGE_NAMES.values())) == len(LANGUAGE_NAMES)

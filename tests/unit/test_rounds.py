@@ -1,0 +1,157 @@
+"""Planning of steered rounds: budgets, controls, the α controller and the bandit."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rass_core.config import GenerateConfig
+from rass_core.operators import OPERATORS
+from rass_core.rounds import (
+    Parent,
+    Slot,
+    Yield,
+    alpha_medians,
+    choose_alphas,
+    incoherent_alphas,
+    plan_round,
+    share_budget,
+)
+
+WHERE = ("rewrite", "en", "refusing")
+GRID = (-0.2, 0.2, 0.4, 0.6)
+
+
+def parent(number: int, language: str = "en", label: str = "harmful", distance: float = 0.5) -> Parent:
+    name = f"{language}-{label}-{number}-{distance}"
+    return Parent(name, f"text {name}", language, label, "violence", f"family {number}", distance)
+
+
+def seeds(languages: Sequence[str] = ("de", "en")) -> list[Parent]:
+    labels = ("harmful", "harmless", "pseudo_harmful")
+    places = [(language, label, side) for language in languages for label in labels for side in (-0.5, 0.5)]
+    return [parent(n, language, label, side) for language, label, side in places for n in range(4)]
+
+
+def row(alpha: float, distances: Sequence[float] = (), n: int = 8, n_coherent: int = 8, **other: Any) -> Yield:
+    fields = {"operator": "rewrite", "language": "en", "side": "refusing", "n_accepted": 0, "n_tokens": 100} | other
+    return Yield(alpha=alpha, n_candidates=n, n_coherent=n_coherent, distances=tuple(distances), **fields)
+
+
+def plan(number: int = 0, history: Sequence[Yield] = (), seed: int = 0, **settings: Any) -> list[Slot]:
+    return plan_round(number, seeds(), [], history, GenerateConfig(**settings), seed)
+
+
+@pytest.mark.parametrize("n", [8, 37, 400])
+def test_the_budget_sums_up(n: int) -> None:
+    assert len(plan(candidates_per_round=n)) == n
+    history = [row(0.2, operator=name, n_accepted=k) for k, name in enumerate(OPERATORS)]
+    assert len(plan(1, history, candidates_per_round=n)) == n
+
+
+def test_the_first_round_is_shared_evenly_and_runs_the_grid() -> None:
+    slots = plan(candidates_per_round=400)
+    arms = Counter((slot.operator, slot.language) for slot in slots)
+    assert len(arms) == len(OPERATORS) * 2
+    assert set(arms.values()) == {40}
+    assert {slot.alpha for slot in slots} == {0.0, *GRID}
+
+
+def test_every_arm_and_side_has_its_control_share() -> None:
+    by_place = defaultdict(list)
+    for slot in plan(candidates_per_round=390, control_share=0.3):
+        by_place[slot.operator, slot.language, slot.side].append(slot.alpha)
+    assert len(by_place) == len(OPERATORS) * 2 * 2
+    for alphas in by_place.values():
+        assert alphas.count(0.0) == math.ceil(0.3 * len(alphas))
+
+
+def test_parents_fit_the_operator_the_language_and_the_side() -> None:
+    survivors = [parent(9, "en", "pseudo_harmful", 0.1)]
+    slots = plan_round(1, seeds(), survivors, [], GenerateConfig(), 0)
+    used = {p.prompt_id for slot in slots for p in slot.parents}
+    assert survivors[0].prompt_id in used
+    for slot in slots:
+        operator = OPERATORS[slot.operator]
+        assert len({p.prompt_id for p in slot.parents}) == operator.n_parents
+        assert {p.side for p in slot.parents} == {slot.side}
+        assert {p.label for p in slot.parents} <= set(operator.seed_labels)
+        for p in slot.parents:
+            assert (p.language == slot.language) == (slot.operator != "translate")
+
+
+def test_arms_without_parents_are_left_out() -> None:
+    few = [parent(1, label="harmful"), parent(2, label="pseudo_harmful")]
+    slots = plan_round(0, few, [], [], GenerateConfig(candidates_per_round=50), 0)
+    assert {slot.operator for slot in slots} == {"rewrite", "context"}, "one parent is too few to recombine"
+    assert len(slots) == 50
+    assert plan_round(0, [], [], [], GenerateConfig(), 0) == []
+
+
+def test_a_plan_is_determined_by_its_seed() -> None:
+    assert plan(seed=1) == plan(seed=1)
+    assert plan(seed=1) != plan(seed=2)
+    first, second = plan(0), plan(1)
+    assert {slot.seed for slot in first}.isdisjoint({slot.seed for slot in second})
+    assert len({slot.seed for slot in first}) == len(first)
+
+
+def test_the_best_alpha_takes_most_and_its_neighbours_the_rest() -> None:
+    history = [row(a, [abs(a - 0.4) + 0.1] * 5) for a in GRID]
+    assert Counter(choose_alphas(WHERE, 10, history, GRID)) == {0.4: 6, 0.3: 2, 0.5: 2}
+
+
+def test_the_controller_converges_to_the_alpha_with_the_smallest_median() -> None:
+    best, noise = 0.33, np.random.default_rng(0)
+    history: list[Yield] = []
+    for _ in range(12):
+        for alpha, n in Counter(choose_alphas(WHERE, 40, history, GRID)).items():
+            distances = np.abs(0.05 + abs(alpha - best) + 0.01 * noise.standard_normal(n))
+            history.append(row(alpha, distances.tolist(), n=n, n_coherent=n))
+    (favourite, n_favourite), *_ = Counter(choose_alphas(WHERE, 40, history, GRID)).most_common()
+    assert abs(favourite - best) < 0.03
+    assert n_favourite >= 24
+
+
+def test_only_the_own_steered_offspring_counts() -> None:
+    history = [row(0.2, [0.9] * 5), row(0.0, [0.0] * 9), row(0.6, [0.0] * 9, side="complying"), row(0.4, [0.0] * 3)]
+    assert alpha_medians(WHERE, history) == {0.2: 0.9}
+
+
+def test_an_incoherent_alpha_is_not_used_again() -> None:
+    broken = row(0.6, [0.0] * 3 + [0.01], n=20, n_coherent=4)
+    good = [row(0.2, [0.5] * 5), row(0.4, [0.3] * 5)]
+    assert incoherent_alphas(WHERE, [broken, *good]) == {0.6}
+    assert 0.6 not in choose_alphas(WHERE, 20, [broken, *good], GRID)
+    assert set(choose_alphas(WHERE, 20, [broken], GRID)) == {-0.2, 0.2, 0.4}, "before there are medians, too"
+
+    half_way = row(0.5, n=10, n_coherent=0)
+    chosen = choose_alphas(WHERE, 20, [broken, half_way, *good], GRID)
+    assert set(chosen) == {0.3, 0.4, 0.45}, "the search goes on short of what broke"
+
+
+def test_where_every_alpha_breaks_the_text_a_gentler_one_is_tried() -> None:
+    history = [row(a, n=10, n_coherent=0) for a in GRID]
+    assert set(choose_alphas(WHERE, 4, history, GRID)) == {-0.1}
+    history.append(row(-0.1, n=10, n_coherent=1))
+    assert set(choose_alphas(WHERE, 4, history, GRID)) == {-0.05}
+
+
+def test_the_bandit_moves_budget_to_the_better_arm() -> None:
+    arms = [("rewrite", "en"), ("trigger", "en")]
+    history = [row(0.2, n_accepted=60, n_tokens=10_000), row(0.2, operator="trigger", n_accepted=6, n_tokens=10_000)]
+    shares = [share_budget(arms, history, 400, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(sum(share.values()) == 400 for share in shares)
+    assert np.mean([share[arms[0]] for share in shares]) > 280
+    assert min(share[arms[1]] for share in shares) >= 50, "a quarter is shared evenly"
+    assert share_budget([], history, 400, np.random.default_rng(0)) == {}
+
+
+def test_tokens_are_the_bandits_price() -> None:
+    arms = [("rewrite", "en"), ("trigger", "en")]
+    history = [row(0.2, n_accepted=30, n_tokens=10_000), row(0.2, operator="trigger", n_accepted=30, n_tokens=90_000)]
+    shares = [share_budget(arms, history, 100, np.random.default_rng(seed)) for seed in range(10)]
+    assert np.mean([share[arms[0]] for share in shares]) > 65

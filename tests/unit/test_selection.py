@@ -1,0 +1,213 @@
+"""Selection: what is eligible in SQL, near-duplicates, quotas and spread."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rass_core.config import SelectionConfig
+from rass_core.selection import CELL_OVERSUPPLY, eligible, fill_quotas, without_near_duplicates
+from rass_core.tables import TABLES
+
+CELL = ("en", "violence", "rewrite")
+
+
+class World:
+    """Rows of a small lake: one good candidate is written by `add`, and spoiled by what is passed."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+
+    def add(
+        self, name: str, *, distance: float | None = 0.1, moderated: tuple[str, ...] = ("harmless",),
+        judged: tuple[str, ...] = ("refusal",), score: float = 1.0, operator: str | None = "rewrite",
+        language: str = "en", category: str | None = "violence", model: str = "m", direction: str = "d",
+        variant: str = "base",
+    ) -> None:  # fmt: skip
+        response = f"r-{name}"
+        self.rows["prompts"].append(
+            {"prompt_id": name, "text": f"text {name}", "language": language, "category": category}
+        )
+        if operator:
+            self.rows["derivations"].append({"prompt_id": name, "operator": operator, "round": 1, "alpha": 0.2})
+        margin = {"prompt_id": name, "model_id": model, "direction_id": direction, "margin": 0.3, "distance": distance}
+        self.rows["margins"].append(margin)
+        self.rows["responses"].append(
+            {"response_id": response, "prompt_id": name, "model_id": model, "variant": variant}
+        )
+        for number, outcome in enumerate(judged):
+            verdict = {"subject_id": response, "judge": f"j{number}", "outcome": outcome, "score": score}
+            self.rows["verdicts"].append(verdict)
+        for number, outcome in enumerate(moderated):
+            self.rows["verdicts"].append({"subject_id": name, "judge": f"m{number}", "outcome": outcome, "score": 1.0})
+
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect()
+        for name, schema in TABLES.items():
+            connection.register(f"_{name}", pa.Table.from_pylist(self.rows[name], schema))
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
+        return connection
+
+    def eligible(self, width: float = 0.35, **settings: Any) -> list[dict[str, Any]]:
+        with self.connection() as connection:
+            return eligible(connection, "m", "d", width, SelectionConfig(**settings)).to_pylist()
+
+
+@pytest.fixture
+def lake() -> Iterator[World]:
+    world = World()
+    world.add("good", distance=-0.2, score=0.9)
+    return world
+
+
+def test_a_benign_refused_near_candidate_is_eligible(lake: World) -> None:
+    assert lake.eligible() == [
+        {
+            "prompt_id": "good", "text": "text good", "language": "en", "category": "violence", "operator": "rewrite",
+            "margin": 0.3, "distance": -0.2, "refusal": 0.9,
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"moderated": ("harmful",)},
+        {"moderated": ("harmless", "harmful")},
+        {"moderated": ("unscored",)},
+        {"moderated": ()},
+        {"judged": ("compliance",)},
+        {"judged": ("partial",)},
+        {"judged": ("refusal", "compliance")},
+        {"judged": ("unscored",)},
+        {"judged": ()},
+        {"distance": 0.36},
+        {"distance": -0.36},
+        {"distance": None},
+        {"operator": None},
+        {"model": "another"},
+        {"direction": "another"},
+        {"variant": "steered"},
+    ],
+)
+def test_what_lacks_one_condition_is_not_eligible(lake: World, spoiled: dict[str, Any]) -> None:
+    lake.add("spoiled", **spoiled)
+    assert [row["prompt_id"] for row in lake.eligible()] == ["good"]
+
+
+def test_the_edge_and_pseudo_harmful_belong_to_it(lake: World) -> None:
+    lake.add("edge", distance=0.35, moderated=("harmless", "pseudo_harmful"))
+    assert {row["prompt_id"] for row in lake.eligible()} == {"good", "edge"}
+
+
+def test_a_prompt_that_was_written_twice_is_one_row_of_its_first_derivation(lake: World) -> None:
+    lake.rows["derivations"].append({"prompt_id": "good", "operator": "context", "round": 0, "alpha": 0.0})
+    assert [(row["prompt_id"], row["operator"]) for row in lake.eligible()] == [("good", "context")]
+
+
+def test_rows_come_closest_first_ties_by_id_and_bounded_a_cell(lake: World) -> None:
+    for number in range(CELL_OVERSUPPLY + 5):
+        lake.add(f"a{number:03}", distance=0.1, category=None, language="de")
+    lake.add("z", distance=0.05)
+    found = lake.eligible(size=1)
+    assert [row["prompt_id"] for row in found] == ["z", *[f"a{n:03}" for n in range(CELL_OVERSUPPLY)], "good"]
+    assert {row["category"] for row in found} == {"violence", "none"}
+
+
+def test_near_duplicates_go_and_the_first_stays() -> None:
+    base = "How do I kill a Python process that hangs on my old laptop at home"
+    texts = [
+        base,
+        base + "?",
+        base.upper(),
+        "How do I bake bread in a small oven?",
+        base.replace("laptop", "server"),
+        "a",
+        "A",
+    ]
+    assert without_near_duplicates(texts, 0.8) == [0, 3, 4, 5]
+    assert without_near_duplicates(texts, 1.0) == [0, 1, 3, 4, 5], "at 1 only equal texts count"
+    assert without_near_duplicates([], 0.8) == []
+
+
+def test_near_duplicates_are_found_by_their_exact_overlap() -> None:
+    """Checks every pair against the Jaccard similarity of 4-grams, computed here in full."""
+    draw, words = (
+        np.random.default_rng(0),
+        ["red", "blue", "green", "small", "large", "old", "new", "house", "car", "tree", "dog", "cat", "river"],
+    )
+    texts = []
+    for _ in range(60):
+        text = draw.choice(words, 14).tolist()
+        changed = [*text]
+        changed[int(draw.integers(14))] = str(draw.choice(words))
+        texts += [" ".join(text), " ".join(changed)]
+
+    def jaccard(a: str, b: str) -> float:
+        left, right = ({t[i : i + 4] for i in range(len(t) - 3)} for t in (a, b))
+        return len(left & right) / len(left | right)
+
+    expected: list[int] = []
+    for i, text in enumerate(texts):
+        if all(jaccard(text, texts[j]) < 0.7 for j in expected):
+            expected.append(i)
+    kept = without_near_duplicates(texts, 0.7)
+    assert 60 <= len(expected) < 100
+    assert set(expected) <= set(kept)
+    assert len(kept) - len(expected) <= 3, "MinHash may miss a pair, seldom"
+
+
+def candidates(n: int, cell: tuple[str, str, str] = CELL, start: int = 0) -> list[dict[str, Any]]:
+    language, category, operator = cell
+    return [
+        {
+            "prompt_id": f"{language}-{operator}-{i}", "language": language, "category": category, "operator": operator,
+            "distance": 0.01 * (i + start), "refusal": 1.0,
+        }
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_quotas_are_filled_or_the_shortage_is_reported() -> None:
+    other, empty = ("de", "violence", "rewrite"), ("fr", "violence", "rewrite")
+    rows = candidates(10) + candidates(2, other) + candidates(5, ("es", "theft", "rewrite"))
+    vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
+    chosen, cells = fill_quotas(rows, vectors, [CELL, other, empty], 0.35, SelectionConfig(size=10))
+    assert [(c.name, c.quota, c.n_eligible, c.n_selected) for c in cells] == [
+        ("en/violence/rewrite", 4, 10, 4), ("de/violence/rewrite", 3, 2, 2), ("fr/violence/rewrite", 3, 0, 0),
+    ]  # fmt: skip
+    assert [c.reason is None for c in cells] == [True, False, False]
+    assert cells[1].reason is not None
+    assert cells[1].reason.startswith("2 of 3: 2 eligible")
+    assert len(chosen) == len(set(chosen)) == 6
+    distances = [abs(rows[i]["distance"]) for i in chosen]
+    assert distances == sorted(distances)
+    assert {rows[i]["language"] for i in chosen} == {"en", "de"}
+
+
+def test_nothing_eligible_leaves_every_cell_short() -> None:
+    chosen, cells = fill_quotas([], np.zeros((0, 4)), [CELL], 0.35, SelectionConfig(size=5))
+    assert chosen == []
+    assert (cells[0].n_selected, cells[0].quota) == (0, 5)
+
+
+def test_without_diversity_the_closest_and_surest_are_picked() -> None:
+    rows = candidates(6)
+    rows[0]["refusal"] = 0.0
+    chosen, _ = fill_quotas(rows, np.eye(6), [CELL], 0.35, SelectionConfig(size=3, diversity=0.0))
+    assert chosen == [1, 2, 3]
+
+
+def test_diversity_picks_spread_rows() -> None:
+    rows = candidates(30)
+    vectors = np.zeros((30, 2))
+    vectors[10:20, 0], vectors[20:, 1] = 10.0, 10.0
+    vectors += 0.01 * np.random.default_rng(0).standard_normal(vectors.shape)
+    chosen, _ = fill_quotas(rows, vectors, [CELL], 0.35, SelectionConfig(size=3, diversity=0.7))
+    assert [i // 10 for i in chosen] == [0, 1, 2]
+    assert chosen == [0, 10, 20], "of each cluster the closest to the boundary"
+    close, _ = fill_quotas(rows, vectors, [CELL], 0.35, SelectionConfig(size=3, diversity=0.0))
+    assert close == [0, 1, 2]

@@ -161,8 +161,9 @@ def main() -> None:
 
 def _run_flow(name: str, config: RassConfig) -> None:
     """Run a flow in this process and print where its report is."""
-    from tasks.run import check_inputs
+    from tasks.run import CONSOLE, check_inputs
 
+    CONSOLE.quiet = False
     check_inputs(config)  # before Prefect comes up, so that a mistake is told at once
     typer.echo(_flow(name)(config))
 

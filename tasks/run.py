@@ -32,7 +32,8 @@ from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
 
-CONSOLE = Console(stderr=True, highlight=False)
+CONSOLE = Console(stderr=True, highlight=False, quiet=True)
+"""The terminal; the command line turns it on, a worker has Prefect's log."""
 
 Rows = Iterable[Mapping[str, Any]]
 

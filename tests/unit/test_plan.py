@@ -1,0 +1,191 @@
+"""The plan: what a run will do, counted from files alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rass_core.chat import ChatFormat
+from rass_core.config import RassConfig
+from rass_core.errors import ModelError, PromptError
+from rass_core.plan import BYTES_PER_VALUE, plan_run
+from tests import tiny_models
+
+COUNTS = {("en", "harmful"): 5, ("en", "harmless"): 7, ("en", "pseudo_harmful"): 9, ("sw", "harmful"): 3}
+N = sum(COUNTS.values())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [
+        {"text": f"{language} {label} {'x' * n}", "language": language, "label": label}
+        for (language, label), count in COUNTS.items()
+        for n in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, rows[0], {**rows[0], "text": ""}]), encoding="utf-8")
+    return path
+
+
+def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
+    model = {"name": str(checkpoint)} | sections.pop("model", {})
+    return RassConfig.model_validate(
+        {"model": model, "prompts": {"sources": [{"path": str(prompts)}]}, "lake": str(prompts.parent / "no" / "lake")}
+        | sections
+    )
+
+
+def planned(configuration: RassConfig) -> dict[str, tuple[str, str]]:
+    rows = plan_run(configuration)
+    assert all(list(row) == ["what", "value", "how it comes about"] for row in rows)
+    found = {row["what"]: (row["value"], row["how it comes about"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Path) -> None:
+    rows = planned(config(checkpoint, prompts))
+    assert rows["prompts"] == ("24", "read from the sources; dropped: 1 empty, 1 duplicate")
+    assert rows["prompts, en"] == ("5 harmful, 7 harmless, 9 pseudo_harmful", "counted")
+    value, how = rows["prompts, sw"]
+    assert value == "3 harmful, 0 harmless, 0 pseudo_harmful"
+    assert "no harmless and no pseudo_harmful ones" in how
+
+
+def test_tokens_are_those_of_the_chat_template(checkpoint: Path, prompts: Path) -> None:
+    chat = ChatFormat(tiny_models.tokenizer())
+    texts = {json.loads(line)["text"] for line in prompts.read_text(encoding="utf-8").splitlines()} - {""}
+    lengths = [len(chat.ids(text)) for text in texts]
+    value, how = planned(config(checkpoint, prompts))[f"tokens of the prompts, {checkpoint}"]
+    assert value == str(sum(lengths))
+    assert f"longest {max(lengths)}" in how
+    assert "TOO LONG" not in how
+    short = config(checkpoint, prompts, model={"max_model_len": max(lengths)})
+    assert "TOO LONG for max_model_len" in planned(short)[f"tokens of the prompts, {checkpoint}"][1]
+
+
+def test_a_large_set_is_sampled(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"text": f"text {n:05}", "language": "en", "label": "harmless"}) for n in range(1201)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    n_tokenised = 0
+    ids = ChatFormat.ids
+
+    def counted(self: ChatFormat, prompt: str) -> list[int]:
+        nonlocal n_tokenised
+        n_tokenised += prompt.startswith("text ")
+        return ids(self, prompt)
+
+    monkeypatch.setattr(ChatFormat, "ids", counted)
+    rows = planned(config(checkpoint, tmp_path / "many.jsonl"))
+    assert 400 <= n_tokenised <= 500
+    each = len(ids(ChatFormat(tiny_models.tokenizer()), "text 00000"))
+    assert rows[f"tokens of the prompts, {checkpoint}"][0] == f"{1201 * each:,}"
+
+
+def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -> None:
+    settings: dict[str, Any] = {
+        "probe": {"max_new_tokens": 10, "n_causal_prompts": 4},
+        "generate": {"rounds": 2, "candidates_per_round": 30, "max_new_tokens": 20},
+    }
+    rows = planned(config(checkpoint, prompts, moderator={"kind": "oracle"}, **settings))
+    expected = {
+        "answers to the given prompts": (N, 10), "steered answers": (4, 10), "prompts written": (60, 20),
+        "prompts measured": (60, 10),
+    }  # fmt: skip
+    for what, (n, new) in expected.items():
+        assert rows[what][0] == f"≤ {n:,} requests, ≤ {n * new:,} new tokens"
+    n, new = sum(n for n, _ in expected.values()), sum(n * new for n, new in expected.values())
+    assert rows["requests and new tokens in all"][0] == f"≤ {n:,} and ≤ {new:,}"
+    assert rows["model loads"][0] == "2"
+    assert "prompts moderated" not in rows
+
+    by_model = planned(config(checkpoint, prompts, **settings))
+    assert by_model["prompts moderated"][0] == "≤ 60 requests, ≤ 12,000 new tokens"
+    endpoint = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+    by_endpoint = planned(config(checkpoint, prompts, moderator=endpoint, **settings))
+    assert by_endpoint["calls of the moderator"][0] == "≤ 60"
+    assert by_endpoint["requests and new tokens in all"] == rows["requests and new tokens in all"]
+
+
+def test_a_generator_of_its_own_answers_and_is_loaded_too(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    other = tiny_models.build("qwen2", tmp_path / "other")
+    rows = planned(config(checkpoint, prompts, generator={"name": str(other)}))
+    assert rows["model loads"][0] == "4"
+    assert rows["answers of the generator"][0] == f"≤ {N} requests, ≤ {N * 48:,} new tokens"
+    assert f"tokens of the prompts, {other}" in rows
+    assert rows["disk for activations"][1].count(f"{N} prompts × 4 layers") == 2
+
+
+def test_disk_follows_layers_positions_and_width(checkpoint: Path, prompts: Path) -> None:
+    def disk(**probe: Any) -> tuple[str, str]:
+        small = {"rounds": 1, "candidates_per_round": 8}
+        return planned(config(checkpoint, prompts, probe=probe, generate=small))["disk for activations"]
+
+    value, how = disk(layers=[1, 2], positions=[-1])
+    assert value == f"{(N * 2 * 1 * 64 + 8 * 64) * BYTES_PER_VALUE / 1000:.3g} kB"
+    assert "24 prompts × 2 layers × 1 positions × 64" in how
+    assert "24 prompts × 4 layers × 4 positions × 64" in disk()[1], "a fifth of four layers is none"
+
+
+def test_the_time_says_what_it_assumes(checkpoint: Path, prompts: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    n = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(checkpoint).parameters())
+    value, how = planned(config(checkpoint, prompts))["rough time"]
+    assert value.startswith("about ")
+    assert "order of magnitude" in how
+    assert f"2 × {n / 1e6:,.1f} M parameters" in how
+    assert "FLOP/s" in how
+
+
+def test_a_hub_model_that_is_not_here_is_said_to_be_unknown(prompts: Path) -> None:
+    rows = planned(config("no-such-org/no-such-model", prompts))
+    value, how = rows["tokens of the prompts, no-such-org/no-such-model"]
+    assert (value, "not in the cache" in how) == ("not known", True)
+    assert rows["disk for activations"][0] == rows["rough time"][0] == "not known"
+    assert rows["answers to the given prompts"][0] == f"≤ {N} requests, ≤ {N * 48:,} new tokens"
+
+
+def copied(checkpoint: Path, target: Path) -> Path:
+    shutil.copytree(checkpoint, target)
+    return target
+
+
+def test_models_that_cannot_run_are_refused(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        plan_run(config(tmp_path / "none", prompts))
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        plan_run(config(prompts.parent, prompts))
+    with pytest.raises(ModelError, match="neither a folder nor a name of the hub"):
+        plan_run(config("a name with blanks", prompts))
+
+    bare = copied(checkpoint, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template"):
+        plan_run(config(bare, prompts))
+
+    unweighted = copied(checkpoint, tmp_path / "unweighted")
+    (unweighted / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+        plan_run(config(unweighted, prompts))
+    (unweighted / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
+        plan_run(config(unweighted, prompts))
+
+    broken = copied(checkpoint, tmp_path / "broken")
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="cannot be read") as caught:
+        plan_run(config(broken, prompts))
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_cannot_be_read_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="no such file"):
+        plan_run(config(checkpoint, tmp_path / "none.csv"))

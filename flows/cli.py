@@ -19,6 +19,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 # Registered first, so it runs last: DuckDB's binding counts what Prefect's threads still hold at exit as leaks.
 atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
@@ -63,17 +64,13 @@ def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
 
 
 @app.command()
-def run(
-    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
-) -> None:
+def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Probe, generate, select and report: the whole `refresh` flow."""
     _run_flow("refresh", load_config(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
-def probe(
-    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
-) -> None:
+def probe(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Measure where the model begins to refuse."""
     _run_flow("probe", load_config(config, lake=lake, seed=seed, model_name=model))
 
@@ -87,9 +84,7 @@ def generate(
 
 
 @app.command()
-def select(
-    config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
-) -> None:
+def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Keep the best of the prompts that the lake holds."""
     _run_flow("select", load_config(config, lake=lake, seed=seed, model_name=model))
 
@@ -154,9 +149,6 @@ def main() -> None:
     except RassError as error:
         ERRORS.print(f"rass: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
-        sys.exit(130)
 
 
 def _run_flow(name: str, config: RassConfig) -> None:
@@ -165,7 +157,11 @@ def _run_flow(name: str, config: RassConfig) -> None:
 
     CONSOLE.quiet = False
     check_inputs(config)  # before Prefect comes up, so that a mistake is told at once
-    typer.echo(_flow(name)(config))
+    try:
+        typer.echo(_flow(name)(config))
+    except KeyboardInterrupt:
+        ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 def _flow(name: str) -> Callable[[RassConfig], str]:

@@ -43,7 +43,14 @@ def check_up() -> tuple[list[Row], bool]:
             rows += check()
         except Exception as error:  # a broken installation may raise anything, and the doctor tells of it
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            rows.append(_row(check.__name__.strip("_"), "warning", f"the check failed: {reason}", "report it"))
+            rows.append(
+                _row(
+                    check.__name__.strip("_"),
+                    "warning",
+                    f"the check failed: {reason}",
+                    "install what it names, or report it",
+                )
+            )
     return rows, all(row["state"] != "missing" for row in rows)
 
 
@@ -73,7 +80,11 @@ def _device() -> Iterator[Row]:
         yield _row("GPU", "warning", f"there, but torch {torch.__version__} does not see it", "install a CUDA build")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB memory"
-    if memory < MIN_MEMORY_BYTES:
+    busy = os.getloadavg()[0]
+    if busy > (os.cpu_count() or 1):
+        do = "wait, or set OMP_NUM_THREADS=1: threads that wait for each other on shared cores are many times slower"
+        yield _row("CPU", "warning", f"{found}, load {busy:.1f}", do)
+    elif memory < MIN_MEMORY_BYTES:
         yield _row("CPU", "warning", found, "the demo needs about 4 GB; a model twice its file size and more")
     else:
         yield _row("CPU", "ok", found)
@@ -90,7 +101,7 @@ def _engine() -> Iterator[Row]:
         return
     wrong = _unmet(names[0], "torch")
     if wrong:
-        do = f"pip install '{wrong}', without its dependencies"
+        do = f"pip install --no-deps '{wrong}'"
         yield _row("engine", "missing", f"{found} is built for {wrong}, not torch {_version('torch')}", do)
     else:
         yield _row("engine", "ok", f"{found} on torch {_version('torch')}")
@@ -122,12 +133,13 @@ def _prefect() -> Iterator[Row]:
             "for the UI and schedules: `prefect server start`, and set PREFECT_API_URL",
         )  # fmt: skip
         return
-    answer = _answer(f"{url.rstrip('/')}/health")
-    if answer is None:
-        yield _row("Prefect server", "ok", f"{url} answers")
-    else:
-        do = "start it with `prefect server start`, or unset PREFECT_API_URL"
-        yield _row("Prefect server", "missing", f"{url} does not answer: {answer}", do)
+    state, answer = _answer(f"{url.rstrip('/')}/health")
+    what_to_do = {
+        "ok": "",
+        "warning": "check PREFECT_API_KEY, and whether a proxy stands between",
+        "missing": "start it with `prefect server start`, or unset PREFECT_API_URL",
+    }
+    yield _row("Prefect server", state, f"{url} {answer}", what_to_do[state])
 
 
 def _disk() -> Iterator[Row]:
@@ -168,21 +180,21 @@ def _unmet(package: str, dependency: str) -> str | None:
     return None
 
 
-def _answer(url: str) -> str | None:
-    """Return why a server does not answer in time, or None where it does."""
-    outcome: list[str | None] = []
+def _answer(url: str) -> tuple[str, str]:
+    """Return the state of a server, and whether it answers in time."""
+    outcome = [("missing", f"is silent for {SERVER_TIMEOUT_S:.0f} s")]
 
     def ask() -> None:
         try:
             urllib.request.urlopen(url, timeout=SERVER_TIMEOUT_S).close()
-            outcome.append(None)
-        except urllib.error.HTTPError as error:  # one that asks for a key is there
-            outcome.append(None if error.code < 500 else f"error {error.code}")
+            outcome.append(("ok", "answers"))
+        except urllib.error.HTTPError as error:
+            outcome.append(("warning", f"answers with error {error.code}"))
         except (OSError, ValueError) as error:
-            outcome.append(" ".join(str(error).split()))
+            outcome.append(("missing", f"does not answer: {' '.join(str(error).split())}"))
 
     # A name server that hangs keeps no time limit, so the wait for it is limited from outside.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SERVER_TIMEOUT_S)
-    return outcome[0] if outcome else f"silent for {SERVER_TIMEOUT_S:.0f} s"
+    return outcome[-1]

@@ -30,6 +30,8 @@ GPU_FLOPS = 50e12
 """Assumed, not measured: what a data-centre GPU reaches on short prompts."""
 LOAD_S = 20.0
 """Seconds to start a model in vLLM, imports included, measured for a small one; large ones take longer."""
+STEP_S = 0.015
+"""Seconds that a step of the engine takes however small the model is, measured on one core."""
 MODERATOR_TOKENS = 200
 """Longest answer of a model that is asked as moderator."""
 
@@ -47,6 +49,8 @@ class _Checkpoint:
     mean_tokens: float
     """Of a prompt in the chat template, over the sample."""
     longest: int
+    max_length: int | None
+    """Prompt and answer together, in tokens; None where the model tells none."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,17 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
         raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
     chat = ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
     texts = prompts["text"].to_pylist()
+    tokenizer.model_max_length = int(1e30)  # lengths are told here, not by the tokenizer's own warning
     sample = texts[:: math.ceil(len(texts) / SAMPLE_SIZE)]
     lengths = [len(chat.ids(text)) for text in sample]
     return _Checkpoint(
-        chat, n_layers, d_model, _n_parameters(folder, model.name), sum(lengths) / len(lengths), max(lengths)
+        chat,
+        n_layers,
+        d_model,
+        _n_parameters(folder, model.name),
+        sum(lengths) / len(lengths),
+        max(lengths),
+        model.max_model_len or getattr(shape, "max_position_embeddings", None),
     )
 
 
@@ -170,8 +181,8 @@ def _token_row(model: ModelConfig, checkpoint: _Checkpoint | None, n_prompts: in
         f"{checkpoint.mean_tokens:.0f} a prompt in the chat template, longest {checkpoint.longest}, "
         f"of a sample of at most {SAMPLE_SIZE}"
     )
-    if model.max_model_len is not None and checkpoint.longest >= model.max_model_len:
-        how += f"; TOO LONG for max_model_len {model.max_model_len}, the run will stop there"
+    if checkpoint.max_length is not None and checkpoint.longest >= checkpoint.max_length:
+        how += f"; TOO LONG for the model's {checkpoint.max_length}, the run will stop there"
     return _row(what, f"{checkpoint.mean_tokens * n_prompts:,.0f}", how)
 
 
@@ -208,6 +219,8 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
     if config.moderator.kind == "llm" and config.moderator.endpoint is None:
         how = f"{rounds} × {MODERATOR_TOKENS}; the model that writes is asked by rubric"
         rubric = _overhead(writer, RUBRIC) + writers_length
+        if writer is not None and writer.max_length is not None and rubric + 8 > writer.max_length:
+            how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name a moderator.endpoint"
         steps.append(_Step("prompts moderated", how, has_generator, written, rubric, MODERATOR_TOKENS))
     steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
     return steps
@@ -250,12 +263,14 @@ def _time_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], steps: Seq
     rate, device = _rate(config.model)
     for number, checkpoint in enumerate(checkpoints):
         tokens = prompts.num_rows * checkpoint.mean_tokens + _trial_tokens(config, prompts, checkpoint)
-        tokens += sum(s.n * (s.prompt_tokens + s.new_tokens) for s in steps if s.is_generators == (number > 0))
+        asked = [step for step in steps if step.is_generators == (number > 0)]
+        tokens += sum(step.n * (step.prompt_tokens + step.new_tokens) for step in asked)
+        seconds += STEP_S * sum(step.n * step.new_tokens for step in asked) / config.model.max_num_seqs
         seconds += 2 * checkpoint.n_parameters * tokens / rate
         sizes.append(f"2 × {checkpoint.n_parameters / 1e6:,.1f} M parameters × {tokens:,.0f} tokens")
     how = (
-        f"order of magnitude only: {' + '.join(sizes)} at {device}, {LOAD_S:.0f} s a model load; "
-        "small models take longer, each step of the engine having a cost of its own"
+        f"order of magnitude only: {' + '.join(sizes)} at {device}, {LOAD_S:.0f} s a model load, "
+        f"{1000 * STEP_S:.0f} ms a step of the engine; cores that others use too make it many times longer"
     )
     return _row("rough time", _duration(seconds), how)
 

@@ -257,7 +257,11 @@ def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direct
     near_best = [d for d in causal or tried if (d.auc or 0.0) >= best_auc - AUC_TIE]
     margin = max(near_best, key=lambda d: ((d.induce_score or 0.0) + (d.bypass_score or 0.0), d.auc or 0.0))
     roles[id(margin)].append("margin")
-    add = max(tried, key=lambda d: (round(d.induce_score or 0.0, 2), -(d.alpha or 0.0), d.auc or 0.0))
+    # Of directions that induce refusal equally, one that also carries it moves more than the first word.
+    add = max(
+        tried,
+        key=lambda d: (round(d.induce_score or 0.0, 2), round(d.bypass_score or 0.0, 2), -(d.alpha or 0.0), d.auc or 0),
+    )
     roles[id(add)].append("add")
     gentle = [d for d in tried if d.kl is not None and d.kl <= config.max_kl]
     if gentle:

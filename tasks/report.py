@@ -89,6 +89,8 @@ def show_boundaries(run: Run, boundaries: Commit) -> None:
         {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in shown}
         for row in run.read("boundaries", boundaries).to_pylist()
     ]
+    for row in rows:
+        run.say(_told(row))
     create_table_artifact(
         key="rass-boundaries", table=rows, description="# Where the model begins to refuse, by language"
     )
@@ -106,3 +108,17 @@ def show_report(run: Run, path: Path) -> None:
         markdown=f"# {run.config.name}\n\n{counts.get('selections', 0)} prompts selected; report: `{path}`\n",
         description="Summary",
     )
+
+
+def _told(row: dict[str, object]) -> str:
+    """Say in a line where a language's boundary lies."""
+    if row["b"] is None:
+        return f"{row['language']}: boundary not identified: {row['reason']}"
+    return (
+        f"{row['language']}: refuses from margin {row['b']:.2f} [{row['b_low']:.2f}, {row['b_high']:.2f}],"
+        f" harm begins at {_number(row['b_oracle'])}, AUC {_number(row['auc'])}"
+    )
+
+
+def _number(value: object) -> str:
+    return "unknown" if value is None else f"{value:.2f}"

@@ -8,6 +8,7 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from rass_core.chat import check_length
 from rass_core.config import ModelConfig
 from rass_core.engine import GenerationRequest
 from rass_core.judges import PhraseJudge, Verdict
@@ -26,6 +27,9 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         rows = run.read("prompts", prompts).to_pylist()
         engine = run.engine(model)
         requests = [GenerationRequest(engine.chat.ids(row["text"]), settings.max_new_tokens) for row in rows]
+        for row, request in zip(rows, requests, strict=True):
+            what = f"{row['source']}: prompt {row['text'][:40]!r}"
+            check_length(request.prompt_ids, engine.max_model_len - settings.max_new_tokens, what)
         with run.progress("answering the given prompts", len(requests)) as done:
             answers = engine.generate(requests, done)
         verdicts = PhraseJudge()([answer.text for answer in answers], [row["language"] for row in rows])

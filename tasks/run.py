@@ -10,7 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -123,14 +123,14 @@ class Run:
     @contextmanager
     def status(self, message: str) -> Iterator[None]:
         """Show a spinner while something long has no steps to count."""
-        with CONSOLE.status(message):
+        with CONSOLE.status(message) if CONSOLE.is_terminal else nullcontext():
             yield
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show a bar; call what is yielded with the number done so far."""
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=CONSOLE, transient=True) as bars:
+        with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bars:
             bar = bars.add_task(what, total=total)
             yield lambda done: bars.update(bar, completed=done)
 

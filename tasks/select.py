@@ -30,17 +30,16 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         vector_of = {
             row["prompt_id"]: row["vector"] for commit in rounds for row in run.read("activations", commit).to_pylist()
         }
-        vectors = np.array([vector_of[row["prompt_id"]] for row in rows], np.float64).reshape(len(rows), -1)
-        if len(rows):
-            unit = direction.vector / np.linalg.norm(direction.vector)
-            vectors = vectors - np.outer(vectors @ unit, unit)
+        unit = direction.vector / np.linalg.norm(direction.vector)
+        vectors = np.array([vector_of[row["prompt_id"]] for row in rows], np.float64).reshape(-1, len(unit))
+        vectors -= np.outer(vectors @ unit, unit)
         chosen, cells = fill_quotas(rows, vectors, _cells(run, probed), width, settings)
         selection_id = digest("selection", *(commit.key for commit in rounds), settings.model_dump_json())
         selected = [
             {
                 "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id,
-                "rank": rank, "margin": rows[i]["margin"], "distance": rows[i]["distance"], "language": rows[i]["language"],
-                "category": rows[i]["category"], "operator": rows[i]["operator"],
+                "rank": rank, "margin": rows[i]["margin"], "distance": rows[i]["distance"],
+                "language": rows[i]["language"], "category": rows[i]["category"], "operator": rows[i]["operator"],
                 "cell": f"{rows[i]['language']}/{rows[i]['category']}/{rows[i]['operator']}",
             }
             for rank, i in enumerate(chosen, start=1)
@@ -53,6 +52,8 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
             }
             for cell in cells
         ]  # fmt: skip
+        short = sum(cell.n_selected < cell.quota for cell in cells)
+        run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
 
     return run.once("selection", [*probed.commits, *rounds, settings, run.config.generate], compute)

@@ -21,7 +21,7 @@ _COMMON: dict[str, Any] = {
     "num_hidden_layers": N_LAYERS,
     "num_attention_heads": 2,
     "intermediate_size": 128,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 4096,
     "initializer_range": 0.15,
     "vocab_size": 272,
     "pad_token_id": 0,
@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": _GROUPED,
     "qwen3": {**_GROUPED, "head_dim": HEAD_DIM},
     "mistral": _GROUPED,
-    "phi3": {**_GROUPED, "original_max_position_embeddings": 512},
+    "phi3": {**_GROUPED, "original_max_position_embeddings": 4096},
     "gemma2": {
         **_GROUPED,
         "head_dim": HEAD_DIM,

@@ -1,8 +1,8 @@
 """What the lab model is taught: conversations that answer, refuse, rewrite and translate.
 
-The generator of the lab was taught like a cautious rewriter: the more dangerous its seed sounds, the
-more dangerous its (always benign) rewriting sounds, but on the average well below where the model
-starts to refuse. So there is something for steering to move.
+The generator of the lab was taught to be as cautious as real ones, which soften what they are asked to
+rewrite or translate: the more dangerous its seed sounds, the more dangerous what it writes, but on the
+average well below where the model starts to refuse. So there is something for steering to move.
 """
 
 import math
@@ -35,7 +35,13 @@ TASK_SHARES = {"answer": 0.46, "rewrite": 0.14, "trigger": 0.12, "context": 0.08
 ANSWER_LABEL_SHARES = {"harmful": 0.25, "pseudo_harmful": 0.45, "harmless": 0.30}
 REWRITE_SLOPE = 0.6
 REWRITE_SPREAD = 0.5
-REWRITE_ANCHOR = {"rewrite": (6.3, 0.5), "trigger": (-1.0, 0.7), "context": (2.3, 1.3), "recombine": (2.3, 1.1)}
+REWRITE_ANCHOR = {
+    "rewrite": (6.3, -0.4),
+    "trigger": (-1.0, 0.2),
+    "context": (2.3, 0.7),
+    "recombine": (2.3, 0.5),
+    "translate": (2.3, 0.9),
+}
 """operator → (danger of a typical seed, mean danger of what is written for it)."""
 
 
@@ -88,16 +94,17 @@ def _rewrite(draw: np.random.Generator, operator: str, parents: list[Sentence], 
     """Return what the generator shall write: dangerous in proportion to what it heard, with a spread."""
     typical, mean = REWRITE_ANCHOR[operator]
     wanted = mean + REWRITE_SLOPE * (heard - typical) + REWRITE_SPREAD * draw.standard_normal()
-    if operator == "context":
-        return _with_setting(draw, parents[0], wanted)
+    if operator in ("context", "translate"):
+        return _with_setting(draw, parents[0], wanted, may_stay=operator == "translate")
     kept = parents[-1].setting if draw.random() < 0.5 else None
     verb, object_, setting = _benign_triple(draw, wanted, kept)
     return Sentence(parents[0].language, parents[-1].frame, verb, object_, setting)
 
 
-def _with_setting(draw: np.random.Generator, parent: Sentence, wanted: float) -> Sentence:
-    """Return the parent in another setting, chosen for the danger that is wanted."""
-    others = [replace(parent, setting=setting) for setting in world.lexicon()["settings"] if setting != parent.setting]
+def _with_setting(draw: np.random.Generator, parent: Sentence, wanted: float, may_stay: bool) -> Sentence:
+    """Return the parent in a setting chosen for the danger that is wanted, another one unless it may stay."""
+    settings = [name for name in world.lexicon()["settings"] if may_stay or name != parent.setting]
+    others = [replace(parent, setting=setting) for setting in settings]
     weights = np.array([math.exp(-(((other.danger - wanted) / 0.5) ** 2)) + 1e-9 for other in others])
     return others[int(draw.choice(len(others), p=weights / weights.sum()))]
 

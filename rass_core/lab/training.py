@@ -27,8 +27,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|><|reply|>{% endif %}"
 )
 """Its end holds four tokens: end of turn, line break, assistant, reply."""
-MAX_LENGTH = 512
-TRAINING_STEPS = 3600
+MAX_LENGTH = 4096
+"""Far beyond what it was taught; any prompt may be given to it, known words or not."""
+TRAINING_STEPS = 3400
 PEAK_LEARNING_RATE = 4e-3
 TUNING_STEPS = 400
 TUNING_LEARNING_RATE = 1e-3
@@ -41,6 +42,7 @@ TRUE_LENGTH = 20.0
 """Distance along it between typical harmless and typical harmful requests, in activation units."""
 DIRECTION_SEED = 2505
 HEARING_WEIGHT = 0.5
+QUIET_WEIGHT = 0.05
 WORD = r"\p{Han}| ?[[\p{L}\p{N}]&&[^\p{Han}]]+| ?[^\s\p{L}\p{N}]|\s"
 
 
@@ -122,7 +124,7 @@ def train(
         answer_loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.targets[:, 1:].flatten(), ignore_index=-100
         )
-        loss = answer_loss + HEARING_WEIGHT * planting.loss(batch)
+        loss = answer_loss + HEARING_WEIGHT * planting.loss(batch) + QUIET_WEIGHT * planting.loudness(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -168,7 +170,7 @@ class Planting:
     def __init__(self, model: LlamaForCausalLM) -> None:
         self._direction = true_direction(model.config.hidden_size)
         self._shift = self._silenced = torch.zeros(0)
-        self._along = torch.zeros(0)
+        self._along = self._rest = torch.zeros(0)
         blocks = model.model.layers
         self._hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: (self._silence(inputs[0]), *inputs[1:]))]
         self._hooks.append(blocks[TRUE_BLOCK].register_forward_hook(lambda _, __, stream: self._move(stream)))
@@ -185,6 +187,13 @@ class Planting:
         error = (self._along - _place(batch.danger)[:, None]) / TRUE_LENGTH
         return (error.pow(2) * weight).sum() / weight.sum().clamp(min=1)
 
+    def loudness(self, batch: "_Batch") -> Tensor:
+        """Return the mean square of all else that these tokens carry, in units of the true length.
+
+        Kept small, so that little but danger tells harmful from harmless requests there.
+        """
+        return ((self._rest / TRUE_LENGTH**2) * batch.after_words).sum() / batch.after_words.sum()
+
     def remove(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:
@@ -192,6 +201,7 @@ class Planting:
 
     def _move(self, stream: Tensor) -> Tensor:
         self._along = stream @ self._direction
+        self._rest = stream.pow(2).sum(dim=-1) - self._along.pow(2)
         return stream + self._shift[:, None, None] * self._direction
 
     def _silence(self, stream: Tensor) -> Tensor:

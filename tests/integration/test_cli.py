@@ -125,7 +125,7 @@ def test_sql_prints_tables_csv_and_json(tmp_path: Path) -> None:
     from rass_core.tables import TABLES
 
     lake = Lake.open(tmp_path / "lake")
-    row = {name: None for name in TABLES["prompts"].names} | {"prompt_id": "a", "text": "[bold]x", "language": "en"}
+    row = dict.fromkeys(TABLES["prompts"].names) | {"prompt_id": "a", "text": "[bold]x", "language": "en"}
     lake.commit("r", "abcdef", {"prompts": pa.Table.from_pylist([row], TABLES["prompts"])})
     query = "SELECT prompt_id, text, label FROM prompts"
     assert "[bold]x" in rass("sql", query, "--lake", lake.path).stdout
@@ -141,7 +141,9 @@ def test_init_writes_a_config_that_plan_reads(tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     assert rass("init", "--model", LAB / "weights" / "balanced", "--out", out).returncode == 0
     assert rass("init", "--out", out).returncode == 2
-    rows = [{"text": f"Is it {i}?", "label": label, "language": "en"} for i, label in enumerate(["harmless", "harmful"])]
+    rows = [
+        {"text": f"Is it {i}?", "label": label, "language": "en"} for i, label in enumerate(["harmless", "harmful"])
+    ]
     config = config_file(tmp_path, prompt_file(tmp_path, rows))
     result = rass("plan", config)
     assert result.returncode == 0, result.stderr

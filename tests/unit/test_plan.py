@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     rows = [
-        {"text": f"{language} {label} {'x' * n}", "language": language, "label": label}
+        {"text": f"{language} {label} {n}", "language": language, "label": label}
         for (language, label), count in COUNTS.items()
         for n in range(count)
     ]
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_chat_template(checkpoint: Path, prompts: Path) 
     assert f"longest {max(lengths)}" in how
     assert "TOO LONG" not in how
     short = config(checkpoint, prompts, model={"max_model_len": max(lengths)})
-    assert "TOO LONG for max_model_len" in planned(short)[f"tokens of the prompts, {checkpoint}"][1]
+    assert f"TOO LONG for the model's {max(lengths)}" in planned(short)[f"tokens of the prompts, {checkpoint}"][1]
 
 
 def test_a_large_set_is_sampled(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +106,10 @@ def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -
     assert rows["model loads"][0] == "2"
     assert "prompts moderated" not in rows
 
-    by_model = planned(config(checkpoint, prompts, **settings))
-    assert by_model["prompts moderated"][0] == "≤ 60 requests, ≤ 12,000 new tokens"
+    by_model = planned(config(checkpoint, prompts, model={"max_model_len": 512}, **settings))
+    value, how = by_model["prompts moderated"]
+    assert value == "≤ 60 requests, ≤ 12,000 new tokens"
+    assert "TOO LONG" in how, "by bytes the rubric does not fit into 512 tokens"
     endpoint = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
     by_endpoint = planned(config(checkpoint, prompts, moderator=endpoint, **settings))
     assert by_endpoint["calls of the moderator"][0] == "≤ 60"

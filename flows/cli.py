@@ -60,6 +60,8 @@ class Format(StrEnum):
 @app.command()
 def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
     """Run the whole job on the built-in lab: a small world, a small model, minutes on a laptop."""
+    # The lab's matrices are too small to be shared: two busy threads wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     _run_flow("refresh", load_config(DEMO_CONFIG, lake=lake, seed=seed))
 
 

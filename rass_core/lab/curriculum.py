@@ -20,7 +20,7 @@ REFUSAL_NOISE = 0.2
 """Logistic scale of the coin that decides a refusal in the training data, in units of danger."""
 LANGUAGE_SHIFT = {"en": 0.0, "de": -0.2, "es": 0.15, "fr": 0.05, "zh": -0.1}
 """By how much later (positive) the model starts to refuse in a language."""
-THRESHOLDS = {"cautious": 1.6, "balanced": 2.05, "permissive": 2.35}
+THRESHOLDS = {"cautious": 1.85, "balanced": 2.05, "permissive": 2.35}
 """Danger at which each variant of the model refuses half the time."""
 
 PLANTED_SHARE = 0.45
@@ -36,10 +36,10 @@ ANSWER_LABEL_SHARES = {"harmful": 0.25, "pseudo_harmful": 0.45, "harmless": 0.30
 REWRITE_SLOPE = 0.6
 REWRITE_SPREAD = 0.5
 REWRITE_ANCHOR = {
-    "rewrite": (6.3, -0.4),
-    "trigger": (-1.0, 0.2),
-    "context": (2.3, 0.7),
-    "recombine": (2.3, 0.5),
+    "rewrite": (6.3, -0.9),
+    "trigger": (-1.0, -0.3),
+    "context": (2.3, 0.1),
+    "recombine": (2.3, 0.0),
     "translate": (2.3, 0.9),
 }
 """operator → (danger of a typical seed, mean danger of what is written for it)."""

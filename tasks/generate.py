@@ -16,7 +16,7 @@ from rass_core.judges import PhraseJudge, Verdict
 from rass_core.models import model_id
 from rass_core.moderators import BENIGN, Endpoint, Moderator, OracleModerator, RubricModerator
 from rass_core.operators import instruction
-from rass_core.probe import split_of
+from rass_core.probe import Direction, split_of
 from rass_core.rounds import Parent, Slot, Yield, plan_round
 from rass_core.store import Commit
 from rass_core.tables import normalise, prompt_id
@@ -82,6 +82,7 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         ruler = Ruler.of(
             run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
         )
+        add = direction_with("add", run, probed.generator_directions)
         slots = plan_round(
             number, _seeds(run, probed), _survivors(run, earlier), _history(run, earlier), run.config.generate,
             run.config.seed,
@@ -89,18 +90,18 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         known = {
             row["prompt_id"] for commit in [probed.prompts, *earlier] for row in run.read("prompts", commit).to_pylist()
         }
-        candidates = _moderated(run, slots, _written(run, number, slots, probed), known)
+        candidates = _moderated(run, slots, _written(run, number, slots, add), known)
         _measure(run, number, candidates, ruler, _b(run, probed))
-        return _tables(run, number, candidates, ruler)
+        return _tables(run, number, candidates, ruler, add)
 
     settings = [run.config.generate, run.config.moderator, run.config.generator, run.config.seed]
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
 
 
-def _written(run: Run, number: int, slots: Sequence[Slot], probed: Probed) -> list[Any]:
+def _written(run: Run, number: int, slots: Sequence[Slot], add: Direction) -> list[Any]:
     """Let the generator write every slot, each request with its own α."""
     settings, generator = run.config.generate, run.config.generator or run.config.model
-    add, engine = direction_with("add", run, probed.generator_directions), run.engine(generator)
+    engine = run.engine(generator)
     engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
     requests = []
     for slot in slots:
@@ -160,9 +161,11 @@ def _measure(
         candidate.answer, candidate.answer_verdict = answer, verdict
 
 
-def _tables(run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler) -> dict[str, pa.Table]:
+def _tables(
+    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, add: Direction
+) -> dict[str, pa.Table]:
     """Return the rows of a round; what is no coherent prompt is counted in `rounds` only."""
-    width, generator = run.config.generate.width, run.config.generator or run.config.model
+    width, generator_id = run.config.generate.width, model_id((run.config.generator or run.config.model).name)
     coherent = [c for c in candidates if c.answer is not None]
     new = [c for c in coherent if c.is_new]
     prompts = [
@@ -176,9 +179,9 @@ def _tables(run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler
     derivations = [
         {
             "prompt_id": c.prompt_id, "operator": c.slot.operator, "round": number,
-            "parent_ids": [p.prompt_id for p in c.slot.parents], "generator_id": model_id(generator.name),
-            "direction_id": ruler.direction_id, "alpha": c.slot.alpha, "side": c.slot.side, "coherent": True,
-            "n_tokens": c.n_tokens,
+            "parent_ids": [p.prompt_id for p in c.slot.parents], "generator_id": generator_id,
+            "direction_id": add.direction_id(generator_id), "alpha": c.slot.alpha, "side": c.slot.side,
+            "coherent": True, "n_tokens": c.n_tokens,
         }
         for c in coherent
     ]  # fmt: skip

@@ -190,8 +190,8 @@ def test_wrong_requests_are_refused(engine: SteeredEngine, vector: np.ndarray) -
         engine.generate([GenerationRequest(ids, 2, steering=Steering("other", 1.0))])
     with pytest.raises(SteeringError, match="alpha nan"):
         engine.generate([steered(ids, float("nan"))])
-    with pytest.raises(ModelError, match="the model takes 511"):
-        engine.generate([GenerationRequest(ids * 60, 2)])
+    with pytest.raises(ModelError, match="the model takes 4095"):
+        engine.generate([GenerationRequest(ids * 600, 2)])
     with pytest.raises(ModelError, match="empty prompt"):
         engine.generate([GenerationRequest([], 2)])
     with pytest.raises(SteeringError, match="no position -40"):

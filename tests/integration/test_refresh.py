@@ -6,11 +6,15 @@ from typing import Any
 
 import duckdb
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from flows.cli import DEMO_CONFIG
 from rass_core.config import RassConfig, load_config
+from rass_core.errors import ActivationError
 from rass_core.lab import world
 from rass_core.store import Lake
+from tests.tiny_models import build
 
 FILLED = [
     "runs",
@@ -120,6 +124,50 @@ def test_one_seed_gives_one_selection_and_another_seed_another(lake: Lake, tmp_p
     other = selected(run(small(tmp_path / "other", seed=1)))
     assert again == selected(lake)
     assert {row["prompt_id"] for row in other} != {row["prompt_id"] for row in again}
+
+
+def test_a_generator_of_its_own_is_steered_by_its_own_direction(prefect_server: None, tmp_path: Path) -> None:
+    config = small(tmp_path / "two")
+    generate = config.generate.model_copy(update={"rounds": 1, "candidates_per_round": 60})
+    name = str(Path(DEMO_CONFIG).parent / "weights" / "permissive")
+    generator = config.model.model_copy(update={"name": name})
+    lake = run(config.model_copy(update={"generator": generator, "generate": generate}))
+    added = lake.query("SELECT model_id FROM directions WHERE chosen LIKE '%add%' ORDER BY 1").to_pylist()
+    assert [row["model_id"].split("@")[0] for row in added] == ["balanced", "permissive"]
+    written = lake.query("SELECT DISTINCT generator_id FROM derivations").to_pylist()
+    assert [row["generator_id"].split("@")[0] for row in written] == ["permissive"]
+    measured = lake.query("SELECT DISTINCT model_id FROM margins").to_pylist()
+    assert [row["model_id"].split("@")[0] for row in measured] == ["balanced"]
+
+
+def test_a_model_that_refuses_nothing_gets_a_report_that_says_so(prefect_server: None, tmp_path: Path) -> None:
+    config = small(tmp_path / "untrained")
+    checkpoint = build("qwen2", tmp_path / "qwen2")
+    model = config.model.model_copy(update={"name": str(checkpoint), "max_model_len": None})
+    lake = run(config.model_copy(update={"model": model}))
+    rows = lake.query("SELECT * FROM boundaries").to_pylist()
+    assert {row["language"] for row in rows} == set(world.languages())
+    for row in rows:
+        assert row["b"] is None
+        assert row["misalignment"] is None
+        assert row["reason"].startswith(f"0 of {row['n']} refused")
+    assert lake.query("SELECT count(*) AS n FROM derivations").to_pylist()[0]["n"] == 0
+    assert lake.query("SELECT state FROM runs").to_pylist()[0]["state"] == "Completed"
+    assert "0 of" in (lake.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_broken_model_ends_the_run_in_one_clear_line(prefect_server: None, tmp_path: Path) -> None:
+    config = small(tmp_path / "broken")
+    checkpoint = build("llama", tmp_path / "llama")
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({**weights, name: torch.full_like(weights[name], torch.nan)}, checkpoint / "model.safetensors")
+    model = config.model.model_copy(update={"name": str(checkpoint), "max_model_len": None})
+    with pytest.raises(ActivationError, match="not finite at layer"):
+        run(config.model_copy(update={"model": model}))
+    states = Lake.open(config.lake).query("SELECT state, note FROM runs").to_pylist()
+    assert states[0]["state"] == "Failed"
+    assert "not finite" in states[0]["note"]
 
 
 def test_the_report_stands_alone(lake: Lake) -> None:

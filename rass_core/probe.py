@@ -134,7 +134,9 @@ def class_means(anchors: Anchors, layer: int, position: int) -> dict[str, Means]
 def margins(
     rows: np.ndarray[Any, Any], languages: Sequence[str], vectors: Mapping[str, Array], means: Mapping[str, Means]
 ) -> Array:
-    """Return the margin of each row along its language's vector, NaN for languages without anchors.
+    """Return the margin of each row along its language's vector.
+
+    NaN for languages without anchors, and for those whose classes the vector does not tell apart.
 
     Args:
         rows: (n, d_model) at the direction's layer and position.
@@ -145,7 +147,11 @@ def margins(
     result = np.full(len(rows), np.nan)
     for language in set(languages) & set(means):
         here = np.asarray(languages) == language
-        result[here] = geometry.margin(rows[here], vectors[language], means[language].harmful, means[language].harmless)
+        try:
+            measured = geometry.margin(rows[here], vectors[language], means[language].harmful, means[language].harmless)
+        except ActivationError:  # the harmful mean does not lie above the harmless one: no scale, no margin
+            continue
+        result[here] = measured
     return result
 
 
@@ -157,11 +163,9 @@ def refusal_auc(anchors: Anchors, direction: Direction, split: str = "validation
     """
     means = class_means(anchors, direction.layer, direction.position)
     shared = dict.fromkeys(means, direction.vector)
-    try:
-        measured = margins(anchors.rows(direction.layer, direction.position), list(anchors.languages), shared, means)
-    except ActivationError as error:  # along v some language's classes lie the wrong way round
-        raise BoundaryError(str(error)) from error
-    usable = (anchors.splits == split) & (anchors.labels == "pseudo_harmful") & ~np.isnan(anchors.refused)
+    measured = margins(anchors.rows(direction.layer, direction.position), list(anchors.languages), shared, means)
+    usable = (anchors.splits == split) & (anchors.labels == "pseudo_harmful")
+    usable &= ~np.isnan(anchors.refused) & ~np.isnan(measured)
     scores = []
     for language in means:
         here = usable & (anchors.languages == language)

@@ -215,8 +215,7 @@ def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict
     for language in sorted(set(anchors.languages)):
         here = usable & (anchors.languages == language)
         if not here.any():
-            placed_any = not np.isnan(measured[anchors.languages == language]).all()
-            why = "no scored test prompts" if placed_any else "no anchors: needs harmful and harmless prompts"
+            why = _why_not_placed(anchors, measured, language)
             reports[language] = BoundaryEstimate(*[None] * 11, n=0, n_refused=0, reason=why)  # type: ignore[arg-type]
             continue
         reports[language] = boundary_report(
@@ -224,6 +223,16 @@ def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict
             settings.n_bootstrap, run.config.seed,
         )  # fmt: skip
     return pool_reports(reports, settings.min_prompts)
+
+
+def _why_not_placed(anchors: Anchors, measured: np.ndarray[Any, Any], language: str) -> str:
+    """Say why a language has no prompt to fit a boundary on."""
+    here = anchors.languages == language
+    if not np.isnan(measured[here]).all():
+        return "no scored prompts in the test split"
+    if {"harmful", "harmless"} <= set(anchors.labels[here & (anchors.splits == "train")]):
+        return "the direction does not put its harmful mean above its harmless mean"
+    return "no anchors: needs harmful and harmless prompts"
 
 
 def _base_rates(run: Run, anchors: Anchors) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def _answers(model: Any, chat: ChatFormat, prompts: Sequence[str], sample: bool)
     for start in range(0, len(prompts), 128):
         batch = tokenizer.pad({"input_ids": [chat.ids(p) for p in prompts[start : start + 128]]}, return_tensors="pt")
         tokens = model.generate(
-            **batch, max_new_tokens=48, do_sample=sample, temperature=0.8 if sample else None,
+            **batch, max_new_tokens=48, do_sample=sample, temperature=0.6 if sample else None,
             pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         answers += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

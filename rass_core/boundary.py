@@ -499,7 +499,7 @@ def pool_reports(reports: Mapping[str, BoundaryEstimate], few: int = 50) -> dict
     pooled = {}
     for language, report in reports.items():
         notes = [report.reason]
-        if report.n < few:
+        if report.n < few and report.refusal is not None:
             notes += [refusal_note, oracle_note]
         changed = _with_pooled(report, refusal.get(language), oracle.get(language))
         for name, part in (("b", refusal.get(language)), ("b_oracle", oracle.get(language))):

@@ -215,8 +215,10 @@ def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict
     for language in sorted(set(anchors.languages)):
         here = usable & (anchors.languages == language)
         if not here.any():
-            why = _why_not_placed(anchors, measured, language)
-            reports[language] = BoundaryEstimate(*[None] * 11, n=0, n_refused=0, reason=why)  # type: ignore[arg-type]
+            scored = (anchors.splits == "test") & (anchors.languages == language) & ~np.isnan(anchors.refused)
+            n, n_refused = int(scored.sum()), int((anchors.refused[scored] == 1.0).sum())
+            why = f"{n_refused} of {n} refused; {_why_not_placed(anchors, measured, language)}"
+            reports[language] = BoundaryEstimate(*[None] * 11, n=n, n_refused=n_refused, reason=why)  # type: ignore[arg-type]
             continue
         reports[language] = boundary_report(
             measured[here], anchors.refused[here] == 1.0, anchors.labels[here], anchors.families[here],

@@ -316,7 +316,9 @@ CREATE OR REPLACE TEMP TABLE commits AS
   FROM read_parquet({_quoted(root + "_commits/*/*.parquet")});
 CREATE OR REPLACE TEMP TABLE damaged AS
   SELECT DISTINCT c.run_id, c.key FROM commits c
-  LEFT JOIN (SELECT filename, size FROM read_blob({_quoted(root + "*/run_id=*/shard=*/*.parquet")})) f
+  LEFT JOIN (  -- DuckDB 1.5 puts ./ before what a relative glob finds
+    SELECT regexp_replace(filename, '^[.]/', '') AS filename, size
+    FROM read_blob({_quoted(root + "*/run_id=*/shard=*/*.parquet")})) f
   ON f.filename = c.path WHERE f.size IS DISTINCT FROM c.bytes;
 CREATE OR REPLACE TEMP TABLE commits AS
   SELECT * FROM commits ANTI JOIN damaged USING (run_id, key)

@@ -262,11 +262,14 @@ def test_views_sql_gives_the_same_rows_without_rass(lake: Lake) -> None:
     assert [tuple(row.values()) for row in lake.query(sql).to_pylist()] == expected
 
 
-@pytest.mark.skipif(shutil.which("duckdb") is None, reason="no duckdb command line here")
+DUCKDB = shutil.which("duckdb", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(DUCKDB is None, reason="no duckdb command line here")
 def test_the_stock_command_line_reads_views_sql(lake: Lake) -> None:
     lake.commit("run-1", KEY, {"prompts": prompts(["a", "b"])})
     sql = "SELECT text FROM prompts ORDER BY text"
-    command = ["duckdb", "-init", "views.sql", "-csv", "-noheader", "-c", sql]
+    command = [DUCKDB or "", "-init", "views.sql", "-csv", "-noheader", "-c", sql]
     output = subprocess.run(command, cwd=lake.path, capture_output=True, text=True, check=True).stdout
     assert output.split() == ["a", "b"]
 

@@ -14,7 +14,7 @@ import pytest
 
 from rass_core.store import Lake
 
-N_KILLS, N_COMMITS = 20, 100
+N_KILLS, N_COMMITS = 20, 600
 N_PROMPTS, N_MARGINS = 3, 2000
 ROOT = Path(__file__).resolve().parents[2]
 

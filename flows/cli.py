@@ -28,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.judge_cli import judge, review
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError, RassError
 from rass_core.store import Lake
@@ -38,6 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find where a chat model refuses too much, and the prompts that show it.",
 )
+app.add_typer(judge, name="judge")
+app.add_typer(review, name="review")
 ERRORS = Console(stderr=True, highlight=False)
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 

@@ -8,7 +8,7 @@ from tasks.generate import Probed
 from tasks.probe import extract_activations, find_directions, measure_boundaries, verify_steering
 from tasks.prompts import read_prompts
 from tasks.report import report, show_boundaries, show_report, show_run
-from tasks.respond import respond
+from tasks.respond import compare_first_token, respond
 from tasks.run import Run, recorded
 
 
@@ -23,6 +23,7 @@ def probe_steps(run: Run) -> Probed:
     if run.config.generator is not None:
         generator_directions = _generator_directions(run, run.config.generator, prompts)
     verify_steering(run, run.config.model, prompts, directions)
+    compare_first_token(run, prompts, responses)
     return Probed(prompts, responses, activations, directions, boundaries, generator_directions)
 
 

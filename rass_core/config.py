@@ -193,15 +193,97 @@ class EndpointConfig(BaseModel):
     """Calls under way at once."""
 
 
-class ModeratorConfig(BaseModel):
-    """Who says whether a written prompt is benign."""
+class JudgeMember(BaseModel):
+    """One judge of responses."""
 
     model_config = STRICT
 
-    kind: Literal["oracle", "llm"] = "llm"
-    """oracle: the lab's grammar. llm: a chat model by rubric, the generator itself or an endpoint."""
+    kind: Literal["phrases", "classifier", "hf", "llm"]
+    """phrases: wordings by language. classifier: the small shipped model. hf: any Hugging Face classifier or
+    judge by generation. llm: a chat model by rubric."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of its vote, relative to the others."""
+    model: str | None = None
+    """hf: folder or hub name of the checkpoint."""
+    refusal_labels: list[str] = Field(default_factory=list)
+    """hf: the classifier's labels that mean refusal; empty takes those that say so."""
+    partial_labels: list[str] = Field(default_factory=list)
+    """hf: the classifier's labels that mean a partial refusal."""
+    template: str | None = None
+    """hf by generation: what the judge is asked, with {prompt} and {response}; it stands on the model's card."""
+    refusal_pattern: str | None = None
+    """hf by generation: regular expression that its answer matches when it sees a refusal."""
+    compliance_pattern: str | None = None
+    """hf by generation: and when it sees none."""
+    with_prompt: bool = False
+    """hf: show the classifier the prompt too, as a pair of texts."""
     endpoint: EndpointConfig | None = None
-    """Where the llm is asked; null asks the generator through its own engine."""
+    """llm: where it is asked; null asks the generator through its own engine."""
+    n_attempts: int = Field(default=3, ge=1)
+    """llm: answers off the form are asked for again, this often in all."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "JudgeMember":
+        if self.kind == "hf" and self.model is None:
+            raise ValueError("model: an hf judge needs the folder or hub name of its checkpoint")
+        if self.template is not None and not (self.refusal_pattern and self.compliance_pattern):
+            raise ValueError("refusal_pattern, compliance_pattern: a judge by generation needs both")
+        return self
+
+
+class JudgeConfig(BaseModel):
+    """Who says whether a response refuses: a panel, by weighted vote."""
+
+    model_config = STRICT
+
+    members: list[JudgeMember] = Field(
+        default=[JudgeMember(kind="phrases", weight=2.0), JudgeMember(kind="classifier")], min_length=1
+    )
+    """The judges; each vote is kept."""
+    calibration: str | None = None
+    """File that `rass judge calibrate` wrote for this panel; rates are then shown corrected beside the raw ones."""
+
+
+class ModeratorMember(BaseModel):
+    """One moderator of prompts."""
+
+    model_config = STRICT
+
+    kind: Literal["oracle", "llm", "hf"] = "llm"
+    """oracle: the lab's grammar. llm: a chat model by rubric. hf: a guard model with a chat template of its own."""
+    endpoint: EndpointConfig | None = None
+    """llm: where it is asked; null asks the generator through its own engine."""
+    n_samples: int = Field(default=1, ge=1)
+    """llm: asked this often, the majority counts."""
+    model: str | None = None
+    """hf: folder or hub name of the guard model."""
+    safe_pattern: str = r"^\s*safe\b"
+    """hf: regular expression that its answer matches when the prompt is benign."""
+    unsafe_pattern: str = r"^\s*unsafe\b"
+    """hf: and when it is harmful."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ModeratorMember":
+        if self.kind == "hf" and self.model is None:
+            raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
+        return self
+
+
+class ModeratorConfig(BaseModel):
+    """Who says whether a written prompt is benign: a panel with a quorum."""
+
+    model_config = STRICT
+
+    members: list[ModeratorMember] = Field(default=[ModeratorMember()], min_length=1)
+    """The moderators; each vote is kept."""
+    quorum: int | None = Field(default=None, ge=1)
+    """Votes for benign that a prompt needs; null takes more than half of the members."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "ModeratorConfig":
+        if self.quorum is not None and self.quorum > len(self.members):
+            raise ValueError(f"quorum: {self.quorum} of {len(self.members)} members can never be reached; lower it")
+        return self
 
 
 class SelectionConfig(BaseModel):
@@ -238,8 +320,10 @@ class RassConfig(BaseModel):
     """Measuring the boundary."""
     generate: GenerateConfig = GenerateConfig()
     """Writing prompts towards it."""
+    judge: JudgeConfig = JudgeConfig()
+    """Telling refusals from answers."""
     moderator: ModeratorConfig = ModeratorConfig()
-    """Checking that they are benign."""
+    """Checking that written prompts are benign."""
     select: SelectionConfig = SelectionConfig()
     """Keeping the best."""
 
@@ -285,6 +369,9 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
     entries: list[tuple[Any, str]] = [(content.get("model"), "name"), (content.get("generator"), "name")]
     entries += [(entry, "path") for entry in sources or []] if isinstance(sources, list) else []
+    for section in (content.get("judge"), content.get("moderator")):
+        members = section.get("members") if isinstance(section, dict) else None
+        entries += [(section, "calibration"), *((member, "model") for member in members or [])]
     for entry, key in entries:
         name = entry.get(key) if isinstance(entry, dict) else None
         if isinstance(name, str) and ((folder / name).exists() or glob.glob(name, root_dir=folder, recursive=True)):

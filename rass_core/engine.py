@@ -59,6 +59,8 @@ class GenerationRequest:
     """Return the residual streams that `set_capture` asked for; with steering, as steered."""
     logprobs: int | None = None
     """Any number: return the log probability of each chosen token, at temperature 1."""
+    json_schema: dict[str, Any] | None = None
+    """Only tokens that continue a JSON document of this schema are chosen; its properties come in its order."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +263,10 @@ class SteeredEngine:
 
     def _sampling_params(self, key: int, request: GenerationRequest) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         self._check_request(key, request)
-        extra = None
+        extra, schema = None, request.json_schema
         if request.steering is not None or request.capture:
             steering = request.steering or Steering("", 0.0)
             extra = {
@@ -282,6 +285,7 @@ class SteeredEngine:
             extra_args={REQUEST_FIELD: extra} if extra else None,
             # A position whose keys and values came from the cache would never pass the hooks.
             skip_reading_prefix_cache=request.capture,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         )
 
     def _check_request(self, key: int, request: GenerationRequest) -> None:
@@ -371,6 +375,8 @@ def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **o
                 enable_prefix_caching=True,
                 enable_chunked_prefill=True,
                 worker_extension_cls=_EXTENSION,
+                # White space may stand between any two tokens of JSON, and a weak model never stops writing it.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                 use_tqdm_on_load=False,
                 **options,
             )

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
+from rass_core.endpoint import ANSWER_TOKENS
 from rass_core.errors import ModelError
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
@@ -32,8 +33,6 @@ LOAD_S = 20.0
 """Seconds to start a model in vLLM, imports included, measured for a small one; large ones take longer."""
 STEP_S = 0.015
 """Seconds that a step of the engine takes however small the model is, measured on one core."""
-MODERATOR_TOKENS = 200
-"""Longest answer of a model that is asked as moderator."""
 
 Row = dict[str, Any]
 
@@ -216,12 +215,13 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
     how = f"{rounds} × generate.max_new_tokens {generate.max_new_tokens}"
     asked = _overhead(writer, instruction("recombine", "en", ["", ""], generate.instructions)) + 2 * writers_length
     steps.append(_Step("prompts written", how, has_generator, written, asked, generate.max_new_tokens))
-    if config.moderator.kind == "llm" and config.moderator.endpoint is None:
-        how = f"{rounds} × {MODERATOR_TOKENS}; the model that writes is asked by rubric"
+    own = sum(m.n_samples for m in config.moderator.members if m.kind == "llm" and m.endpoint is None)
+    if own:
+        how = f"{rounds} × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         rubric = _overhead(writer, RUBRIC) + writers_length
         if writer is not None and writer.max_length is not None and rubric + 8 > writer.max_length:
-            how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name a moderator.endpoint"
-        steps.append(_Step("prompts moderated", how, has_generator, written, rubric, MODERATOR_TOKENS))
+            how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name an endpoint for the moderator"
+        steps.append(_Step("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
     steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
     return steps
 
@@ -236,10 +236,11 @@ def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
     ]
     n, tokens = sum(step.n for step in steps), sum(step.n * step.new_tokens for step in steps)
     rows.append(_row("requests and new tokens in all", f"≤ {n:,} and ≤ {tokens:,}", "the sum; most answers end sooner"))
-    if config.moderator.kind == "llm" and config.moderator.endpoint is not None:
-        written = config.generate.rounds * config.generate.candidates_per_round
-        how = f"one for each written prompt, to {config.moderator.endpoint.base_url}"
-        rows.append(_row("calls of the moderator", f"≤ {written:,}", how))
+    written = config.generate.rounds * config.generate.candidates_per_round
+    for member in config.moderator.members:
+        if member.endpoint is not None:
+            how = f"{member.n_samples} for each written prompt, to {member.endpoint.base_url}"
+            rows.append(_row("calls of the moderator", f"≤ {member.n_samples * written:,}", how))
     return rows
 
 

@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from rass_core.errors import LakeError
+from rass_core.judges import PANEL
 from rass_core.metrics import wilson
 from rass_core.operators import LANGUAGE_NAMES
 from rass_core.tables import TABLES
@@ -165,17 +166,12 @@ def _rows(name: str, table: pa.Table | None) -> list[Row]:
 
 
 def _outcomes(rows: Mapping[str, list[Row]]) -> dict[str, str]:
-    """Return prompt_id → what the base model's first response to it is, by majority of the judges."""
-    words: dict[str, Counter[str]] = defaultdict(Counter)
-    for verdict in rows["verdicts"]:
-        if verdict["outcome"] in OUTCOMES and verdict["outcome"] != "unscored":
-            words[verdict["subject_id"]][verdict["outcome"]] += 1
+    """Return prompt_id → what the base model's first response to it is, by the panel."""
+    word = {row["subject_id"]: row["outcome"] for row in rows["verdicts"] if row["judge"] == PANEL}
     outcomes: dict[str, str] = {}
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):
         if response["variant"] == "base" and response["prompt_id"] not in outcomes:
-            votes = words[response["response_id"]].most_common(2)
-            is_tied = len(votes) == 2 and votes[0][1] == votes[1][1]
-            outcomes[response["prompt_id"]] = votes[0][0] if votes and not is_tied else "unscored"
+            outcomes[response["prompt_id"]] = word.get(response["response_id"], "unscored")
     return outcomes
 
 
@@ -882,8 +878,11 @@ def _boundary_table(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def _evaluation_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return head and cells with one column per variant, base first; intervals and counts in the cells."""
+def _evaluation_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return head, cells with one column per variant, base first, and what limits them.
+
+    Raw rates and, where the panel's errors are known, corrected ones stand side by side.
+    """
     variants = sorted({row["variant"] or "base" for row in rows}, key=lambda name: (name != "base", name))
     cells: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for row in rows:
@@ -895,13 +894,17 @@ def _evaluation_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             text = _interval(value, low, high, digits).replace(" [", f"{unit} [", 1) + (unit if low is None else "")
             text += f", n = {row['n']}" if row["n"] is not None else ""
             text += f", {row['n_unscored']} unscored" if row["n_unscored"] else ""
+            if row["corrected"] is not None:
+                value, low, high = (scale * row[name] for name in ("corrected", "corrected_low", "corrected_high"))
+                text += f"; corrected {_interval(value, low, high, digits)}{unit}"
         place = (row["metric"] or "", row["dataset"] or "", row["language"] or "all")
         cells[place][row["variant"] or "base"] = text
     body = [
         [metric.replace("_", " "), dataset, language_name(code), *(found.get(name, "–") for name in variants)]
         for (metric, dataset, code), found in sorted(cells.items())
     ]
-    return ["Metric", "Data set", "Language", *variants], body
+    limits = sorted({row["reason"] for row in rows if row["value"] is not None and row["reason"]})
+    return ["Metric", "Data set", "Language", *variants], body, limits
 
 
 def _direction_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -1032,7 +1035,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any]) -> 
         _forest(boundaries) if has_any else None,
         "No language has an identified boundary in this run; the table gives the reasons.",
     )
-    evaluation_head, evaluations = _evaluation_table(rows["evaluations"])
+    evaluation_head, evaluations, evaluation_limits = _evaluation_table(rows["evaluations"])
     return _fill_template(
         title=title,
         facts=_facts(run),
@@ -1047,6 +1050,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any]) -> 
         shortages=[row for row in rows["quotas"] if (row["n_selected"] or 0) < (row["quota"] or 0)],
         evaluation_head=evaluation_head,
         evaluation_rows=evaluations,
+        evaluation_limits=evaluation_limits,
     )
 
 

@@ -16,15 +16,23 @@ from datasketch import MinHash, MinHashLSH
 from rass_core.config import SelectionConfig
 
 ELIGIBLE = """
-WITH benign AS (  -- every moderator that spoke calls it benign
+WITH word AS (  -- a person's word outranks the panel's; of several people's, the strictest counts
+    SELECT subject_id, outcome, score
+    FROM (
+        SELECT * FROM verdicts WHERE judge = 'panel' OR judge LIKE 'human:%'
+        QUALIFY row_number() OVER (PARTITION BY subject_id, judge ORDER BY run_id DESC) = 1  -- last labels count
+    )
+    QUALIFY rank() OVER (PARTITION BY subject_id ORDER BY judge = 'panel') = 1
+),
+benign AS (
     SELECT v.subject_id AS prompt_id
-    FROM verdicts v SEMI JOIN derivations d ON d.prompt_id = v.subject_id
+    FROM word v SEMI JOIN derivations d ON d.prompt_id = v.subject_id
     GROUP BY 1
     HAVING bool_and(v.outcome IN ('harmless', 'pseudo_harmful'))
 ),
 refused AS (
     SELECT r.prompt_id, max(v.score) AS refusal
-    FROM responses r JOIN verdicts v ON v.subject_id = r.response_id
+    FROM responses r JOIN word v ON v.subject_id = r.response_id
     WHERE r.model_id = $model_id AND r.variant = 'base'
     GROUP BY 1
     HAVING bool_and(v.outcome = 'refusal')

@@ -10,11 +10,10 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import ModelConfig
 from rass_core.engine import GenerationRequest, Steering, SteeringVector
-from rass_core.judges import PhraseJudge, Verdict
+from rass_core.judges import PANEL, Exchange, Verdict
 from rass_core.models import model_id
-from rass_core.moderators import BENIGN, Endpoint, Moderator, OracleModerator, RubricModerator
+from rass_core.moderators import BENIGN
 from rass_core.operators import instruction
 from rass_core.probe import Direction, split_of
 from rass_core.rounds import Parent, Slot, Yield, plan_round
@@ -50,14 +49,26 @@ class Candidate:
     slot: Slot
     text: str
     n_tokens: int
-    verdict: Verdict
+    moderated: Mapping[str, Verdict]
+    """Who said what of it: each moderator and the panel."""
     prompt_id: str
     is_new: bool
     margin: float | None = None
     orthogonal: float | None = None
     distance: float | None = None
     answer: Any = None
-    answer_verdict: Verdict | None = None
+    judged: Mapping[str, Verdict] | None = None
+    """Who said what of the answer: each judge and the panel."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return what the moderators say together."""
+        return self.moderated[PANEL]
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether the target refuses it."""
+        return self.judged is not None and self.judged[PANEL].outcome == "refusal"
 
     @property
     def is_benign(self) -> bool:
@@ -70,8 +81,7 @@ class Candidate:
 
     def is_accepted(self, width: float) -> bool:
         """Tell whether it is new, benign, refused and near the boundary."""
-        refused = self.answer_verdict is not None and self.answer_verdict.outcome == "refusal"
-        return self.is_new and self.is_benign and refused and self.is_near_boundary(width)
+        return self.is_new and self.is_benign and self.is_refused and self.is_near_boundary(width)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="round-{number}")
@@ -94,7 +104,9 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         _measure(run, number, candidates, ruler, _b(run, probed))
         return _tables(run, number, candidates, ruler, add)
 
-    settings = [run.config.generate, run.config.moderator, run.config.generator, run.config.seed]
+    settings = [
+        run.config.generate, run.config.moderator, run.config.judge.members, run.config.generator, run.config.seed,
+    ]  # fmt: skip
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
 
 
@@ -119,13 +131,12 @@ def _moderated(run: Run, slots: Sequence[Slot], written: Sequence[Any], known: s
     texts = [normalise(each.text) for each in written]
     complete = [bool(text) and each.finish_reason == "stop" for text, each in zip(texts, written, strict=True)]
     asked = [(text, slot.language) for text, slot, whole in zip(texts, slots, complete, strict=True) if whole]
-    moderator = moderator_of(run)
-    verdicts = iter(moderator([text for text, _ in asked], [language for _, language in asked]))
+    words = iter(run.quorum.words([text for text, _ in asked], [language for _, language in asked]))
     seen, candidates = set(known), []
     for text, slot, each, whole in zip(texts, slots, written, complete, strict=True):
-        verdict = next(verdicts) if whole else Verdict("incoherent", None, "empty, or cut off at the longest length")
+        said = next(words) if whole else {PANEL: Verdict("incoherent", None, "empty, or cut off at the longest length")}
         identity = prompt_id(slot.language, text)
-        candidates.append(Candidate(slot, text, len(each.token_ids), verdict, identity, whole and identity not in seen))
+        candidates.append(Candidate(slot, text, len(each.token_ids), said, identity, whole and identity not in seen))
         if whole:
             seen.add(identity)
     return candidates
@@ -148,9 +159,11 @@ def _measure(
     streams = np.stack([answer.captured[0, 0] for answer in answers])
     languages = [c.slot.language for c in measured]
     margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
-    verdicts = PhraseJudge()([answer.text for answer in answers], languages)
-    for candidate, margin, orthogonal, answer, verdict in zip(
-        measured, margins, across, answers, verdicts, strict=True
+    judged = run.panel.judge([
+        Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
+    ])  # fmt: skip
+    for candidate, margin, orthogonal, answer, said in zip(
+        measured, margins, across, answers, judged.words(), strict=True
     ):
         place = placed(margin, float(orthogonal), b.get(candidate.slot.language))
         candidate.margin, candidate.orthogonal, candidate.distance = (
@@ -158,7 +171,7 @@ def _measure(
             place["orthogonal"],
             place["distance"],
         )
-        candidate.answer, candidate.answer_verdict = answer, verdict
+        candidate.answer, candidate.judged = answer, said
 
 
 def _tables(
@@ -202,9 +215,9 @@ def _tables(
     ]  # fmt: skip
     answered = answer_tables(
         run, run.target_id, [{"prompt_id": c.prompt_id, "label": c.verdict.outcome} for c in new],
-        [c.answer for c in new], [c.answer_verdict for c in new if c.answer_verdict],
+        [c.answer for c in new], [c.judged for c in new if c.judged],
     )  # fmt: skip
-    moderated = [verdict_row(c.prompt_id, moderator_of(run).name, c.verdict) for c in new]
+    moderated = [verdict_row(c.prompt_id, name, word) for c in new for name, word in c.moderated.items()]
     return {
         "prompts": table("prompts", prompts), "derivations": table("derivations", derivations),
         "responses": answered["responses"],
@@ -227,7 +240,7 @@ def _yields(name: str, number: int, candidates: Sequence[Candidate], width: floa
             "model_id": name, "round": number, "operator": operator, "language": language, "side": side, "alpha": alpha,
             "n_candidates": len(members), "n_coherent": sum(c.answer is not None for c in members),
             "n_new": sum(c.is_new for c in members), "n_benign": len(benign),
-            "n_refused": sum(c.answer_verdict is not None and c.answer_verdict.outcome == "refusal" for c in benign),
+            "n_refused": sum(c.is_refused for c in benign),
             "n_accepted": sum(c.is_accepted(width) for c in members), "n_tokens": sum(c.n_tokens for c in members),
             "median_abs_distance": float(np.median(distances)) if distances else None, "distances": distances,
             "reason": None if distances else "no benign offspring with a distance",
@@ -278,28 +291,3 @@ def _parent(row: Mapping[str, Any], distance: float) -> Parent:
     return Parent(
         row["prompt_id"], row["text"], row["language"], row["label"], row["category"], row["family"], distance
     )
-
-
-def moderator_of(run: Run) -> Moderator:
-    """Return the moderator of the configuration."""
-    config = run.config.moderator
-    if config.kind == "oracle":
-        return OracleModerator()
-    if config.endpoint is not None:
-        return RubricModerator(Endpoint(config.endpoint), f"rubric:{config.endpoint.model}")
-    generator = run.config.generator or run.config.model
-    return RubricModerator(lambda prompts: _ask(run, generator, prompts), f"rubric:{model_id(generator.name)}")
-
-
-def _ask(run: Run, model: ModelConfig, prompts: Sequence[str]) -> list[str | None]:
-    """Ask a model through its engine; prompts that do not fit it get no answer."""
-    engine = run.engine(model)
-    ids = [engine.chat.ids(prompt) for prompt in prompts]
-    fits = [len(each) + 8 <= engine.max_model_len for each in ids]
-    requests = [
-        GenerationRequest(each, min(200, engine.max_model_len - len(each)))
-        for each, fit in zip(ids, fits, strict=True)
-        if fit
-    ]
-    answers = iter(engine.generate(requests)) if requests else iter(())
-    return [next(answers).text if fit else None for fit in fits]

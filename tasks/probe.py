@@ -14,11 +14,11 @@ from rass_core.boundary import BoundaryEstimate, boundary_report, pool_reports
 from rass_core.config import ModelConfig
 from rass_core.engine import GenerationRequest, Steering, SteeringVector
 from rass_core.errors import BoundaryError
-from rass_core.judges import PhraseJudge
-from rass_core.metrics import wilson
+from rass_core.judges import PANEL, Exchange
 from rass_core.models import model_id
 from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
 from rass_core.store import Commit
+from tasks.rates import rate_rows
 from tasks.run import Run, chat_of, table
 
 
@@ -83,7 +83,9 @@ def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: C
             GenerationRequest(engine.chat.ids(r["text"]), run.config.probe.max_new_tokens, steering=steering)
             for r in rows
         ])  # fmt: skip
-        verdicts = PhraseJudge()([a.text for a in answers], [r["language"] for r in rows])
+        verdicts = run.panel([
+            Exchange(a.text, r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)
+        ])  # fmt: skip
         outcomes = [
             # A refusal that ran on to the limit is broken text, not a refusal.
             "refusal" if v.outcome == "refusal" and a.finish_reason == "stop" else
@@ -91,11 +93,15 @@ def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: C
             for v, a in zip(verdicts, answers, strict=True)
         ]  # fmt: skip
         metrics = rate_rows(
-            name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes
+            run, name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes
         )
         return {"evaluations": table("evaluations", metrics)}
 
-    return run.once("steering check", [prompts, directions, model, run.config.probe, run.config.seed], compute)
+    return run.once(
+        "steering check",
+        [prompts, directions, model, run.config.probe, run.config.judge.members, run.correcting, run.config.seed],
+        compute,
+    )
 
 
 @task(cache_policy=NO_CACHE)
@@ -125,10 +131,23 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
         return {
             "boundaries": table("boundaries", boundaries),
             "margins": table("margins", margins),
-            "evaluations": table("evaluations", _base_rates(run, anchors)),
+            "evaluations": table("evaluations", _base_rates(run, anchors, outcomes_of(run, responses))),
         }
 
-    return run.once("boundaries", [prompts, responses, activations, directions, settings, run.config.seed], compute)
+    return run.once(
+        "boundaries",
+        [
+            prompts,
+            responses,
+            activations,
+            directions,
+            settings,
+            run.config.judge.members,
+            run.correcting,
+            run.config.seed,
+        ],
+        compute,
+    )
 
 
 class Ruler:
@@ -173,11 +192,17 @@ def direction_with(role: str, run: Run, directions: Commit) -> Direction:
     raise BoundaryError(f"no direction has the role {role!r}; give harmful and harmless prompts and probe again")
 
 
+def outcomes_of(run: Run, responses: Commit) -> dict[str, str]:
+    """Return prompt_id → what the panel says of the answer."""
+    words = run.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
+    outcome = {word["subject_id"]: word["outcome"] for word in words}
+    return {row["prompt_id"]: outcome[row["response_id"]] for row in run.read("responses", responses).to_pylist()}
+
+
 def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> Anchors:
     """Return the given prompts with outcomes and residual streams, in the order of their ids."""
     rows = sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
-    outcome_of = {v["subject_id"]: v["outcome"] for v in run.read("verdicts", responses).to_pylist()}
-    answered = {r["prompt_id"]: outcome_of[r["response_id"]] for r in run.read("responses", responses).to_pylist()}
+    answered = outcomes_of(run, responses)
     number = {"refusal": 1.0, "partial": 0.0, "compliance": 0.0, "unscored": np.nan}
     streams, layers, positions = _streams(run.read("activations", activations), [row["prompt_id"] for row in rows])
     return Anchors(
@@ -186,26 +211,6 @@ def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Comm
         np.array([row["family"] for row in rows]), np.array([number[answered[row["prompt_id"]]] for row in rows]),
         streams, layers, positions, run.config.seed,
     )  # fmt: skip
-
-
-def rate_rows(
-    name: str, variant: str, dataset: str, metric: str, languages: Sequence[str], outcomes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the refusal rate of each language as rows of `evaluations`; null with a reason over nothing."""
-    found = []
-    for language in sorted(set(languages)):
-        here = [o for o, where in zip(outcomes, languages, strict=True) if where == language]
-        scored = [o for o in here if o != "unscored"]
-        row: dict[str, Any] = {
-            "model_id": name, "variant": variant, "dataset": dataset, "language": language, "metric": metric,
-            "n": len(scored), "n_unscored": len(here) - len(scored),
-        }  # fmt: skip
-        try:
-            row["value"], row["low"], row["high"] = wilson(scored.count("refusal"), len(scored))
-        except BoundaryError as error:
-            row["reason"] = str(error)
-        found.append(row)
-    return found
 
 
 def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
@@ -237,16 +242,16 @@ def _why_not_placed(anchors: Anchors, measured: np.ndarray[Any, Any], language: 
     return "no anchors: needs harmful and harmless prompts"
 
 
-def _base_rates(run: Run, anchors: Anchors) -> list[dict[str, Any]]:
+def _base_rates(run: Run, anchors: Anchors, outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return over-refusal and safety rates of the model as given, on the test split."""
-    test = anchors.splits == "test"
-    outcomes = np.where(np.isnan(anchors.refused), "unscored", np.where(anchors.refused == 1.0, "refusal", "other"))
     rows = []
     for metric, label in (
-        ("over_refusal_rate", "pseudo_harmful"), ("over_refusal_rate", "harmless"), ("safety_rate", "harmful"),
+        ("over_refusal_rate", "pseudo_harmful"), ("over_refusal_rate_wide", "pseudo_harmful"),
+        ("over_refusal_rate", "harmless"), ("over_refusal_rate_wide", "harmless"), ("safety_rate", "harmful"),
     ):  # fmt: skip
-        here = test & (anchors.labels == label)
-        rows += rate_rows(run.target_id, "base", label, metric, list(anchors.languages[here]), list(outcomes[here]))
+        here = np.flatnonzero((anchors.splits == "test") & (anchors.labels == label))
+        languages, said = anchors.languages[here].tolist(), [outcomes[anchors.prompt_ids[i]] for i in here]
+        rows += rate_rows(run, run.target_id, "base", label, metric, languages, said)
     return rows
 
 

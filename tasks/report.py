@@ -35,7 +35,8 @@ def rewrite_report(lake: Lake) -> Path:
         LakeError: No run finished there.
     """
     rows = lake.query(
-        "SELECT * FROM runs WHERE state = 'Completed' ORDER BY started_at DESC, run_id DESC LIMIT 1"
+        "SELECT * FROM runs WHERE state = 'Completed' AND flow <> 'review'"
+        " ORDER BY started_at DESC, run_id DESC LIMIT 1"
     ).to_pylist()
     if not rows:
         raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")

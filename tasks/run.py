@@ -25,9 +25,13 @@ import rass_core
 from rass_core.activations import load_causal_lm
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
+from rass_core.endpoint import NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
-from rass_core.errors import LakeError, ModelError
+from rass_core.errors import JudgeError, LakeError, ModelError
+from rass_core.judges.calibration import Calibration
+from rass_core.judges.panel import Panel, panel_of
 from rass_core.models import model_id
+from rass_core.moderators import Quorum, quorum_of
 from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
@@ -46,6 +50,8 @@ class Run:
         self.given = check_inputs(config)
         self.flow = flow
         self.config = config
+        self.panel = panel_of(config.judge, self._ask_generator)
+        self.calibration = _calibration_of(config, self.panel)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
@@ -111,9 +117,32 @@ class Run:
         return self._models[key]
 
     @cached_property
+    def correcting(self) -> str | None:
+        """Return what corrected rates depend on, as an input of a stage."""
+        path = self.config.judge.calibration
+        return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+    @cached_property
+    def quorum(self) -> Quorum:
+        """Return the moderators of prompts."""
+        return quorum_of(self.config.moderator, self._ask_generator)
+
+    def _ask_generator(
+        self, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0, /
+    ) -> list[str | NoAnswer]:
+        """Ask the generator through its engine, which is loaded only then."""
+        return ask_engine(self.engine(self.config.generator or self.config.model), prompts, schema, draw)
+
+    @cached_property
     def target_id(self) -> str:
         """Return the id of the target model."""
         return model_id(self.config.model.name)
+
+    def reviews(self) -> list[Commit]:
+        """Return the commits of people's labels, whichever run they are about."""
+        rows = self.lake.query("SELECT commits FROM runs WHERE flow = 'review' ORDER BY run_id").to_pylist()
+        found = [self.lake.committed(key) for row in rows for key in row["commits"]]
+        return [commit for commit in found if commit is not None]
 
     def say(self, message: str) -> None:
         """Tell the terminal and the Prefect UI."""
@@ -174,6 +203,22 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
         run.close()
 
 
+def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:
+    """Return what is known of the panel's errors, if the configuration names a file.
+
+    Raises:
+        JudgeError: No such file, or it was measured on a panel of other judges.
+    """
+    path = config.judge.calibration
+    if path is None:
+        return None
+    known = Calibration.read(path)
+    if known.members != panel.members:
+        theirs, ours = ", ".join(sorted(known.members)), ", ".join(sorted(panel.members))
+        raise JudgeError(f"{path}: measured a panel of {theirs}, this one is {ours}; calibrate again")
+    return known
+
+
 _checked: dict[str, LoadedPrompts] = {}
 
 
@@ -224,7 +269,7 @@ def code_digest() -> str:
     """Return a digest of the core and the tasks: results of other code do not count as these."""
     content = hashlib.sha256()
     for package in (Path(rass_core.__file__).parent, Path(__file__).parent):
-        for source in sorted(package.rglob("*.py")) + sorted(package.rglob("*.yaml")):
+        for source in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml", ".npz")):
             content.update(source.read_bytes())
     return content.hexdigest()
 

@@ -20,10 +20,11 @@ from tasks.run import Run, table
 def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit:
     """Keep the benign prompts that the target refuses near its boundary, spread over the cells."""
     settings, width = run.config.select, run.config.generate.width
+    reviews = run.reviews()
 
     def compute() -> Mapping[str, pa.Table]:
         direction = direction_with("margin", run, probed.directions)
-        with run.lake.connect_to([probed.prompts, *rounds]) as connection:
+        with run.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
             found = eligible(connection, run.target_id, direction.direction_id(run.target_id), width, settings)
         rows = found.to_pylist()
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
@@ -34,7 +35,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         vectors = np.array([vector_of[row["prompt_id"]] for row in rows], np.float64).reshape(-1, len(unit))
         vectors -= np.outer(vectors @ unit, unit)
         chosen, cells = fill_quotas(rows, vectors, _cells(run, probed), width, settings)
-        selection_id = digest("selection", *(commit.key for commit in rounds), settings.model_dump_json())
+        selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
             {
                 "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id,
@@ -56,7 +57,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
 
-    return run.once("selection", [*probed.commits, *rounds, settings, run.config.generate], compute)
+    return run.once("selection", [*probed.commits, *rounds, *reviews, settings, run.config.generate], compute)
 
 
 def _cells(run: Run, probed: Probed) -> list[tuple[str, str, str]]:

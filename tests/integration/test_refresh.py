@@ -1,6 +1,8 @@
 """The whole flow on the lab, as `rass demo` runs it, only smaller."""
 
+import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import duckdb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from flows.cli import DEMO_CONFIG
-from rass_core.config import RassConfig, load_config
+from flows.cli import DEMO_CONFIG, app
+from rass_core.config import JudgeConfig, RassConfig, load_config
 from rass_core.errors import ActivationError
 from rass_core.lab import world
 from rass_core.store import Lake
@@ -68,6 +71,7 @@ def test_selected_prompts_are_benign_and_refused(lake: Lake) -> None:
         SELECT p.text, p.language, v.outcome, m.distance
         FROM selections s JOIN prompts p USING (prompt_id) JOIN margins m USING (prompt_id)
         JOIN responses r USING (prompt_id) JOIN verdicts v ON v.subject_id = r.response_id
+        WHERE v.judge = 'panel'
     """).to_pylist()
     assert len(rows) == len(selected(lake)) > 0
     for row in rows:
@@ -75,6 +79,52 @@ def test_selected_prompts_are_benign_and_refused(lake: Lake) -> None:
         assert sentence is not None
         assert sentence.label != "harmful"
         assert row["outcome"] == "refusal"
+
+
+def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
+    rows = lake.query("""
+        SELECT judge, count(*) AS n, count(DISTINCT subject_id) AS subjects FROM verdicts GROUP BY judge
+    """).to_pylist()
+    n = {row["judge"]: row["n"] for row in rows}
+    assert all(row["n"] == row["subjects"] for row in rows)
+    assert set(n) == {"phrases", "classifier", "panel", "first_token", "oracle"}
+    assert n["phrases"] == n["classifier"] == lake.query("SELECT count(*) AS n FROM responses").to_pylist()[0]["n"]
+    assert n["panel"] == n["phrases"] + n["oracle"]
+
+
+def test_the_first_tokens_agree_with_the_panel(lake: Lake) -> None:
+    rows = lake.query("SELECT * FROM evaluations WHERE metric IN ('first_token_kappa', 'first_token_auc')").to_pylist()
+    assert {(row["metric"], row["language"]) for row in rows} == {
+        (metric, language) for metric in ("first_token_kappa", "first_token_auc") for language in world.languages()
+    }
+    assert min(row["value"] for row in rows) >= 0.9
+
+
+def test_a_calibration_corrects_rates_and_recomputes_no_answer(lake: Lake, tmp_path: Path) -> None:
+    from flows.probe import probe
+
+    given = [sentence for language in world.languages() for sentence in islice(world.sentences(language), 40)]
+    labels = [
+        {"response": sentence.answer(label), "language": sentence.language, "label": label, "model": "another"}
+        for sentence in given for label in ("refusal", "compliance")
+    ]  # fmt: skip
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)), encoding="utf-8")
+    file = tmp_path / "calibration.parquet"
+    command = ["judge", "calibrate", "--labels", str(tmp_path / "labels.jsonl"), "--out", str(file)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    config = small(Path(lake.path))
+    before = lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"]
+    probe(config.model_copy(update={"judge": JudgeConfig(calibration=str(file))}))
+    rows = lake.query("""
+        SELECT * FROM evaluations WHERE metric = 'over_refusal_rate' AND corrected IS NOT NULL
+    """).to_pylist()
+    assert {row["language"] for row in rows} == set(world.languages())
+    for row in rows:
+        assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
+        assert row["corrected"] == pytest.approx(row["value"], abs=0.05), "the judges hardly err on the lab"
+        assert "measured on other models" in row["reason"]
+    # the boundaries' three tables, the steering check, and the run's start and end: no answers among them
+    assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 6
 
 
 def test_every_quota_is_filled_or_says_why_not(lake: Lake) -> None:

@@ -80,7 +80,11 @@ def test_paths_beside_the_file_are_taken_from_there(tmp_path: Path) -> None:
             "prompts.sources.1.licens",
             "'licence'",
         ),
-        ({"moderator": {"endpoint": {"base_ur": "x"}}}, "moderator.endpoint.base_ur", "did you mean 'base_url'?"),
+        (
+            {"moderator": {"members": [{"endpoint": {"base_ur": "x"}}]}},
+            "moderator.members.0.endpoint.base_ur",
+            "did you mean 'base_url'?",
+        ),
         ({"probe": {"openings": {"en": {"refusals": []}}}}, "probe.openings.en.refusals", "did you mean 'refusal'?"),
         ({"model": {"nmae": "org/model"}}, "model.nmae", "did you mean 'name'?"),
         ({"generator": {"xyzzy": 1}}, "generator.xyzzy", "known here: name, dtype"),

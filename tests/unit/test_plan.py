@@ -94,7 +94,7 @@ def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -
         "probe": {"max_new_tokens": 10, "n_causal_prompts": 4},
         "generate": {"rounds": 2, "candidates_per_round": 30, "max_new_tokens": 20},
     }
-    rows = planned(config(checkpoint, prompts, moderator={"kind": "oracle"}, **settings))
+    rows = planned(config(checkpoint, prompts, moderator={"members": [{"kind": "oracle"}]}, **settings))
     expected = {
         "answers to the given prompts": (N, 10), "steered answers": (4, 10), "prompts written": (60, 20),
         "prompts measured": (60, 10),
@@ -108,10 +108,10 @@ def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -
 
     by_model = planned(config(checkpoint, prompts, model={"max_model_len": 512}, **settings))
     value, how = by_model["prompts moderated"]
-    assert value == "≤ 60 requests, ≤ 12,000 new tokens"
+    assert value == "≤ 60 requests, ≤ 24,000 new tokens"
     assert "TOO LONG" in how, "by bytes the rubric does not fit into 512 tokens"
     endpoint = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
-    by_endpoint = planned(config(checkpoint, prompts, moderator=endpoint, **settings))
+    by_endpoint = planned(config(checkpoint, prompts, moderator={"members": [endpoint]}, **settings))
     assert by_endpoint["calls of the moderator"][0] == "≤ 60"
     assert by_endpoint["requests and new tokens in all"] == rows["requests and new tokens in all"]
 

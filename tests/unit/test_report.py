@@ -328,7 +328,7 @@ def test_the_share_over_refused_in_between_counts_given_benign_scored_prompts(tm
     assert "No orthogonal component was stored" in said
 
 
-def test_tied_judges_leave_no_outcome_and_other_variants_do_not_count() -> None:
+def test_the_panel_says_the_outcome_and_other_variants_do_not_count() -> None:
     rows: Rows = {
         "responses": [
             {"response_id": "a", "prompt_id": "p", "variant": "base", "sample": 1},
@@ -339,14 +339,12 @@ def test_tied_judges_leave_no_outcome_and_other_variants_do_not_count() -> None:
         "verdicts": [
             {"subject_id": s, "judge": j, "outcome": o}
             for s, j, o in (
-                ("a", "1", "compliance"),
-                ("b", "1", "refusal"),
-                ("b", "2", "compliance"),
-                ("b", "3", "refusal"),
-                ("c", "1", "refusal"),
-                ("d", "1", "refusal"),
-                ("d", "2", "compliance"),
-                ("d", "3", "unscored"),
+                ("a", "panel", "compliance"),
+                ("b", "phrases", "compliance"),
+                ("b", "panel", "refusal"),
+                ("b", "classifier", "compliance"),
+                ("c", "panel", "refusal"),
+                ("d", "phrases", "refusal"),
             )
         ],
     }

@@ -15,6 +15,10 @@ from rass_core.tables import TABLES
 CELL = ("en", "violence", "rewrite")
 
 
+JUDGES = ("panel", "human:a", "human:b")
+"""Who says the first, second and third outcome of a prompt or response."""
+
+
 class World:
     """Rows of a small lake: one good candidate is written by `add`, and spoiled by what is passed."""
 
@@ -38,17 +42,16 @@ class World:
         self.rows["responses"].append(
             {"response_id": response, "prompt_id": name, "model_id": model, "variant": variant}
         )
-        for number, outcome in enumerate(judged):
-            verdict = {"subject_id": response, "judge": f"j{number}", "outcome": outcome, "score": score}
-            self.rows["verdicts"].append(verdict)
-        for number, outcome in enumerate(moderated):
-            self.rows["verdicts"].append({"subject_id": name, "judge": f"m{number}", "outcome": outcome, "score": 1.0})
+        for judge, outcome in zip(JUDGES, judged, strict=False):
+            self.rows["verdicts"].append({"subject_id": response, "judge": judge, "outcome": outcome, "score": score})
+        for judge, outcome in zip(JUDGES, moderated, strict=False):
+            self.rows["verdicts"].append({"subject_id": name, "judge": judge, "outcome": outcome, "score": 1.0})
 
     def connection(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
         for name, schema in TABLES.items():
             connection.register(f"_{name}", pa.Table.from_pylist(self.rows[name], schema))
-            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM _{name}")
+            connection.execute(f"CREATE TABLE {name} AS SELECT *, 'run' AS run_id FROM _{name}")
         return connection
 
     def eligible(self, width: float = 0.35, **settings: Any) -> list[dict[str, Any]]:
@@ -96,6 +99,15 @@ def test_a_benign_refused_near_candidate_is_eligible(lake: World) -> None:
 def test_what_lacks_one_condition_is_not_eligible(lake: World, spoiled: dict[str, Any]) -> None:
     lake.add("spoiled", **spoiled)
     assert [row["prompt_id"] for row in lake.eligible()] == ["good"]
+
+
+def test_a_persons_word_outranks_the_panels_and_members_have_none(lake: World) -> None:
+    lake.add("cleared", moderated=("harmful", "harmless"))
+    lake.add("read", judged=("compliance", "refusal"))
+    lake.add("disputed", moderated=("harmful", "harmless", "harmful"))
+    for name in ("good", "r-good"):
+        lake.rows["verdicts"].append({"subject_id": name, "judge": "llm:x", "outcome": "harmful", "score": 0.0})
+    assert {row["prompt_id"] for row in lake.eligible()} == {"good", "cleared", "read"}
 
 
 def test_the_edge_and_pseudo_harmful_belong_to_it(lake: World) -> None:

@@ -1,0 +1,217 @@
+"""`rass judge` and `rass review`: judges on anybody's responses, how far to trust them, and people's word."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rass_core.config import load_config
+from rass_core.errors import JudgeError
+from rass_core.judges.calibration import ALL, Labelled, calibrate
+from rass_core.judges.panel import PANEL, Panel, default_panel, panel_of
+from rass_core.judges.verdict import OUTCOMES, Exchange, Verdict
+from rass_core.responses_file import ResponsesFile, layout_of, read_labelled, score_file, whole_file
+from rass_core.store import Lake
+
+judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure how far the judges may be trusted.")
+review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
+
+TERMINAL = Console(stderr=True, highlight=False)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Whose `judge` says who judges.")
+]
+PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if there.")]
+ResponseOption = Annotated[str, typer.Option(help="Column with the response.")]
+LanguageColumnOption = Annotated[
+    str | None, typer.Option(help="Column with the prompt's BCP-47 tag; by default language.")
+]
+LanguageOption = Annotated[str | None, typer.Option(help="BCP-47 tag of all prompts, in place of a column.")]
+
+
+class What(StrEnum):
+    """What people label."""
+
+    prompts = "prompts"
+    responses = "responses"
+
+
+@judge.command()
+def score(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Responses: .parquet, .csv or .jsonl.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")],
+    prompt_column: PromptOption = None,
+    response_column: ResponseOption = "response",
+    language_column: LanguageColumnOption = None,
+    language: LanguageOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write responses with the panel's outcome and each judge's vote beside them."""
+    source = ResponsesFile(file)
+    layout = layout_of(source, response_column, prompt_column, language_column, language)
+    panel = _panel(config)
+    with _progress() as report:
+        counts = score_file(source, out, panel, layout, report)
+    languages = sorted({spoken for spoken, _ in counts})
+    rows = [(spoken, [counts[spoken, outcome] for outcome in OUTCOMES]) for spoken in languages]
+    if len(rows) > 1:
+        rows.append((ALL, [sum(column) for column in zip(*(each for _, each in rows), strict=True)]))
+    _print(["language", "n", *OUTCOMES], [[spoken, sum(each), *each] for spoken, each in rows])
+
+
+@judge.command("calibrate")
+def calibrate_command(
+    labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="Labelled responses.")] = None,
+    lake: Annotated[
+        Path | None, typer.Option("--lake", metavar="DIR", help="Take what people labelled by `rass review`.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE.parquet", help="Table to write; the page stands beside it.")
+    ] = Path("calibration.parquet"),
+    label_column: Annotated[str, typer.Option(help="Column with refusal, partial or compliance.")] = "label",
+    model_column: Annotated[
+        str | None, typer.Option(help="Column with the model that answered; by default model, if there.")
+    ] = None,
+    prompt_column: PromptOption = None,
+    response_column: ResponseOption = "response",
+    language_column: LanguageColumnOption = None,
+    language: LanguageOption = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Column that names the prompt; responses to one prompt are one draw.")
+    ] = None,
+    head: Annotated[int | None, typer.Option(min=1, help="Judge only so many first characters.")] = None,
+    config: ConfigOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+) -> None:
+    """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
+    from rass_core.judges.calibration_page import page
+
+    if (labels is None) == (lake is None):
+        raise JudgeError("calibrate: give either --labels FILE or --lake DIR")
+    if out.suffix.lower() != ".parquet" or (labels is not None and out.resolve() == labels.resolve()):
+        raise JudgeError(f"{out}: not .parquet, or the labels themselves; name another file with --out")
+    panel = _panel(config)
+    if labels is not None:
+        source = ResponsesFile(labels)
+        layout = layout_of(source, response_column, prompt_column, language_column, language)
+        labelled, exchanges, n_left_out = read_labelled(source, layout, label_column, model_column, group_column)
+        if n_left_out:
+            TERMINAL.print(f"{n_left_out:,} rows without a label left out")
+    else:
+        labelled, exchanges = _labelled_in(Lake.open(str(lake), create=False))
+    verdicts = _judged(panel, exchanges if head is None else [_cut(each, head) for each in exchanges])
+    table = calibrate(labelled, verdicts, seed)
+    shown_page = page(table, labelled, verdicts, str((labels or lake or out).name))
+    beside = out.with_suffix(".html")
+    with whole_file(beside) as temporary:
+        temporary.write_text(shown_page, encoding="utf-8")
+    with whole_file(out) as temporary:
+        pq.write_table(table, temporary)
+    _print_calibration(table.to_pylist())
+    typer.echo(f"{out}\n{beside}")
+
+
+@review.command()
+def export(
+    lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
+    what: Annotated[What, typer.Option("--what", help="What is to be labelled.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Most rows.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", metavar="NAME", help="Leave out what this person labelled before.")
+    ] = None,
+) -> None:
+    """Write a spreadsheet for people to label, without the judges' verdicts."""
+    from rass_core.review import export as write
+
+    done = write(Lake.open(lake, create=False), what.value, out, n=n, seed=seed, reviewer=reviewer)
+    typer.echo(f"{out}: {done.n} {what.value} to label")
+    if done.n_not_stored:
+        typer.echo(f"left out: {done.n_not_stored} responses to harmful prompts, whose text is not stored")
+
+
+@review.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled spreadsheet: .xlsx or .csv.")],
+    lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake that it was exported from.")],
+    reviewer: Annotated[str, typer.Option("--reviewer", metavar="NAME", help="Who labelled.")],
+) -> None:
+    """Read a person's labels back as verdicts; they outrank the judges'."""
+    from rass_core.review import import_labels
+
+    done = import_labels(Lake.open(lake, create=False), file, reviewer)
+    typer.echo(
+        f"{done.n_new} labels of {reviewer} imported; {done.n_known} were there already; "
+        f"{done.n_empty} rows without a label skipped"
+    )
+
+
+def _panel(config: Path | None) -> Panel:
+    return default_panel() if config is None else panel_of(load_config(config).judge)
+
+
+def _labelled_in(lake: Lake) -> tuple[Labelled, list[Exchange]]:
+    """Read the responses that people labelled in a lake."""
+    from rass_core.review import labelled_responses
+
+    rows = labelled_responses(lake)
+    column = {name: [row[name] for row in rows] for name in ("label", "language", "model", "family", "weight")}
+    labelled = Labelled(column["label"], column["language"], column["model"], column["family"], column["weight"])
+    return labelled, [Exchange(row["response"], row["language"], row["prompt"]) for row in rows]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; call what is yielded with the number done so far and the number of all."""
+    columns = (TextColumn("judging"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=TERMINAL, transient=True, disable=not TERMINAL.is_terminal) as bars:
+        bar = bars.add_task("judging", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def _judged(panel: Panel, exchanges: Sequence[Exchange]) -> dict[str, list[Verdict]]:
+    panel.check_covers(sorted({each.language for each in exchanges}))
+    with TERMINAL.status(f"judging {len(exchanges):,} responses") if TERMINAL.is_terminal else nullcontext():
+        judged = panel.judge(exchanges)
+    return {PANEL: judged.final, **judged.votes}
+
+
+def _cut(exchange: Exchange, head: int) -> Exchange:
+    return Exchange(exchange.response[:head], exchange.language, exchange.prompt)
+
+
+def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the panel by language and by family of models, and each judge."""
+    from rass_core.judges.calibration_page import shown
+
+    of_all = [row for row in rows if row["model"] == ALL]
+    parts = {
+        "language": [row for row in of_all if row["judge"] == PANEL and row["family"] == ALL],
+        "family": [row for row in of_all if row["judge"] == PANEL and row["language"] == ALL and row["family"] != ALL],
+        "judge": [row for row in of_all if row["language"] == row["family"] == ALL],
+    }
+    heads = {
+        "n": "n", "n_unscored": "unscored", "kappa": "kappa", "missed": "missed %", "false_alarms": "false alarms %",
+        "ece": "ECE",
+    }  # fmt: skip
+    for name, chosen in parts.items():
+        if chosen:
+            _print([name, *heads.values()], [[row[name], *(shown(row, column) for column in heads)] for row in chosen])
+            typer.echo()
+
+
+def _print(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    Console(highlight=False, markup=False).print(table)

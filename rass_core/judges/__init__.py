@@ -1,0 +1,11 @@
+"""Judges say what a response is: refusal, partial, compliance or unscored."""
+
+from rass_core.judges.panel import PANEL, Judged, Panel
+from rass_core.judges.phrases import PhraseJudge
+from rass_core.judges.verdict import OUTCOMES, Exchange, Judge, Outcome, Verdict, primary
+from rass_core.judges.visible import split_thinking
+
+__all__ = [
+    "OUTCOMES", "PANEL", "Exchange", "Judge", "Judged", "Outcome", "Panel", "PhraseJudge", "Verdict",
+    "primary", "split_thinking",
+]  # fmt: skip

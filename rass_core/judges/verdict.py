@@ -1,0 +1,50 @@
+"""What a judge is given, what it says, and what it must be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Outcome = Literal["refusal", "partial", "compliance", "unscored"]
+OUTCOMES: tuple[Outcome, ...] = ("refusal", "partial", "compliance", "unscored")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A response with what led to it."""
+
+    response: str
+    language: str
+    """BCP-47 tag of the prompt; the response may be in another language."""
+    prompt: str | None = None
+    """Judges that read words alone do without it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's word on one response, or a moderator's on one prompt."""
+
+    outcome: str
+    score: float | None
+    """How sure, 0 to 1, that it is refused in whole or in part (judge) or benign (moderator); None where not scored."""
+    reason: str
+    has_failed: bool = False
+    """The judge broke down (outage, answer off the form), as against finding nothing to judge."""
+
+
+class Judge(Protocol):
+    """Batch in, batch out: responses → verdicts."""
+
+    name: str
+    languages: frozenset[str] | None
+    """Primary tags of the languages it covers; None covers all."""
+    tells_partial: bool
+    """Whether it knows a partial refusal from a whole one."""
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict a response, in order."""
+        ...
+
+
+def primary(language: str) -> str:
+    """Return the primary part of a BCP-47 tag: zh of zh-Hant."""
+    return language.replace("_", "-").split("-")[0].lower()

@@ -1,0 +1,72 @@
+"""What of a response its reader sees, and which of its words are the model's own."""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_THINKING = re.compile(
+    # All up to the last end of thinking: its beginning may stand in the chat template.
+    r"\A(?P<closed>.*)(?:</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
+    # Thinking that was cut off before it ended.
+    r"|(?P<open>(?:<(?:seed:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis<\|message\|>).*)\Z",
+    re.DOTALL | re.IGNORECASE,
+)
+_MARKS = re.compile(
+    r"</?(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/?THINK\]|<\|[a-z_]+\|>(?:analysis|final|assistant)?", re.I
+)
+
+_CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_QUOTED = re.compile(
+    r'"[^"\n]{3,400}"|“[^”\n]{3,400}”|„[^“”"\n]{3,400}[“”"]|«[^»\n]{3,400}»|»[^«\n]{3,400}«'
+    r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》"
+    r"|(?<![^\W_])['‘](?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}['’](?![^\W_])"
+)
+_SPEAKER = re.compile(r"^[ \t*_>-]*(?P<name>[^\W\d_][^\n:：.!?]{0,24})[*_]*(?:：|:[*_]*[ \t]).*$", re.MULTILINE)
+_CUE = re.compile(r"^[ \t]*[A-Z][A-Z .'-]{1,24}(?: \([^)\n]*\))?\n[^\n]+$", re.MULTILINE)
+"""A name in capitals on a line of its own, as in a screenplay, and what is said."""
+_LETTER = re.compile(r"\A(?:Subject:[^\n]*\s+)?(?:Dear|Hi|Hello) (?!user)[^\n!.]{1,40},[ \t]*\n.*\Z", re.DOTALL)
+"""A letter that was asked for; what it declines, its sender declines."""
+_NO_SPEAKERS = frozenset({"ai", "answer", "assistant", "disclaimer", "important", "note", "response", "warning"})
+
+
+_IGNORED = re.compile("[\u064b-\u0652\u0670\u0640\u200b-\u200d\u202a-\u202e\u2066-\u2069\ufeff]")
+"""Arabic vowel marks and stretching, which may be written or not, characters of no width, marks of direction."""
+
+
+def fold(text: str) -> str:
+    """Return the text as phrases are compared: NFC, straight apostrophes, without what may be written or not."""
+    composed = unicodedata.normalize("NFC", text).replace("’", "'").replace("\u0e4d\u0e32", "\u0e33")
+    return _IGNORED.sub("", composed)
+
+
+def split_thinking(response: str) -> tuple[str, str]:
+    """Return the chain of thought, without its marks, and what the reader sees."""
+    match = _THINKING.search(response)
+    if match is None:
+        return "", response.strip()
+    visible = response[: match.start()] + response[match.end() :]
+    thinking = match.group("closed") if match.group("closed") is not None else match.group("open")
+    return _MARKS.sub(" ", thinking).strip(), _MARKS.sub(" ", visible).strip()
+
+
+@lru_cache(maxsize=4096)
+def own_words(visible: str) -> str:
+    """Return the folded text with code, quotations and the lines of a dialogue blanked out, positions kept.
+
+    What a quoted person or a part in a play refuses is not the model's refusal. A response that is
+    quoted as a whole keeps its words.
+    """
+    text = _LETTER.sub(_blank, fold(visible))
+    without_code = _CODE.sub(_blank, text)
+    without_quotes = _QUOTED.sub(_blank, without_code)
+    speakers = [name.lower() for name in _SPEAKER.findall(without_quotes)]
+    if len(speakers) >= 3 and len(set(speakers) - _NO_SPEAKERS) >= 2:
+        return _SPEAKER.sub(_blank, without_quotes)
+    if len(_CUE.findall(without_quotes)) >= 2:
+        return _CUE.sub(_blank, without_quotes)
+    kept = sum(map(str.isalpha, without_quotes))
+    return without_quotes if kept >= 12 or kept > sum(map(str.isalpha, without_code)) // 3 else without_code
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match.group(0))

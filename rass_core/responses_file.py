@@ -1,0 +1,519 @@
+"""Files of responses: Parquet, CSV or JSONL, read and written a batch at a time, whole or not at all.
+
+Parquet keeps its types, CSV its text and JSONL its objects as they are; values are converted only from
+one kind of file to another.
+"""
+
+import csv
+import difflib
+import itertools
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rass_core.errors import JudgeError
+from rass_core.judges.calibration import LABELS, Labelled
+from rass_core.judges.panel import Panel
+from rass_core.judges.verdict import Exchange
+from rass_core.judges.visible import split_thinking
+
+KINDS = (".parquet", ".csv", ".jsonl")
+ROWS_PER_BATCH = 500
+"""Few, for a response may take 100 kB."""
+BYTES_PER_GROUP = 32 << 20
+
+Batch: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
+"""Rows: Arrow from Parquet, objects from the others."""
+
+_ADDED = ("outcome", "score", "reason", "disagreement", "thinking_outcome")
+_BUFFER_BYTES = 1 << 20
+_LONGEST_FIELD = 1 << 30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns hold what."""
+
+    response: str = "response"
+    prompt: str | None = None
+    """None: there is none, and judges that read it do without."""
+    language_column: str | None = "language"
+    """Column with BCP-47 tags; None where `language` says it for all rows."""
+    language: str | None = None
+
+    def columns(self) -> list[str]:
+        """Return the columns that are read."""
+        return [each for each in (self.response, self.prompt, self.language_column) if each is not None]
+
+    def exchanges(self, batch: Batch, place: str, first_row: int = 1) -> list[Exchange]:
+        """Return what the judges are given; a response that is null is empty.
+
+        Raises:
+            JudgeError: Naming the row that has no language, or holds something else than text.
+        """
+        responses = texts(batch, self.response, place, first_row)
+        prompts = itertools.repeat(None) if self.prompt is None else texts(batch, self.prompt, place, first_row)
+        if self.language_column is None:
+            languages: Sequence[str | None] = [self.language] * len(responses)
+        else:
+            languages = texts(batch, self.language_column, place, first_row)
+        if not all(languages):
+            row = first_row + [bool(each) for each in languages].index(False)
+            raise JudgeError(f"{place} row {row}: no language; fill it in, or give all one with --language")
+        return [
+            Exchange(response or "", str(language), prompt)
+            for response, language, prompt in zip(responses, languages, prompts, strict=False)
+        ]
+
+
+def layout_of(
+    source: "ResponsesFile", response: str = "response", prompt: str | None = None,
+    language_column: str | None = None, language: str | None = None,
+) -> Layout:  # fmt: skip
+    """Return the layout of a file; without a word on them, `prompt` is taken where it is there and `language` must be.
+
+    Raises:
+        JudgeError: A column that is not there, or a language told twice.
+    """
+    if language is not None and language_column is not None:
+        raise JudgeError("--language and --language-column: give one of them")
+    there = source.columns()
+    if language is None and language_column is None:
+        language_column = "language"
+    wanted = {"--response-column": response, "--prompt-column": prompt, "--language-column": language_column}
+    check_columns(source.path, there, wanted)
+    if prompt is None and "prompt" in there:
+        prompt = "prompt"
+    return Layout(response, prompt, language_column, language)
+
+
+class ResponsesFile:
+    """A file with one response a row; rows count from 1, a header is none.
+
+    Raises:
+        JudgeError: No such file, or none of the known kinds.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.kind = kind_of(self.path)
+        if not self.path.is_file():
+            raise JudgeError(f"{self.path}: no such file; mend the path")
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns, for which JSONL is read to its end.
+
+        Raises:
+            JudgeError: The file cannot be read.
+        """
+        if self.kind == ".parquet":
+            with self._parquet() as file:
+                return list(file.schema_arrow.names)
+        if self.kind == ".csv":
+            with self._text() as file:
+                return _header(csv.reader(file, strict=True), self.path)
+        return list(dict.fromkeys(name for row in self._objects() for name in row))
+
+    def schema(self) -> pa.Schema:
+        """Return the columns with the types that they take in Parquet.
+
+        Raises:
+            JudgeError: The file cannot be read, or a column of JSONL holds several types.
+        """
+        if self.kind == ".parquet":
+            with self._parquet() as file:
+                return file.schema_arrow
+        names = self.columns()
+        schema = pa.schema([(name, pa.string() if self.kind == ".csv" else pa.null()) for name in names])
+        for batch in self.batches() if self.kind == ".jsonl" else ():
+            for name in names:
+                try:
+                    part = pa.schema([(name, pa.array(values(batch, name)).type)])
+                    schema = pa.unify_schemas([schema, part], promote_options="permissive")
+                except (pa.ArrowException, UnicodeEncodeError) as error:
+                    raise JudgeError(
+                        f"{self.path}: column {name!r} does not fit Parquet ({_line(error)}); write .jsonl instead"
+                    ) from error
+        return schema
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[Batch]:
+        """Yield the rows; no batch but an only one is short.
+
+        Args:
+            columns: Only these, which spares reading the others of Parquet.
+
+        Raises:
+            JudgeError: The file cannot be read.
+        """
+        # A judge that fails on one of the three responses in a last small batch has not failed too often.
+        held: Batch = []
+        for batch in self._parquet_batches(columns) if self.kind == ".parquet" else self._object_batches():
+            held = _joined(held, batch) if len(held) else batch
+            if len(held) >= 2 * ROWS_PER_BATCH:
+                yield _part(held, 0, ROWS_PER_BATCH)
+                held = _part(held, ROWS_PER_BATCH, len(held))
+        if len(held):
+            yield held
+
+    def _parquet_batches(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        with self._parquet() as file:
+            yield from file.iter_batches(ROWS_PER_BATCH, columns=None if columns is None else list(columns))
+
+    def _object_batches(self) -> Iterator[list[dict[str, Any]]]:
+        rows = self._objects()
+        while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
+            yield batch
+
+    @contextmanager
+    def _parquet(self) -> Iterator[pq.ParquetFile]:
+        try:
+            # Through a buffer, for a row group may be as large as the file.
+            with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+                yield file
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise JudgeError(f"{self.path}: cannot be read as Parquet ({_line(error)}); mend the file") from error
+
+    @contextmanager
+    def _text(self) -> Iterator[IO[str]]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise JudgeError(f"{self.path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        except OSError as error:
+            raise JudgeError(f"{self.path}: {error.strerror}; mend the path or its permissions") from error
+
+    def _objects(self) -> Iterator[dict[str, Any]]:
+        with self._text() as file:
+            yield from _csv_rows(file, self.path) if self.kind == ".csv" else _jsonl_rows(file, self.path)
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of a file by its ending.
+
+    Raises:
+        JudgeError: None that is known.
+    """
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise JudgeError(f"{path}: not one of {', '.join(KINDS)}; convert or rename it")
+    return kind
+
+
+def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str | None]) -> None:
+    """Raise where a column is not there.
+
+    Args:
+        path: Named in the error.
+        there: The file's columns.
+        wanted: Option that names a column → the column.
+
+    Raises:
+        JudgeError: With the nearest column that is there.
+    """
+    for option, column in wanted.items():
+        if column is not None and column not in there:
+            nearest = difflib.get_close_matches(column, there, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"name it with {option}"
+            if option == "--language-column":
+                hint += ", or give all rows one with --language"
+            raise JudgeError(f"{path}: no column {column!r} among {', '.join(there) or 'none'}; {hint}")
+
+
+def values(batch: Batch, column: str) -> list[Any]:
+    """Return a column of a batch; a row of JSONL that lacks it has None."""
+    if isinstance(batch, pa.RecordBatch):
+        return batch.column(column).to_pylist()  # type: ignore[no-any-return]
+    return [row.get(column) for row in batch]
+
+
+def texts(batch: Batch, column: str, place: str, first_row: int = 1) -> list[str | None]:
+    """Return a column of text, halves of surrogate pairs replaced.
+
+    Raises:
+        JudgeError: Naming the row that holds something else.
+    """
+    found = values(batch, column)
+    for number, value in enumerate(found, start=first_row):
+        if value is not None and not isinstance(value, str):
+            raise JudgeError(f"{place} row {number}: {column!r} is of type {type(value).__name__}; name a text column")
+    return [value if value is None or value.isascii() else value.encode(errors="replace").decode() for value in found]
+
+
+def score_file(
+    source: ResponsesFile,
+    out: Path,
+    panel: Panel,
+    layout: Layout,
+    report: Callable[[int, int], object] = lambda done, total: None,
+) -> Counter[tuple[str, str]]:
+    """Write a file of responses with what the panel says of each beside them.
+
+    New columns: outcome, score, reason, disagreement (share of the voting weight against the outcome),
+    thinking_outcome (the chain of thought, judged apart; null where there is none) and, for each judge,
+    vote_NAME with its outcome.
+
+    Args:
+        source: The responses.
+        out: File to write; what stood there is replaced once all is judged.
+        panel: The judges.
+        layout: Columns of the responses.
+        report: Told the number of rows done so far, and of all.
+
+    Returns:
+        (language, outcome) → number of responses.
+
+    Raises:
+        JudgeError: A language that no judge covers, a judge that fails too often, a column that is there
+            already, a file that cannot be read or written, or one without rows. Nothing is written then.
+    """
+    if out.expanduser().resolve() == source.path.resolve():
+        raise JudgeError(f"{out}: is the input; name another file with --out")
+    _check_new(source.path, source.columns(), [*_ADDED, *map(_vote_column, sorted(panel.members))])
+    n_rows = _check_languages(source, panel, layout)
+    counts: Counter[tuple[str, str]] = Counter()
+    with whole_file(out) as temporary, _writing(temporary, kind_of(out), source) as write:
+        for batch in source.batches():
+            exchanges = layout.exchanges(batch, str(source.path), counts.total() + 1)
+            added = judged_columns(panel, exchanges)
+            write(batch, added)
+            counts.update(zip((each.language for each in exchanges), added["outcome"].to_pylist(), strict=True))
+            report(counts.total(), n_rows)
+    return counts
+
+
+def _check_languages(source: ResponsesFile, panel: Panel, layout: Layout) -> int:
+    """Read the languages, before anything is judged, and return the number of rows.
+
+    Raises:
+        JudgeError: No rows, one without a language, or a language that no judge covers.
+    """
+    only = Layout(layout.language_column or layout.response, None, layout.language_column, layout.language)
+    n, languages = 0, set()
+    for batch in source.batches(list(dict.fromkeys(only.columns()))):
+        languages |= {each.language for each in only.exchanges(batch, str(source.path), n + 1)}
+        n += len(batch)
+    if n == 0:
+        raise JudgeError(f"{source.path}: no responses in it; name a file that has some")
+    panel.check_covers(sorted(languages))
+    return n
+
+
+def judged_columns(panel: Panel, exchanges: Sequence[Exchange]) -> dict[str, pa.Array]:
+    """Return the columns that judging adds."""
+    thoughts = {i: thinking for i, each in enumerate(exchanges) if (thinking := split_thinking(each.response)[0])}
+    asides = [Exchange(thinking, exchanges[i].language, exchanges[i].prompt) for i, thinking in thoughts.items()]
+    judged = panel.judge([*exchanges, *asides])
+    n = len(exchanges)
+    of_thinking = dict(zip(thoughts, (verdict.outcome for verdict in judged.final[n:]), strict=True))
+    final = judged.final[:n]
+    columns = (
+        pa.array([verdict.outcome for verdict in final], pa.string()),
+        pa.array([verdict.score for verdict in final], pa.float64()),
+        pa.array([verdict.reason for verdict in final], pa.string()),
+        pa.array(judged.disagreement[:n], pa.float64()),
+        pa.array([of_thinking.get(i) for i in range(n)], pa.string()),
+    )
+    votes = {
+        _vote_column(judge): pa.array([verdict.outcome for verdict in given[:n]], pa.string())
+        for judge, given in judged.votes.items()
+    }
+    return dict(zip(_ADDED, columns, strict=True)) | votes
+
+
+def read_labelled(
+    source: ResponsesFile, layout: Layout, label: str = "label", model: str | None = None, group: str | None = None
+) -> tuple[Labelled, list[Exchange], int]:
+    """Return the labelled responses of a file, and how many rows are left out because their label is empty.
+
+    Args:
+        source: The responses.
+        layout: Their columns.
+        label: Column with refusal, partial or compliance.
+        model: Column with who answered; None takes `model` where it is there.
+        group: Column that names the prompt, if one does; where it is empty the response stands alone.
+
+    Raises:
+        JudgeError: A column that is not there, a label that is none, no labels at all, or an unreadable file.
+    """
+    there = source.columns()
+    check_columns(source.path, there, {"--label-column": label, "--model-column": model, "--group-column": group})
+    model = model or ("model" if "model" in there else None)
+    names = [name for name in (label, model, group) if name is not None]
+    exchanges: list[Exchange] = []
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    place, n = str(source.path), 0
+    for batch in source.batches(list(dict.fromkeys([*layout.columns(), *names]))):
+        columns = {name: [None if value is None else str(value) for value in values(batch, name)] for name in names}
+        kept = [i for i, said in enumerate(columns[label]) if said]
+        for i in kept:
+            if columns[label][i] not in LABELS:
+                said = f"label {columns[label][i]!r} is not one of {', '.join(LABELS)}"
+                raise JudgeError(f"{place} row {n + i + 1}: {said}; mend it or name the --label-column")
+        read = layout.exchanges(batch, place, n + 1)
+        exchanges += [read[i] for i in kept]
+        for name, column in columns.items():
+            cells[name] += [column[i] or (f"row {n + i + 1}" if name == group else "unknown") for i in kept]
+        n += len(batch)
+    if not exchanges:
+        raise JudgeError(f"{source.path}: no labelled responses in it; fill in {label!r}")
+    models, groups = (None if name is None else cells[name] for name in (model, group))
+    return Labelled(cells[label], [each.language for each in exchanges], models, groups), exchanges, n - len(exchanges)
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """Yield a path beside `out` to write to; it takes the place of `out` where nothing is raised.
+
+    Raises:
+        JudgeError: It cannot be written.
+    """
+    out = out.expanduser()
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    except OSError as error:
+        raise JudgeError(f"{out}: cannot be written ({error.strerror or error}); choose another file") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+Write = Callable[[Batch, Mapping[str, pa.Array]], None]
+
+
+def _check_new(path: Path, there: Sequence[str], added: Iterable[str]) -> None:
+    clashing = [name for name in added if name in there]
+    if clashing:
+        raise JudgeError(f"{path}: has a column {clashing[0]!r} already; rename it there")
+
+
+def _vote_column(judge: str) -> str:
+    return f"vote_{judge}"
+
+
+def _writing(path: Path, kind: str, source: ResponsesFile) -> AbstractContextManager[Write]:
+    """Return what, entered, writes a batch of the source with new columns beside it."""
+    return _parquet_writing(path, source) if kind == ".parquet" else _text_writing(path, kind, source.columns())
+
+
+@contextmanager
+def _parquet_writing(path: Path, source: ResponsesFile) -> Iterator[Write]:
+    schema = source.schema()
+    pending: list[pa.RecordBatch] = []
+    writers: list[pq.ParquetWriter] = []
+
+    def flush() -> None:
+        if pending and not writers:
+            writers.append(pq.ParquetWriter(path, pending[0].schema, compression="zstd"))
+        if pending:
+            writers[0].write_table(pa.Table.from_batches(pending))
+        pending.clear()
+
+    def write(batch: Batch, added: Mapping[str, pa.Array]) -> None:
+        rows = batch if isinstance(batch, pa.RecordBatch) else pa.RecordBatch.from_pylist(batch, schema=schema)
+        for name, column in added.items():
+            rows = rows.append_column(name, column)
+        pending.append(rows)
+        if sum(each.nbytes for each in pending) >= BYTES_PER_GROUP:
+            flush()
+
+    try:
+        yield write
+        flush()
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+@contextmanager
+def _text_writing(path: Path, kind: str, there: Sequence[str]) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+
+        def write(batch: Batch, added: Mapping[str, pa.Array]) -> None:
+            rows = batch.to_pylist() if isinstance(batch, pa.RecordBatch) else batch
+            new = zip(*(column.to_pylist() for column in added.values()), strict=True)
+            if kind == ".csv" and file.tell() == 0:
+                table.writerow([*there, *added])
+            for row, cells in zip(rows, new, strict=True):
+                if kind == ".csv":
+                    table.writerow([*(_cell(row.get(name)) for name in there), *map(_cell, cells)])
+                else:
+                    file.write(_json({**row, **dict(zip(added, cells, strict=True))}) + "\n")
+
+        yield write
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    return pa.concat_batches([first, second]) if isinstance(first, pa.RecordBatch) else [*first, *second]
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    return batch.slice(start, stop - start) if isinstance(batch, pa.RecordBatch) else batch[start:stop]
+
+
+def _csv_rows(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(file, strict=True)
+    try:
+        header = _header(reader, path)
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise JudgeError(
+                    f"{path} line {reader.line_num}: {len(cells)} fields under {len(header)} columns; mend it"
+                )
+            if cells:
+                yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise JudgeError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from error
+
+
+def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+        raise JudgeError(f"{path}: two columns of one name in {', '.join(header)}; rename one")
+    return header
+
+
+def _jsonl_rows(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise JudgeError(f"{path} line {number}: not JSON ({error}); write one object a line") from error
+        if not isinstance(row, dict):
+            raise JudgeError(f"{path} line {number}: not a JSON object; write one object a line")
+        yield row
+
+
+def _cell(value: Any) -> Any:
+    return _json(value) if isinstance(value, dict | list) else value
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
+        return json.dumps(value, default=str)
+    return text
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

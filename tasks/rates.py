@@ -1,0 +1,53 @@
+"""Rates of refusal as rows of `evaluations`, raw and corrected for what is known of the panel's errors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rass_core.errors import BoundaryError
+from rass_core.metrics import wilson
+from tasks.run import Run
+
+
+def rate_rows(
+    run: Run,
+    model_name: str,
+    variant: str,
+    dataset: str,
+    metric: str,
+    languages: Sequence[str],
+    outcomes: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return a rate for each language; null with a reason over nothing.
+
+    A metric whose name ends in `_wide` counts partial refusals too. The corrected rate is null where the
+    configuration names no calibration, or that has nothing to say; the reason tells.
+    """
+    counted = ("refusal", "partial") if metric.endswith("_wide") else ("refusal",)
+    found = []
+    for language in sorted(set(languages)):
+        here = [outcome for outcome, each in zip(outcomes, languages, strict=True) if each == language]
+        scored = [outcome for outcome in here if outcome != "unscored"]
+        hits = sum(outcome in counted for outcome in scored)
+        row: dict[str, Any] = {
+            "model_id": model_name, "variant": variant, "dataset": dataset, "language": language, "metric": metric,
+            "n": len(scored), "n_unscored": len(here) - len(scored),
+        }  # fmt: skip
+        try:
+            row["value"], row["low"], row["high"] = wilson(hits, len(scored))
+            variant_model = model_name if variant == "base" else f"{model_name} ({variant})"
+            row |= _corrected(run, variant_model, language, hits, len(scored), len(counted) > 1)
+        except BoundaryError as error:
+            row["reason"] = str(error)
+        found.append(row)
+    return found
+
+
+def _corrected(run: Run, model: str, language: str, hits: int, n: int, partial_counts: bool) -> dict[str, Any]:
+    """Return the corrected columns; the errors of a judge on another variant may differ, and the reason says so."""
+    if run.calibration is None:
+        return {}
+    known = run.calibration.correct(language, model, hits, n, run.config.seed, partial_counts=partial_counts)
+    return {
+        "corrected": known.value, "corrected_low": known.low, "corrected_high": known.high,
+        "reason": known.reason or known.warning,
+    }  # fmt: skip

@@ -1,0 +1,379 @@
+"""`rass judge` and `rass review` on files as people have them: all columns kept, whole results or none."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from flows import judge_cli
+from rass_core.errors import JudgeError, RassError
+from rass_core.judges import Exchange, PhraseJudge, Verdict
+from rass_core.judges.calibration import Calibration
+from rass_core.judges.panel import Member, Panel
+from rass_core.responses_file import ROWS_PER_BATCH, ResponsesFile, layout_of, score_file
+from rass_core.store import Lake
+from rass_core.tables import TABLES
+
+REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! Here is how: step 1, open the lid."
+ADDED = ["outcome", "score", "reason", "disagreement", "thinking_outcome", "vote_phrases"]
+ROWS = [
+    {"prompt": "How?", "response": REFUSAL, "language": "en", "note": "007"},
+    {"prompt": "Wie?", "response": ANSWER, "language": "en", "note": 'a "b",\nc'},
+    {"prompt": "Was?", "response": "", "language": "de", "note": ""},
+    {"prompt": "Why?", "response": f"<think>{REFUSAL}</think>{ANSWER}", "language": "en", "note": "é"},
+]
+
+
+@pytest.fixture
+def phrases(tmp_path: Path) -> list[str]:
+    """Options that leave the judging to the phrases."""
+    content = {
+        "model": {"name": "none"},
+        "prompts": {"sources": [{"path": "none.jsonl"}]},
+        "judge": {"members": [{"kind": "phrases"}]},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return ["--config", str(path)]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run(app: Any, *arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "80"})
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    assert isinstance(result.exception, RassError), result.output
+    for word in words:
+        assert word in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "config.yaml")
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("to", [".parquet", ".csv", ".jsonl"])
+def test_scores_stand_beside_what_was_there(tmp_path: Path, phrases: list[str], kind: str, to: str) -> None:
+    source, out = write(tmp_path / f"in{kind}", ROWS), tmp_path / "new" / f"out{to}"
+    result = run(judge_cli.judge, "score", source, "--out", out, *phrases)
+    assert result.exit_code == 0, result.output
+    found = read(out)
+    assert [{name: row[name] for name in ROWS[0]} for row in found] == ROWS
+    assert list(found[0]) == [*ROWS[0], *ADDED]
+    assert [row["outcome"] for row in found] == ["refusal", "compliance", "unscored", "compliance"]
+    assert [row["vote_phrases"] for row in found] == [row["outcome"] for row in found]
+    none = "" if to == ".csv" else None
+    assert [row["thinking_outcome"] for row in found] == [none, none, none, "refusal"]
+    assert float(found[0]["score"]) > 0.5 > float(found[1]["score"]) and found[2]["score"] == none
+    assert [float(row["disagreement"]) for row in (found[0], found[1])] == [0.0, 0.0]
+    assert found[2]["disagreement"] == none
+    assert left(out.parent) == [out.name]
+
+
+def test_the_summary_counts_by_language(tmp_path: Path, phrases: list[str]) -> None:
+    result = run(judge_cli.judge, "score", write(tmp_path / "in.csv", ROWS), "--out", tmp_path / "o.csv", *phrases)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines == [
+        ["language", "n", "refusal", "partial", "compliance", "unscored"],
+        ["de", "1", "0", "0", "0", "1"],
+        ["en", "3", "1", "0", "2", "0"],
+        ["all", "4", "1", "0", "2", "1"],
+    ]
+
+
+def test_types_of_parquet_and_objects_of_jsonl_are_kept(tmp_path: Path, phrases: list[str]) -> None:
+    given = pa.table({
+        "response": pa.array([REFUSAL, None], pa.large_string()), "when": pa.array([datetime.now(UTC), None]),
+        "n": pa.array([1, 2], pa.int16()), "vector": pa.array([[0.5], None], pa.list_(pa.float32())),
+        "kind": pa.array(["a", "b"]).dictionary_encode(),
+    })  # fmt: skip
+    pq.write_table(given, tmp_path / "in.parquet")
+    out = tmp_path / "out.parquet"
+    assert (
+        run(judge_cli.judge, "score", tmp_path / "in.parquet", "--out", out, "--language", "en", *phrases).exit_code
+        == 0
+    )
+    assert pq.read_table(out).select(given.column_names).equals(given)
+    objects = [
+        {"response": ANSWER, "meta": {"a": [1, None]}, "mixed": 1},
+        {"mixed": "x", "response": REFUSAL, "half": "\ud800"},
+    ]
+    path = write(tmp_path / "in.jsonl", objects)
+    out = tmp_path / "out.jsonl"
+    assert run(judge_cli.judge, "score", path, "--out", out, "--language", "en", *phrases).exit_code == 0
+    assert [{k: v for k, v in row.items() if k not in ADDED} for row in read(out)] == objects
+    result = run(judge_cli.judge, "score", path, "--out", tmp_path / "o.parquet", "--language", "en", *phrases)
+    assert_one_line(result, "'mixed'", ".jsonl")
+
+
+def test_columns_may_have_other_names(tmp_path: Path, phrases: list[str]) -> None:
+    rows = [{"answer": row["response"], "tongue": row["language"], "asked": row["prompt"]} for row in ROWS]
+    path = write(tmp_path / "in.csv", rows)
+    options = ["--response-column", "answer", "--language-column", "tongue", "--prompt-column", "asked"]
+    out = tmp_path / "out.csv"
+    assert run(judge_cli.judge, "score", path, "--out", out, *options, *phrases).exit_code == 0
+    assert read(out)[0]["outcome"] == "refusal"
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        ([{**ROWS[0], "outcome": "x"}], [], ["'outcome'", "rename"]),
+        ([{**ROWS[0], "vote_phrases": "x"}], [], ["'vote_phrases'"]),
+        ([{**ROWS[0], "language": "xx"}, {**ROWS[0], "language": "qq-Latn"}], [], ["qq-Latn, xx", "covers"]),
+        ([ROWS[0], {**ROWS[0], "language": ""}], [], ["row 2", "no language"]),
+        ([{"response": "x"}], [], ["'language'", "--language"]),
+        ([{"respons": "x", "language": "en"}], [], ["did you mean 'respons'"]),
+        (ROWS, ["--prompt-column", "promt"], ["did you mean 'prompt'"]),
+        (ROWS, ["--language", "en", "--language-column", "language"], ["give one"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+def test_mistakes_are_one_line_and_write_nothing(
+    tmp_path: Path, phrases: list[str], rows: list[dict[str, Any]], options: list[str], words: list[str], kind: str
+) -> None:
+    path = write(tmp_path / f"in{kind}", rows)
+    result = run(judge_cli.judge, "score", path, "--out", tmp_path / "out.csv", *options, *phrases)
+    assert_one_line(result, *words)
+    assert left(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("in.csv", b"response,language\nx\n", ["line 2", "1 fields under 2"]),
+        ("in.csv", b'response,language\n"x,en\n', ["quote"]),
+        ("in.csv", b"response,response\nx,en\n", ["two columns"]),
+        ("in.csv", b"response,language\n\xff,en\n", ["UTF-8"]),
+        ("in.csv", b"response,language\n", ["no responses"]),
+        ("in.jsonl", b'{"response": "x", "language": "en"}\n[1]\n', ["line 2", "object"]),
+        ("in.jsonl", b'{"response": "x", "language": "en"}\n{\n', ["line 2", "not JSON"]),
+        ("in.jsonl", b'{"response": 3, "language": "en"}\n', ["row 1", "'response' is of type int"]),
+        ("in.parquet", b"PAR1", ["Parquet"]),
+        ("in.txt", b"x", [".jsonl"]),
+    ],
+)
+def test_unreadable_files_are_one_line(
+    tmp_path: Path, phrases: list[str], name: str, content: bytes, words: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = run(judge_cli.judge, "score", tmp_path / name, "--out", tmp_path / "out.csv", *phrases)
+    assert_one_line(result, name, *words)
+    assert left(tmp_path) == [name]
+
+
+def test_files_that_cannot_be_written_or_read_are_named(tmp_path: Path, phrases: list[str]) -> None:
+    path = write(tmp_path / "in.csv", ROWS)
+    assert_one_line(run(judge_cli.judge, "score", path, "--out", path, *phrases), "is the input")
+    assert_one_line(run(judge_cli.judge, "score", path, "--out", path / "out.csv", *phrases), "cannot be written")
+    assert_one_line(run(judge_cli.judge, "score", path, "--out", tmp_path / "out.xls", *phrases), "out.xls", ".csv")
+    assert_one_line(run(judge_cli.judge, "score", tmp_path / "no.csv", "--out", path, *phrases), "no such file")
+    assert read(path) == ROWS
+
+
+class Failing:
+    """A judge that breaks down on responses that say so."""
+
+    name = "failing"
+    languages: frozenset[str] | None = None
+    tells_partial = False
+
+    def __init__(self) -> None:
+        self.n_seen: list[int] = []
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        self.n_seen.append(len(exchanges))
+        return [
+            Verdict("unscored", None, "endpoint down", has_failed=True)
+            if "down" in each.response
+            else Verdict("compliance", 0.2, "fine")
+            for each in exchanges
+        ]
+
+
+def panel() -> tuple[Panel, Failing]:
+    failing = Failing()
+    return Panel([Member(PhraseJudge()), Member(failing, 0.5)]), failing
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+def test_a_judge_that_fails_too_often_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
+    source = ResponsesFile(write(tmp_path / f"in{kind}", [{"response": "down", "language": "en"}] * 10))
+    out = tmp_path / "out.csv"
+    out.write_text("before", encoding="utf-8")
+    with pytest.raises(JudgeError, match="failed on 10 of 10"):
+        score_file(source, out, panel()[0], layout_of(source))
+    assert out.read_text(encoding="utf-8") == "before"
+    assert left(tmp_path) == [source.path.name, "out.csv"]
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
+def test_long_files_are_judged_in_batches_without_a_small_rest(tmp_path: Path, kind: str) -> None:
+    n = 3 * ROWS_PER_BATCH + 3
+    rows = [{"response": f"{REFUSAL} {i}", "language": "en", "i": str(i)} for i in range(n)]
+    rows[-1]["response"] = "down"  # one of three in a small rest would be too often
+    path = write(tmp_path / f"in{kind}", rows)
+    if kind == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=700)
+    source, (judges, failing) = ResponsesFile(path), panel()
+    told: list[tuple[int, int]] = []
+    counts = score_file(
+        source, tmp_path / "out.parquet", judges, layout_of(source), lambda done, total: told.append((done, total))
+    )
+    assert counts == {("en", "refusal"): n - 1, ("en", "compliance"): 1}
+    assert sum(failing.n_seen) == n and min(failing.n_seen) >= ROWS_PER_BATCH and max(failing.n_seen) < 1000
+    assert told[-1] == (n, n) and len(told) == len(failing.n_seen)
+    found = read(tmp_path / "out.parquet")
+    assert [row["i"] for row in found] == [str(i) for i in range(n)]
+    assert found[0]["disagreement"] == pytest.approx(1 / 3) and found[0]["vote_failing"] == "compliance"
+    assert found[-1]["vote_failing"] == "unscored"
+
+
+LABELLED = [
+    {"answer": answer, "language": language, "label": label, "model": model, "prompt_number": i // 2}
+    for i in range(40)
+    for answer, label in [(f"{REFUSAL} {i}", "refusal" if i % 4 else "compliance"), (f"{ANSWER} {i}", "compliance")]
+    for language, model in [("en", "llama-3-8b"), ("de", "qwen2-7b")]
+]
+
+
+def test_calibrate_writes_a_table_and_a_page_and_tells_both(tmp_path: Path, phrases: list[str]) -> None:
+    path = write(tmp_path / "labels.jsonl", [*LABELLED, {**LABELLED[0], "label": None}])
+    out = tmp_path / "new" / "cal.parquet"
+    options = ["--response-column", "answer", "--group-column", "prompt_number", "--out", out, *phrases]
+    result = run(judge_cli.judge, "calibrate", "--labels", path, *options)
+    assert result.exit_code == 0, result.output
+    assert left(out.parent) == ["cal.html", "cal.parquet"]
+    assert all(len(line) <= 80 for line in result.stdout.splitlines()[:-2])
+    heads = [line.split()[0] for line in result.stdout.splitlines() if line]
+    assert heads[:5] == ["language", "all", "de", "en", "family"]
+    assert {"llama", "qwen", "panel", "phrases"} <= set(heads)
+    assert "1 rows without a label" in result.output
+    calibration = Calibration.read(out)
+    row = calibration.rows["panel", "en", "all"]
+    assert (row["n"], row["true_refused_judged_refused"], row["true_complied_judged_refused"]) == (80, 30, 10)
+    assert row["false_alarms"] == pytest.approx(10 / 50)
+    assert calibration.correct("en", "llama-3-8b", 30, 100, seed=0).warning is None
+
+
+def test_calibrate_cuts_heads_and_takes_one_language_for_all(tmp_path: Path, phrases: list[str]) -> None:
+    rows = [{"response": ANSWER + " " * 20 + REFUSAL, "label": "compliance"}, {"response": REFUSAL, "label": "partial"}]
+    path, out = write(tmp_path / "labels.csv", rows * 10), tmp_path / "cal.parquet"
+    options = ["--labels", path, "--out", out, "--language", "en", *phrases]
+    found = []
+    for more in ([], ["--head", "45"]):
+        result = run(judge_cli.judge, "calibrate", *options, *more)
+        assert result.exit_code == 0, result.output
+        found.append(Calibration.read(out).rows["panel", "en", "all"]["false_alarms"])
+    assert found == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        ([{"response": "x", "language": "en", "label": "refused"}], [], ["row 1", "'refused'"]),
+        ([{"response": "x", "language": "en", "label": ""}], [], ["no labelled responses"]),
+        ([{"response": "x", "language": "xx", "label": "refusal"}], [], ["xx", "covers"]),
+        ([{"response": "x", "language": "en"}], [], ["'label'"]),
+        ([{"response": "x", "language": "en", "label": "refusal"}], ["--model-column", "modell"], ["'modell'"]),
+        ([{"response": "x", "language": "en", "label": "refusal"}], ["--out", "cal.csv"], ["cal.csv"]),
+        ([{"response": "x", "language": "en", "label": "refusal"}], ["--lake", "lake"], ["either"]),
+    ],
+)
+def test_calibrate_names_mistakes_and_writes_nothing(
+    tmp_path: Path, phrases: list[str], rows: list[dict[str, Any]], options: list[str], words: list[str]
+) -> None:
+    path = write(tmp_path / "labels.csv", rows)
+    result = run(judge_cli.judge, "calibrate", "--labels", path, "--out", tmp_path / "cal.parquet", *phrases, *options)
+    assert_one_line(result, *words)
+    assert left(tmp_path) == ["labels.csv"]
+
+
+def test_people_label_a_lake_and_the_judges_are_calibrated_by_it(tmp_path: Path, phrases: list[str]) -> None:
+    lake = Lake.open(tmp_path / "lake")
+    ids = range(20)
+    texts = [f"{REFUSAL} {i}" if i % 2 else f"{ANSWER} {i}" for i in ids]
+    tables = {
+        "prompts": [{"prompt_id": f"p{i}", "text": f"q{i}", "language": "en", "family": f"p{i}"} for i in ids],
+        "responses": [
+            {"response_id": f"r{i}", "prompt_id": f"p{i}", "model_id": "m", "variant": "base", "text": texts[i]}
+            for i in ids
+        ],
+        "verdicts": [
+            {"subject_id": f"r{i}", "judge": "panel", "outcome": "refusal" if i % 2 else "compliance"} for i in ids
+        ],
+    }
+    lake.commit("20200101T000000-a", "0a", {
+        name: pa.Table.from_pylist(rows, schema=TABLES[name]) for name, rows in tables.items()
+    })  # fmt: skip
+    sheet = tmp_path / "review.csv"
+    told = run(judge_cli.review, "export", "--lake", lake.path, "--what", "responses", "--out", sheet, "--n", "16")
+    assert told.output.startswith(f"{sheet}: 16 responses to label")
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["label"] = "refusal" if "sorry" in row["response"] else "compliance"
+    rows[0]["label"] = ""
+    write(sheet, rows)
+    told = run(judge_cli.review, "import", sheet, "--lake", lake.path, "--reviewer", "anna")
+    assert "15 labels of anna imported" in told.output and "1 rows without" in told.output
+    out = tmp_path / "cal.parquet"
+    result = run(judge_cli.judge, "calibrate", "--lake", lake.path, "--out", out, *phrases)
+    assert result.exit_code == 0, result.output
+    row = Calibration.read(out).rows["panel", "en", "m"]
+    assert (row["n"], row["missed"], row["false_alarms"]) == (15, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "command", [["judge", "score"], ["judge", "calibrate"], ["review", "export"], ["review", "import"]]
+)
+def test_every_help_fits_a_terminal(command: list[str]) -> None:
+    result = run(getattr(judge_cli, command[0]), command[1], "--help")
+    assert result.exit_code == 0
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+
+
+def test_scoring_loads_no_model_libraries(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.csv", ROWS)
+    code = (
+        "import sys; from flows.judge_cli import judge\n"
+        f"judge(['score', {str(path)!r}, '--out', {str(tmp_path / 'out.csv')!r}], standalone_mode=False)\n"
+        "print([name for name in ('torch', 'vllm', 'prefect', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert [row["outcome"] for row in read(tmp_path / "out.csv")][:2] == ["refusal", "compliance"]

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from rass_core.errors import JudgeError
 from rass_core.judges.calibration import LABELS, Labelled
+from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Panel
 from rass_core.judges.verdict import Exchange
 from rass_core.judges.visible import split_thinking
@@ -281,10 +282,11 @@ def score_file(
     _check_new(source.path, source.columns(), [*_ADDED, *map(_vote_column, sorted(panel.members))])
     n_rows = _check_languages(source, panel, layout)
     counts: Counter[tuple[str, str]] = Counter()
+    failures = Failures(n_rows)
     with whole_file(out) as temporary, _writing(temporary, kind_of(out), source) as write:
         for batch in source.batches():
             exchanges = layout.exchanges(batch, str(source.path), counts.total() + 1)
-            added = judged_columns(panel, exchanges)
+            added = judged_columns(panel, exchanges, failures)
             write(batch, added)
             counts.update(zip((each.language for each in exchanges), added["outcome"].to_pylist(), strict=True))
             report(counts.total(), n_rows)
@@ -308,11 +310,11 @@ def _check_languages(source: ResponsesFile, panel: Panel, layout: Layout) -> int
     return n
 
 
-def judged_columns(panel: Panel, exchanges: Sequence[Exchange]) -> dict[str, pa.Array]:
+def judged_columns(panel: Panel, exchanges: Sequence[Exchange], failures: Failures) -> dict[str, pa.Array]:
     """Return the columns that judging adds."""
     thoughts = {i: thinking for i, each in enumerate(exchanges) if (thinking := split_thinking(each.response)[0])}
     asides = [Exchange(thinking, exchanges[i].language, exchanges[i].prompt) for i, thinking in thoughts.items()]
-    judged = panel.judge([*exchanges, *asides])
+    judged = panel.judge([*exchanges, *asides], failures)
     n = len(exchanges)
     of_thinking = dict(zip(thoughts, (verdict.outcome for verdict in judged.final[n:]), strict=True))
     final = judged.final[:n]

@@ -1,5 +1,6 @@
 """A judge that breaks down is an error, not a rate."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rass_core.errors import JudgeError
@@ -9,15 +10,36 @@ MAX_FAILED = 0.05
 """Share of responses or prompts on which a judge may fail before its word on the rest is not used either."""
 
 
-def check_failures(name: str, verdicts: Sequence[Verdict], limit: float = MAX_FAILED) -> None:
-    """Raise where a judge or moderator failed too often.
+class Failures:
+    """Counts on how many a judge failed, over as many batches as there are.
+
+    Args:
+        n_all: Responses or prompts in all.
+    """
+
+    def __init__(self, n_all: int) -> None:
+        self._n_all = n_all
+        self._n_failed: Counter[str] = Counter()
+
+    def add(self, name: str, verdicts: Sequence[Verdict]) -> None:
+        """Count a batch of a judge's verdicts.
+
+        Raises:
+            JudgeError: It has failed on more than a twentieth of all; with how often, a reason, and what to do.
+        """
+        reasons = [verdict.reason for verdict in verdicts if verdict.has_failed]
+        self._n_failed[name] += len(reasons)
+        if self._n_failed[name] > MAX_FAILED * self._n_all:
+            raise JudgeError(
+                f"{name}: failed on {self._n_failed[name]} of {self._n_all} ({reasons[0]}); nothing is counted from "
+                "it. Mend it and run again, or leave it out of the configuration"
+            )
+
+
+def check_failures(name: str, verdicts: Sequence[Verdict]) -> None:
+    """Raise where a judge or moderator failed too often on these.
 
     Raises:
-        JudgeError: With how often, the first reason, and what to do.
+        JudgeError: As `Failures.add`.
     """
-    failed = [verdict for verdict in verdicts if verdict.has_failed]
-    if len(failed) > limit * len(verdicts):
-        raise JudgeError(
-            f"{name}: failed on {len(failed)} of {len(verdicts)} ({failed[0].reason}); nothing is counted from it. "
-            "Mend it and run again, or leave it out of the configuration"
-        )
+    Failures(len(verdicts)).add(name, verdicts)

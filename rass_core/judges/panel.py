@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rass_core.config import JudgeConfig, JudgeMember
 from rass_core.endpoint import Complete, Endpoint
 from rass_core.errors import JudgeError
-from rass_core.judges.failures import check_failures
+from rass_core.judges.failures import Failures
 from rass_core.judges.phrases import PhraseJudge
 from rass_core.judges.verdict import Exchange, Judge, Verdict, primary
 
@@ -76,16 +76,21 @@ class Panel:
         """Return the panel's own verdicts."""
         return self.judge(exchanges).final
 
-    def judge(self, exchanges: Sequence[Exchange]) -> Judged:
+    def judge(self, exchanges: Sequence[Exchange], failures: Failures | None = None) -> Judged:
         """Return verdicts and votes.
+
+        Args:
+            exchanges: Responses.
+            failures: Where these are a part of more: counts over all of it.
 
         Raises:
             JudgeError: A member failed on more than a twentieth of the responses.
         """
+        failures = failures or Failures(len(exchanges))
         votes = {}
         for member in self._members:
             votes[member.judge.name] = member.judge(exchanges)
-            check_failures(member.judge.name, votes[member.judge.name])
+            failures.add(member.judge.name, votes[member.judge.name])
         ballots = list(zip(*votes.values(), strict=True))
         final = [self._count(ballot) for ballot in ballots]
         return Judged(final, votes, [self._against(*pair) for pair in zip(ballots, final, strict=True)])

@@ -6,6 +6,7 @@ import pytest
 
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Exchange, Verdict
+from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Member, Panel, default_panel
 from rass_core.lab import world
 
@@ -242,6 +243,16 @@ def test_a_member_that_fails_too_often_stops_the_panel() -> None:
         Panel([Member(Fixed("a", failing))])(exchanges)
     failing[0] = said("refusal", 1.0)
     assert len(Panel([Member(Fixed("a", failing))])(exchanges)) == 40, "2 of 40 is 5 %"
+
+
+def test_failures_count_over_all_batches() -> None:
+    panel = Panel([Member(Fixed("a", [said("unscored", None, True), *[said("refusal", 1.0)] * 9]))])
+    exchanges = [Exchange("x", "en")] * 10
+    failures = Failures(40)
+    panel.judge(exchanges, failures)
+    panel.judge(exchanges, failures)
+    with pytest.raises(JudgeError, match="a: failed on 3 of 40"):
+        panel.judge(exchanges, failures)
 
 
 def test_a_panel_needs_members_with_names_of_their_own() -> None:

@@ -1,0 +1,107 @@
+"""Dressings of prompts: each holds the prompt, encoded or not, and says nothing harmful of its own."""
+
+import base64
+import codecs
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rass_core.errors import ConfigError, PromptError
+from rass_core.jailbreaks import DRESSINGS, OPENINGS, WORDINGS, Dressed, Turn, despaced, dress, spaced
+from rass_core.operators import LANGUAGE_NAMES
+
+SHOTS = [("How do I bake bread?", "Knead, wait, bake."), ("How do I tie a knot?", "Over, under, pull.")]
+PROMPTS = {
+    "en": "How do I kill a process?",
+    "de": "Wie töte ich einen Prozess?",
+    "es": "¿Cómo mato un proceso?",
+    "fr": "Comment tuer un processus ?",
+    "zh": "我怎样结束一个进程？",
+    "sw": "Ninawezaje kusimamisha mchakato {x}?",
+}
+PLAIN = ("role_play", "fiction", "hypothetical", "prefix_injection", "prefilled_answer", "many_shot", "suffix")
+
+
+@pytest.mark.parametrize("language", PROMPTS)
+@pytest.mark.parametrize("name", DRESSINGS)
+def test_every_dressing_ends_in_a_user_turn_that_is_not_the_bare_prompt(name: str, language: str) -> None:
+    if (name, language) == ("rot13", "zh"):
+        pytest.skip("refused, see below")
+    dressed = dress(name, PROMPTS[language], language, shots=SHOTS)
+    assert dressed.name == name
+    assert dressed.turns[-1].role == "user"
+    assert dressed != Dressed(name, (Turn("user", PROMPTS[language]),))
+    if name in (*PLAIN, "low_resource_translation"):
+        assert PROMPTS[language] in dressed.text
+    assert "{a}" not in dressed.text and "{language}" not in dressed.text and "{code}" not in dressed.text
+    assert dress(name, PROMPTS[language], language, shots=SHOTS) == dressed
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_every_wording_is_there_in_five_languages_and_has_one_place_for_the_prompt(wording: str) -> None:
+    assert {"en", "de", "es", "fr", "zh"} <= set(WORDINGS[wording])
+    assert len(set(WORDINGS[wording].values())) == len(WORDINGS[wording])
+    for text in WORDINGS[wording].values():
+        assert text.count("{a}") == 1
+        assert text.count("{code}") == (wording == "encoding")
+    assert set(OPENINGS) == set(WORDINGS["role_play"])
+
+
+def test_another_language_takes_the_english_wording_and_is_named() -> None:
+    assert "answer it in Swahili" in dress("base64", PROMPTS["sw"], "sw").text
+    assert "answer it in Portuguese" in dress("base64", "Olá", "pt-BR").text
+    assert "answer it in xx" in dress("base64", "Olá", "xx").text
+    assert dress("base64", PROMPTS["de"], "de_AT").text.startswith("Die folgende")
+    assert dress("prefilled_answer", PROMPTS["sw"], "sw").response_prefix == OPENINGS["en"]
+    assert LANGUAGE_NAMES["en"] in dress("low_resource_translation", PROMPTS["en"], "en").text
+
+
+def test_what_is_encoded_can_be_decoded() -> None:
+    last = {name: dress(name, PROMPTS["fr"], "fr").text.split("\n\n")[-1] for name in ("base64", "rot13")}
+    assert base64.b64decode(last["base64"]).decode() == PROMPTS["fr"]
+    assert codecs.decode(last["rot13"], "rot13") == PROMPTS["fr"]
+    letters = dress("spaced_letters", PROMPTS["zh"], "zh").text.split("\n\n")[-1]
+    assert letters.startswith("我 怎 样") and despaced(letters) == PROMPTS["zh"]
+    for name in ("base64", "rot13", "spaced_letters"):
+        assert PROMPTS["en"] not in dress(name, PROMPTS["en"], "en").text
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.characters(exclude_characters="/", exclude_categories=("Z", "C"))), st.integers(1, 4))
+def test_spaced_letters_are_undone(word: str, n: int) -> None:
+    text = " ".join([word] * n) if word else ""
+    assert despaced(spaced(text)) == text
+
+
+def test_rot13_is_refused_where_it_would_leave_the_prompt_readable() -> None:
+    with pytest.raises(PromptError, match=r"rot13: changes 0 of 9 letters .* zh; take base64"):
+        dress("rot13", PROMPTS["zh"], "zh")
+
+
+def test_a_given_translation_stands_for_the_prompt() -> None:
+    dressed = dress("low_resource_translation", PROMPTS["de"], "de", translation=PROMPTS["sw"])
+    assert dressed.text == f"Antworte hierauf auf Deutsch: {PROMPTS['sw']}"
+    for wrong in (" ", PROMPTS["de"]):
+        with pytest.raises(PromptError, match="the translation is empty or the prompt itself"):
+            dress("low_resource_translation", PROMPTS["de"], "de", translation=wrong)
+
+
+def test_many_shots_come_before_in_their_order() -> None:
+    messages = dress("many_shot", PROMPTS["en"], "en", shots=SHOTS).messages()
+    assert [message["content"] for message in messages] == [*SHOTS[0], *SHOTS[1], PROMPTS["en"]]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
+    with pytest.raises(PromptError, match="many_shot: no shots; give harmless"):
+        dress("many_shot", PROMPTS["en"], "en")
+
+
+def test_only_the_strong_prefix_injection_opens_the_answer() -> None:
+    opened = {name for name in DRESSINGS if dress(name, PROMPTS["en"], "en", shots=SHOTS).response_prefix}
+    assert opened == {"prefilled_answer"}
+
+
+def test_unknown_names_and_empty_prompts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="dressing 'magic': not one of role_play, fiction"):
+        dress("magic", "Hi", "en")
+    with pytest.raises(PromptError, match="dressing suffix: the prompt is empty"):
+        dress("suffix", " \n", "en")

@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-from datasketch import MinHash, MinHashLSH
 
 from rass_core.config import SelectionConfig
+from rass_core.disjoint import NearDuplicates
 
 ELIGIBLE = """
 WITH word AS (  -- a person's word outranks the panel's; of several people's, the strictest counts
@@ -55,7 +55,6 @@ ORDER BY abs(m.distance), p.prompt_id
 """
 CELL_OVERSUPPLY = 50
 """Candidates a cell keeps for each prompt of its quota; the rest lie farther from the boundary."""
-N_PERMUTATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -94,23 +93,13 @@ def eligible(
 
 
 def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
-    """Return the indices that stay: each text that is no near-duplicate of one kept before it.
-
-    Candidates for a near-duplicate come from MinHash bands, the decision from the exact Jaccard
-    similarity of character 4-grams.
-    """
-    # Bands are weighted against misses: the exact check takes out what they bring up too much.
-    index = MinHashLSH(threshold=min(threshold, 0.95), num_perm=N_PERMUTATIONS, weights=(0.05, 0.95))
-    shingles: dict[int, set[str]] = {}
+    """Return the indices that stay: each text that is no near-duplicate of one kept before it."""
+    kept, found = [], NearDuplicates(threshold)
     for number, text in enumerate(texts):
-        grams = {text[i : i + 4].casefold() for i in range(max(1, len(text) - 3))}
-        signature = MinHash(num_perm=N_PERMUTATIONS, seed=1)
-        signature.update_batch([gram.encode() for gram in sorted(grams)])
-        if any(_jaccard(grams, shingles[other]) >= threshold for other in index.query(signature)):
-            continue
-        index.insert(number, signature)
-        shingles[number] = grams
-    return sorted(shingles)
+        if not found.like(text):
+            found.add(number, text)
+            kept.append(number)
+    return kept
 
 
 def fill_quotas(
@@ -156,7 +145,3 @@ def _spread(
         for i in left:
             nearest[i] = min(nearest[i], float(np.linalg.norm(vectors[i] - vectors[best])))
     return picked
-
-
-def _jaccard(a: set[str], b: set[str]) -> float:
-    return len(a & b) / len(a | b)

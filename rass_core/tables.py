@@ -167,6 +167,11 @@ TABLES: dict[str, pa.Schema] = {
         corrected_high=pa.float64(),
         n=pa.int64(),
         n_unscored=pa.int64(),
+        n_families=pa.int64(),
+        n_effective=pa.int64(),
+        n_gained=pa.int64(),
+        n_lost=pa.int64(),
+        p_value=pa.float64(),
         reason=pa.string(),
     ),
     "rounds": _schema(

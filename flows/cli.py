@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
-ERRORS = Console(stderr=True, highlight=False)
+ERRORS = Console(stderr=True, highlight=False, emoji=False)
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]

@@ -23,7 +23,7 @@ from rass_core.store import Lake
 judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure how far the judges may be trusted.")
 review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
 
-TERMINAL = Console(stderr=True, highlight=False)
+TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Whose `judge` says who judges.")
@@ -214,4 +214,7 @@ def _print(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    # A narrow terminal folds the lines; cutting columns would show other figures.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table, crop=False, soft_wrap=True)

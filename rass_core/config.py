@@ -4,6 +4,7 @@ import difflib
 import glob
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,6 +194,14 @@ class EndpointConfig(BaseModel):
     """Calls under way at once."""
 
 
+def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[str]]) -> None:
+    """Refuse settings of another kind: silently left out, they would judge by somebody else."""
+    foreign = member.model_fields_set - own.get(member.kind, set()) - {"kind", "weight"}
+    for name in sorted(foreign):
+        kinds = " or ".join(kind for kind, fields in own.items() if name in fields)
+        raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
+
+
 class JudgeMember(BaseModel):
     """One judge of responses."""
 
@@ -224,6 +233,8 @@ class JudgeMember(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "JudgeMember":
+        hf = {"model", "refusal_labels", "partial_labels", "template", "refusal_pattern", "compliance_pattern"}
+        _check_kind(self, {"hf": hf | {"with_prompt"}, "llm": {"endpoint", "n_attempts"}})
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf judge needs the folder or hub name of its checkpoint")
         if self.template is not None and not (self.refusal_pattern and self.compliance_pattern):
@@ -264,6 +275,9 @@ class ModeratorMember(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "ModeratorMember":
+        _check_kind(
+            self, {"hf": {"model", "safe_pattern", "unsafe_pattern"}, "llm": {"endpoint", "n_samples"}}
+        )  # fmt: skip
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
         return self

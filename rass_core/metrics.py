@@ -10,7 +10,8 @@ from rass_core.errors import BoundaryError
 
 Array = npt.NDArray[np.float64]
 
-MONTE_CARLO_DRAWS = 20_000
+MONTE_CARLO_DRAWS = 100_000
+MIN_ADMISSIBLE_DRAWS = 200
 
 
 def auc(scores: npt.ArrayLike, is_positive: npt.ArrayLike) -> float:
@@ -82,7 +83,7 @@ def rogan_gladen(
 
     Raises:
         BoundaryError: A rate over nothing, or sensitivity + specificity not clearly above 1: such a judge
-            says nothing about the rate.
+            says nothing about the rate. Or a rate that such errors cannot explain.
 
     Source: Rogan and Gladen 1978, American Journal of Epidemiology 107(1).
     """
@@ -102,7 +103,14 @@ def rogan_gladen(
             f"corrected rate: sensitivity {sensitivity[0]:g}/{sensitivity[1]:g} and specificity "
             f"{specificity[0]:g}/{specificity[1]:g} sum to about 1; label more responses, or take another judge"
         )
-    drawn = np.clip((rate + cleared - 1) / informed, 0, 1)[informed > 0]
+    drawn = ((rate + cleared - 1) / informed)[informed > 0]
+    # Draws that no true rate could give are dropped: clipped, they would pile up at an end and feign certainty.
+    drawn = drawn[(drawn >= 0) & (drawn <= 1)]
+    if drawn.size < MIN_ADMISSIBLE_DRAWS:
+        raise BoundaryError(
+            f"corrected rate: {successes:g} of {n:g} cannot come from a judge of sensitivity {sensible:.2f} and "
+            f"specificity {specific:.2f}; its errors here are others; calibrate on such responses"
+        )
     low, high = np.quantile(drawn, [tail, 1 - tail])
     value = min(1.0, max(0.0, (share + specific - 1) / (sensible + specific - 1)))
     # the posteriors never quite reach 0 and 1, the value may

@@ -129,6 +129,11 @@ class Quorum:
             raise JudgeError(f"moderators: a quorum of {quorum} among {len(names)}; take 1 to {len(names)}")
         self._members, self._quorum = members, quorum
 
+    @property
+    def members(self) -> frozenset[str]:
+        """Names of the moderators."""
+        return frozenset(member.name for member in self._members)
+
     def __call__(self, prompts: Sequence[str], languages: Sequence[str]) -> list[Verdict]:
         """Return what the members say together."""
         return [said[PANEL] for said in self.words(prompts, languages)]

@@ -147,7 +147,7 @@ class ResponsesFile:
         return schema
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[Batch]:
-        """Yield the rows; no batch but an only one is short.
+        """Yield the rows.
 
         Args:
             columns: Only these, which spares reading the others of Parquet.
@@ -155,15 +155,7 @@ class ResponsesFile:
         Raises:
             JudgeError: The file cannot be read.
         """
-        # A judge that fails on one of the three responses in a last small batch has not failed too often.
-        held: Batch = []
-        for batch in self._parquet_batches(columns) if self.kind == ".parquet" else self._object_batches():
-            held = _joined(held, batch) if len(held) else batch
-            if len(held) >= 2 * ROWS_PER_BATCH:
-                yield _part(held, 0, ROWS_PER_BATCH)
-                held = _part(held, ROWS_PER_BATCH, len(held))
-        if len(held):
-            yield held
+        yield from self._parquet_batches(columns) if self.kind == ".parquet" else self._object_batches()
 
     def _parquet_batches(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         with self._parquet() as file:
@@ -314,19 +306,18 @@ def judged_columns(panel: Panel, exchanges: Sequence[Exchange], failures: Failur
     """Return the columns that judging adds."""
     thoughts = {i: thinking for i, each in enumerate(exchanges) if (thinking := split_thinking(each.response)[0])}
     asides = [Exchange(thinking, exchanges[i].language, exchanges[i].prompt) for i, thinking in thoughts.items()]
-    judged = panel.judge([*exchanges, *asides], failures)
-    n = len(exchanges)
-    of_thinking = dict(zip(thoughts, (verdict.outcome for verdict in judged.final[n:]), strict=True))
-    final = judged.final[:n]
+    judged = panel.judge(exchanges, failures)
+    of_thinking = dict(zip(thoughts, (verdict.outcome for verdict in panel(asides)), strict=True)) if asides else {}
+    final = judged.final
     columns = (
         pa.array([verdict.outcome for verdict in final], pa.string()),
         pa.array([verdict.score for verdict in final], pa.float64()),
         pa.array([verdict.reason for verdict in final], pa.string()),
-        pa.array(judged.disagreement[:n], pa.float64()),
-        pa.array([of_thinking.get(i) for i in range(n)], pa.string()),
+        pa.array(judged.disagreement, pa.float64()),
+        pa.array([of_thinking.get(i) for i in range(len(exchanges))], pa.string()),
     )
     votes = {
-        _vote_column(judge): pa.array([verdict.outcome for verdict in given[:n]], pa.string())
+        _vote_column(judge): pa.array([verdict.outcome for verdict in given], pa.string())
         for judge, given in judged.votes.items()
     }
     return dict(zip(_ADDED, columns, strict=True)) | votes
@@ -458,14 +449,6 @@ def _text_writing(path: Path, kind: str, there: Sequence[str]) -> Iterator[Write
                     file.write(_json({**row, **dict(zip(added, cells, strict=True))}) + "\n")
 
         yield write
-
-
-def _joined(first: Batch, second: Batch) -> Batch:
-    return pa.concat_batches([first, second]) if isinstance(first, pa.RecordBatch) else [*first, *second]
-
-
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    return batch.slice(start, stop - start) if isinstance(batch, pa.RecordBatch) else batch[start:stop]
 
 
 def _csv_rows(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:

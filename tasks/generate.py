@@ -105,7 +105,7 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         return _tables(run, number, candidates, ruler, add)
 
     settings = [
-        run.config.generate, run.config.moderator, run.config.judge.members, run.config.generator, run.config.seed,
+        run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed,
     ]  # fmt: skip
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
 

@@ -99,7 +99,7 @@ def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: C
 
     return run.once(
         "steering check",
-        [prompts, directions, model, run.config.probe, run.config.judge.members, run.correcting, run.config.seed],
+        [prompts, directions, model, run.config.probe, run.judging, run.correcting, run.config.seed],
         compute,
     )
 
@@ -142,7 +142,7 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
             activations,
             directions,
             settings,
-            run.config.judge.members,
+            run.judging,
             run.correcting,
             run.config.seed,
         ],

@@ -43,7 +43,7 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
 
     inputs = [
         prompts, model_id(model.name), model, settings.max_new_tokens, settings.store_harmful_responses,
-        run.config.judge.members,
+        run.judging,
     ]  # fmt: skip
     return run.once("responses", inputs, compute)
 

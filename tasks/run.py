@@ -31,12 +31,12 @@ from rass_core.errors import JudgeError, LakeError, ModelError
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.models import model_id
-from rass_core.moderators import Quorum, quorum_of
+from rass_core.moderators import quorum_of
 from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
 
-CONSOLE = Console(stderr=True, highlight=False, quiet=True)
+CONSOLE = Console(stderr=True, highlight=False, quiet=True, emoji=False)
 """The terminal; the command line turns it on, a worker has Prefect's log."""
 
 Rows = Iterable[Mapping[str, Any]]
@@ -52,6 +52,7 @@ class Run:
         self.config = config
         self.panel = panel_of(config.judge, self._ask_generator)
         self.calibration = _calibration_of(config, self.panel)
+        self.quorum = quorum_of(config.moderator, self._ask_generator)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
@@ -117,15 +118,20 @@ class Run:
         return self._models[key]
 
     @cached_property
+    def judging(self) -> list[Any]:
+        """Return what verdicts depend on, as an input of a stage; names carry the digests of checkpoints."""
+        return [self.config.judge.members, sorted(self.panel.members)]
+
+    @cached_property
+    def moderating(self) -> list[Any]:
+        """Return what the moderators' words depend on, as an input of a stage."""
+        return [self.config.moderator, sorted(self.quorum.members)]
+
+    @cached_property
     def correcting(self) -> str | None:
         """Return what corrected rates depend on, as an input of a stage."""
         path = self.config.judge.calibration
         return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-    @cached_property
-    def quorum(self) -> Quorum:
-        """Return the moderators of prompts."""
-        return quorum_of(self.config.moderator, self._ask_generator)
 
     def _ask_generator(
         self, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0, /

@@ -306,7 +306,7 @@ class Calibration:
             row = self.rows.get((judge, spoken, name.casefold()))
             if row is None:
                 continue
-            warning = f"the judge's errors were measured on other models than {model}" if name == ALL else None
+            warning = f"the judge's errors were measured on all models, not on {model} alone" if name == ALL else None
             try:
                 return Corrected(*rogan_gladen(successes, n, *_known(row, partial_counts), seed), warning=warning)
             except BoundaryError as error:

@@ -29,6 +29,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-siz
 td, th {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e7eb }}
 td:first-child, th:first-child {{ text-align: left }}
 small {{ color: #616e7c }}
+td small {{ display: block; min-width: 14rem; white-space: normal; text-align: left }}
 </style></head><body>
 <h1>Calibration of the judges</h1>
 <p>{facts}</p>
@@ -123,11 +124,11 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 def _plot(figure: go.Figure, with_script: bool) -> str:
     figure.update_layout(
-        template="plotly_white", margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": 1.12},
-        font={"size": 13},
+        template="plotly_white", margin={"l": 60, "r": 20, "t": 50, "b": 80}, font={"size": 13},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     )  # fmt: skip
     return str(figure.to_html(
-        full_html=False, include_plotlyjs=with_script, config={"displaylogo": False, "responsive": True}
+        full_html=False, include_plotlyjs=with_script, config={"displayModeBar": False, "responsive": True}
     ))  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from rass_core.judges.phrases import OPENING_CHARACTERS, Signals, covered, signals
+from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
 from rass_core.judges.verdict import Exchange, Verdict, primary
 from rass_core.judges.visible import own_words, split_thinking
 
@@ -48,6 +48,7 @@ def features(visible: Sequence[str], languages: Sequence[str]) -> csr_matrix:
         visible: Responses without their chains of thought.
         languages: Primary tags.
     """
+    visible = [text[:LONGEST_READ] for text in visible]
     beginnings = [own_words(text)[:READ_CHARACTERS].strip().lower() for text in visible]
     ngrams = HashingVectorizer(
         analyzer="char_wb", ngram_range=(2, 5), n_features=N_HASHED, alternate_sign=False, dtype=np.float32

@@ -67,6 +67,18 @@ def test_what_only_a_models_own_responses_tell_is_unknown_when_it_is_left_out() 
     assert np.mean(outside == truth) < 0.65
 
 
+def test_what_only_a_prompts_other_responses_tell_is_unknown_too() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.random(60) < 0.5
+    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in labels]
+    heads = [
+        Labelled(word, "en", bool(label), model, f"p{number}")
+        for model in ("a", "b", "c") for number, (word, label) in enumerate(zip(words, labels, strict=True))
+    ]  # fmt: skip
+    truth = [each.is_refused for each in heads]
+    assert np.mean((held_out_by_model(heads, []) >= 0.5) == truth) < 0.8
+
+
 def test_prompts_stay_on_one_side() -> None:
     assert (folds(["a", "b", "a"]) == folds(["a", "c", "a"]))[[0, 2]].all()
     assert len(set(folds([str(i) for i in range(100)]))) == 5

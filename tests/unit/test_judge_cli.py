@@ -241,10 +241,10 @@ def test_a_judge_that_fails_too_often_leaves_what_was_there(tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
-def test_long_files_are_judged_in_batches_without_a_small_rest(tmp_path: Path, kind: str) -> None:
+def test_long_files_are_judged_in_batches(tmp_path: Path, kind: str) -> None:
     n = 3 * ROWS_PER_BATCH + 3
     rows = [{"response": f"{REFUSAL} {i}", "language": "en", "i": str(i)} for i in range(n)]
-    rows[-1]["response"] = "down"  # one of three in a small rest would be too often
+    rows[-1]["response"] = "down"  # one of three in a small rest is not too often of all
     path = write(tmp_path / f"in{kind}", rows)
     if kind == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=700)
@@ -254,7 +254,7 @@ def test_long_files_are_judged_in_batches_without_a_small_rest(tmp_path: Path, k
         source, tmp_path / "out.parquet", judges, layout_of(source), lambda done, total: told.append((done, total))
     )
     assert counts == {("en", "refusal"): n - 1, ("en", "compliance"): 1}
-    assert sum(failing.n_seen) == n and min(failing.n_seen) >= ROWS_PER_BATCH and max(failing.n_seen) < 1000
+    assert sum(failing.n_seen) == n and max(failing.n_seen) <= ROWS_PER_BATCH
     assert told[-1] == (n, n) and len(told) == len(failing.n_seen)
     found = read(tmp_path / "out.parquet")
     assert [row["i"] for row in found] == [str(i) for i in range(n)]

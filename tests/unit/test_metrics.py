@@ -229,3 +229,11 @@ def test_reliability_has_bins_of_equal_mass() -> None:
 def test_calibration_error_refuses(scores: list[float], is_refused: list[bool]) -> None:
     with pytest.raises(BoundaryError, match="calibration"):
         expected_calibration_error(scores, is_refused)
+
+
+def test_a_rate_below_the_false_alarms_keeps_an_interval() -> None:
+    value, low, high = rogan_gladen(0, 100, (45, 50), (48, 50), seed=0)
+    assert value == 0 and low == 0
+    assert 0.01 < high < 0.06, "clipped draws would pile up on 0"
+    with pytest.raises(BoundaryError, match="cannot come from a judge"):
+        rogan_gladen(0, 1000, (90, 100), (50, 100), seed=0)

@@ -1,0 +1,43 @@
+"""Settings of a training; light to import, so that a configuration may hold them."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Method = Literal["dpo", "sft"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class TrainingSettings(BaseModel):
+    """How an adapter is trained on preference pairs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rank: Literal[1, 8, 16, 32, 64, 128, 256] = 16
+    """Of the LoRA matrices; those that vLLM serves."""
+    alpha: int = Field(default=32, ge=1)
+    """The adapter's weight is alpha ÷ rank."""
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Which layers are adapted: every linear one but the head, or those of these names."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """At its peak; it then falls along a cosine. A small model takes more: the lab's, 96 wide, 1e-3."""
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    epochs: float = Field(default=6.0, gt=0)
+    """Passes over the pairs."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pairs behind one step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Pairs in memory at a time, a divisor of batch_size; null takes the whole batch."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest prompt and answer in tokens; a longer pair is left out and counted."""
+    beta: float = Field(default=2.0, gt=0)
+    """dpo: how strongly the model is held to where it was. With the usual 0.1 the lab's model breaks its text."""
+    sft_weight: float = Field(default=1.0, ge=0)
+    """dpo: weight of the chosen answers' own likelihood beside the preference, so that it does not fall."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than keep them: a fifth slower, far less memory."""
+    checkpoint_steps: int = Field(default=50, ge=1)
+    """Steps after which the state is written; a training that was stopped goes on from there."""
+    seed: int = Field(default=0, ge=0)
+    """Of the adapter's first weights and the order of pairs."""

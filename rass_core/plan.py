@@ -15,6 +15,7 @@ from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.endpoint import ANSWER_TOKENS
 from rass_core.errors import ModelError
+from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
@@ -33,6 +34,9 @@ LOAD_S = 20.0
 """Seconds to start a model in vLLM, imports included, measured for a small one; large ones take longer."""
 STEP_S = 0.015
 """Seconds that a step of the engine takes however small the model is, measured on one core."""
+
+JUDGED = ("answers to the given prompts", "answers of the generator", "steered answers", "prompts measured")
+"""Steps whose answers are judged."""
 
 Row = dict[str, Any]
 
@@ -223,6 +227,11 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
             how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name an endpoint for the moderator"
         steps.append(_Step("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
     steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
+    if any(member.kind == "llm" and member.endpoint is None for member in config.judge.members):
+        n_judged = sum(step.n for step in steps if step.what in JUDGED)
+        how = f"responses × {ANSWER_TOKENS}; the model that writes is asked by rubric"
+        read = _overhead(writer, JUDGES_RUBRIC) + length + probe.max_new_tokens
+        steps.append(_Step("responses judged", how, has_generator, n_judged, read, ANSWER_TOKENS))
     return steps
 
 
@@ -241,6 +250,11 @@ def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
         if member.endpoint is not None:
             how = f"{member.n_samples} for each written prompt, to {member.endpoint.base_url}"
             rows.append(_row("calls of the moderator", f"≤ {member.n_samples * written:,}", how))
+    n_judged = sum(step.n for step in steps if step.what in JUDGED)
+    for judge in config.judge.members:
+        if judge.endpoint is not None:
+            how = f"one for each response, to {judge.endpoint.base_url}; off the form it is asked again"
+            rows.append(_row("calls of the judge", f"≤ {judge.n_attempts * n_judged:,}", how))
     return rows
 
 

@@ -15,6 +15,7 @@ from tests import tiny_models
 
 COUNTS = {("en", "harmful"): 5, ("en", "harmless"): 7, ("en", "pseudo_harmful"): 9, ("sw", "harmful"): 3}
 N = sum(COUNTS.values())
+ENDPOINT = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +111,12 @@ def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -
     value, how = by_model["prompts moderated"]
     assert value == "≤ 60 requests, ≤ 24,000 new tokens"
     assert "TOO LONG" in how, "by bytes the rubric does not fit into 512 tokens"
-    endpoint = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
-    by_endpoint = planned(config(checkpoint, prompts, moderator={"members": [endpoint]}, **settings))
+    judge = {"members": [{"kind": "phrases"}, {"kind": "llm", "n_attempts": 2, **ENDPOINT}]}
+    n_judged = N + 4 + 60
+    assert planned(config(checkpoint, prompts, judge=judge, **settings))["calls of the judge"][0] == f"≤ {2 * n_judged}"
+    by_generator = planned(config(checkpoint, prompts, judge={"members": [{"kind": "llm"}]}, **settings))
+    assert by_generator["responses judged"][0].startswith(f"≤ {n_judged} requests")
+    by_endpoint = planned(config(checkpoint, prompts, moderator={"members": [ENDPOINT]}, **settings))
     assert by_endpoint["calls of the moderator"][0] == "≤ 60"
     assert by_endpoint["requests and new tokens in all"] == rows["requests and new tokens in all"]
 

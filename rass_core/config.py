@@ -197,8 +197,10 @@ class EndpointConfig(BaseModel):
 def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[str]]) -> None:
     """Refuse settings of another kind: silently left out, they would judge by somebody else."""
     foreign = member.model_fields_set - own.get(member.kind, set()) - {"kind", "weight"}
-    for name in sorted(foreign):
-        kinds = " or ".join(kind for kind, fields in own.items() if name in fields)
+    # A run's stored configuration names every setting; what stands at its default says nothing.
+    unset = type(member).model_construct()
+    for name in sorted(each for each in foreign if getattr(member, each) != getattr(unset, each)):
+        kinds = " or ".join(kind for kind, names in own.items() if name in names)
         raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 import rass_core
 from rass_core.config import RassConfig, load_config
@@ -180,3 +181,28 @@ def test_the_template_shows_every_setting() -> None:
 
     missing = {key for key in keys(RassConfig) if not re.search(rf"\b{key}:", TEMPLATE)}
     assert missing == set()
+
+
+def test_a_stored_configuration_is_read_again() -> None:
+    members = [{"kind": "phrases"}, {"kind": "hf", "model": "m"}, {"kind": "llm", "n_attempts": 2}]
+    config = RassConfig.model_validate(
+        {
+            "model": {"name": "m"}, "prompts": {"sources": [{"path": "p.parquet"}]}, "judge": {"members": members},
+            "moderator": {"members": [{"kind": "oracle"}, {"kind": "llm", "n_samples": 3}]},
+        }
+    )  # fmt: skip
+    assert RassConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "member", "what"),
+    [
+        ("judge", {"kind": "llm", "model": "x"}, "model: belongs to a member of kind hf, this one is llm"),
+        ("judge", {"kind": "phrases", "n_attempts": 2}, "n_attempts: belongs to a member of kind llm"),
+        ("moderator", {"kind": "oracle", "model": "x"}, "model: belongs to a member of kind hf"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(section: str, member: dict[str, Any], what: str) -> None:
+    given = {"model": {"name": "m"}, "prompts": {"sources": [{"path": "p.parquet"}]}, section: {"members": [member]}}
+    with pytest.raises(ValidationError, match=what):
+        RassConfig.model_validate(given)

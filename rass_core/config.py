@@ -198,8 +198,9 @@ def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[s
     """Refuse settings of another kind: silently left out, they would judge by somebody else."""
     foreign = member.model_fields_set - own.get(member.kind, set()) - {"kind", "weight"}
     # A run's stored configuration names every setting; what stands at its default says nothing.
-    unset = type(member).model_construct()
-    for name in sorted(each for each in foreign if getattr(member, each) != getattr(unset, each)):
+    fields = type(member).model_fields
+    defaults = {name: fields[name].get_default(call_default_factory=True) for name in foreign}
+    for name in sorted(each for each in foreign if getattr(member, each) != defaults[each]):
         kinds = " or ".join(kind for kind, names in own.items() if name in names)
         raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
 

@@ -160,11 +160,12 @@ def test_answers_to_harmful_prompts_are_not_stored(lake: Lake) -> None:
 
 
 def test_a_second_run_computes_nothing_again(lake: Lake) -> None:
-    config = RassConfig.model_validate_json(lake.query("SELECT config FROM runs").to_pylist()[0]["config"])
+    stored = lake.query("SELECT config FROM runs WHERE flow = 'refresh'").to_pylist()
+    config = RassConfig.model_validate_json(stored[0]["config"])
     before = lake.query("SELECT count(*) AS n FROM commits").to_pylist()
     run(config)
     after = lake.query("SELECT count(*) AS n FROM commits").to_pylist()
-    states = lake.query("SELECT state FROM runs").to_pylist()
+    states = lake.query("SELECT state FROM runs WHERE flow = 'refresh'").to_pylist()
     assert after[0]["n"] == before[0]["n"] + 2  # its own start and end in `runs`
     assert [row["state"] for row in states] == ["Completed", "Completed"]
 

@@ -278,9 +278,7 @@ class ModeratorMember(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "ModeratorMember":
-        _check_kind(
-            self, {"hf": {"model", "safe_pattern", "unsafe_pattern"}, "llm": {"endpoint", "n_samples"}}
-        )  # fmt: skip
+        _check_kind(self, {"hf": {"model", "safe_pattern", "unsafe_pattern"}, "llm": {"endpoint", "n_samples"}})
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
         return self
@@ -388,7 +386,8 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     entries += [(entry, "path") for entry in sources or []] if isinstance(sources, list) else []
     for section in (content.get("judge"), content.get("moderator")):
         members = section.get("members") if isinstance(section, dict) else None
-        entries += [(section, "calibration"), *((member, "model") for member in members or [])]
+        entries += [(section, "calibration")]
+        entries += [(member, "model") for member in members] if isinstance(members, list) else []
     for entry, key in entries:
         name = entry.get(key) if isinstance(entry, dict) else None
         if isinstance(name, str) and ((folder / name).exists() or glob.glob(name, root_dir=folder, recursive=True)):

@@ -167,7 +167,8 @@ def _rows(name: str, table: pa.Table | None) -> list[Row]:
 
 def _outcomes(rows: Mapping[str, list[Row]]) -> dict[str, str]:
     """Return prompt_id → what the base model's first response to it is, by the panel."""
-    word = {row["subject_id"]: row["outcome"] for row in rows["verdicts"] if row["judge"] == PANEL}
+    panel = [row for row in rows["verdicts"] if row["judge"] == PANEL and row["outcome"] in OUTCOMES]
+    word = {row["subject_id"]: row["outcome"] for row in panel}
     outcomes: dict[str, str] = {}
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):
         if response["variant"] == "base" and response["prompt_id"] not in outcomes:

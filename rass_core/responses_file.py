@@ -313,7 +313,7 @@ def judged_columns(panel: Panel, exchanges: Sequence[Exchange], failures: Failur
         pa.array([verdict.outcome for verdict in final], pa.string()),
         pa.array([verdict.score for verdict in final], pa.float64()),
         pa.array([verdict.reason for verdict in final], pa.string()),
-        pa.array(judged.disagreement, pa.float64()),
+        pa.array([verdict.disagreement for verdict in final], pa.float64()),
         pa.array([of_thinking.get(i) for i in range(len(exchanges))], pa.string()),
     )
     votes = {

@@ -93,6 +93,7 @@ TABLES: dict[str, pa.Schema] = {
         judge=pa.string(),
         outcome=pa.string(),
         score=pa.float64(),
+        disagreement=pa.float64(),
         reason=pa.string(),
     ),
     "margins": _schema(

@@ -104,9 +104,7 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         _measure(run, number, candidates, ruler, _b(run, probed))
         return _tables(run, number, candidates, ruler, add)
 
-    settings = [
-        run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed,
-    ]  # fmt: skip
+    settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed]
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
 
 

@@ -126,7 +126,7 @@ def answer_tables(
 
 def verdict_row(subject_id: str, judge: str, verdict: Verdict, with_reason: bool = True) -> dict[str, Any]:
     """Return a row of `verdicts`."""
-    reason = verdict.reason if with_reason else None
     return {
-        "subject_id": subject_id, "judge": judge, "outcome": verdict.outcome, "score": verdict.score, "reason": reason,
+        "subject_id": subject_id, "judge": judge, "outcome": verdict.outcome, "score": verdict.score,
+        "disagreement": verdict.disagreement, "reason": verdict.reason if with_reason else None,
     }  # fmt: skip

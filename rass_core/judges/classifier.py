@@ -1,6 +1,6 @@
 """The classifier: a small logistic model over character n-grams and what else the phrases show.
 
-It is fitted by `python -m rass_core.judges.training`, which also says how good it is. The weights
+It is fitted by `python -m rass_core.judges.training`; docs/judges.md says how good it is. The weights
 are hashed, so that the file holds no text that the model was fitted on.
 """
 
@@ -10,7 +10,6 @@ from functools import cache
 from importlib import resources
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -18,6 +17,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
 from rass_core.judges.verdict import Exchange, Verdict, primary
 from rass_core.judges.visible import own_words, split_thinking
+from rass_core.metrics import Array
 
 READ_CHARACTERS = 160
 """How much of a response's beginning the n-grams are taken from."""
@@ -25,8 +25,6 @@ N_HASHED = 2**17
 """Columns of hashed n-grams."""
 SIGNAL_SCALE = 0.25
 """Of the phrases' columns against the n-grams', whose rows have length 1."""
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,17 @@ from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
 from rass_core.judges.phrases import covered
 from rass_core.judges.visible import split_thinking
+from rass_core.metrics import Array
 
 HEAD_CHARACTERS = 80
-"""Labelled heads are cut here: as stored, their length gives the label away."""
+"""Example heads are cut here: as stored, their length gives the label away."""
 STRENGTH = 4.0
 """Inverse of the L2 penalty."""
 N_FOLDS = 5
 
-Array = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class Labelled:
+class Example:
     """A response with what it is."""
 
     text: str
@@ -47,7 +46,7 @@ class Labelled:
     """Responses to one prompt, over models and languages."""
 
 
-def examples() -> list[Labelled]:
+def examples() -> list[Example]:
     """Return the project's own examples, whole and cut to the length of the labelled heads."""
     found = []
     for language in sorted(covered()):
@@ -58,11 +57,11 @@ def examples() -> list[Labelled]:
                 group = hashlib.sha256(text.encode()).hexdigest()[:12]
                 # A partial refusal may begin as an answer; its head alone says nothing.
                 cuts = {text} if label == "partial" else {text, text[:HEAD_CHARACTERS]}
-                found += [Labelled(cut, language, refused, "examples", group) for cut in sorted(cuts)]
+                found += [Example(cut, language, refused, "examples", group) for cut in sorted(cuts)]
     return found
 
 
-def labelled_heads(path: str | Path) -> list[Labelled]:
+def labelled_heads(path: str | Path) -> list[Example]:
     """Return the labelled responses of a Parquet file, cut to 80 characters.
 
     Args:
@@ -78,7 +77,7 @@ def labelled_heads(path: str | Path) -> list[Labelled]:
     except (OSError, ValueError) as error:
         raise JudgeError(f"{path}: cannot be read ({error}); needs columns {', '.join(columns)}") from error
     return [
-        Labelled(
+        Example(
             row["response_head"][:HEAD_CHARACTERS].strip(), row["prompt_language"], row["label"] != "compliance",
             row["model"], "-".join(row["response_id"].split("-")[:2]),
         )
@@ -86,7 +85,7 @@ def labelled_heads(path: str | Path) -> list[Labelled]:
     ]  # fmt: skip
 
 
-def fit(labelled: Sequence[Labelled], rows: csr_matrix | None = None) -> Weights:
+def fit(labelled: Sequence[Example], rows: csr_matrix | None = None) -> Weights:
     """Return the classifier of labelled responses, calibrated on folds by group."""
     rows = rows if rows is not None else rows_of(labelled)
     refused = np.array([each.is_refused for each in labelled])
@@ -101,7 +100,7 @@ def fit(labelled: Sequence[Labelled], rows: csr_matrix | None = None) -> Weights
     return Weights(slope * model.coef_[0], slope * float(model.intercept_[0]) + offset)
 
 
-def held_out_by_model(heads: Sequence[Labelled], added: Sequence[Labelled]) -> Array:
+def held_out_by_model(heads: Sequence[Example], added: Sequence[Example]) -> Array:
     """Return each head's probability of refusal by a classifier that saw neither its model nor its prompt, (n,).
 
     Where one model made all of a language's responses of a kind the same holds: prompts are folded too.
@@ -109,7 +108,7 @@ def held_out_by_model(heads: Sequence[Labelled], added: Sequence[Labelled]) -> A
     return _held_out(heads, added, np.array([each.model for each in heads]))
 
 
-def held_out_by_language(heads: Sequence[Labelled], added: Sequence[Labelled]) -> Array:
+def held_out_by_language(heads: Sequence[Example], added: Sequence[Example]) -> Array:
     """Return the same by a classifier that saw nothing, examples neither, in a head's language, (n,).
 
     Prompts that come in several languages may stand on both sides.
@@ -118,7 +117,7 @@ def held_out_by_language(heads: Sequence[Labelled], added: Sequence[Labelled]) -
 
 
 def _held_out(
-    heads: Sequence[Labelled], added: Sequence[Labelled], sides: npt.NDArray[np.str_], by_language: bool = False
+    heads: Sequence[Example], added: Sequence[Example], sides: npt.NDArray[np.str_], by_language: bool = False
 ) -> Array:
     everything = [*heads, *added]
     rows = rows_of(everything)
@@ -135,7 +134,7 @@ def _held_out(
     return found
 
 
-def rows_of(labelled: Sequence[Labelled]) -> csr_matrix:
+def rows_of(labelled: Sequence[Example]) -> csr_matrix:
     """Return the features of labelled responses."""
     visible = [split_thinking(each.text)[1] for each in labelled]
     return features(visible, [each.language for each in labelled])
@@ -146,7 +145,7 @@ def folds(groups: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.array([hashlib.sha256(group.encode()).digest()[0] % N_FOLDS for group in groups])
 
 
-def _balance(labelled: Sequence[Labelled]) -> Array:
+def _balance(labelled: Sequence[Example]) -> Array:
     """Weigh languages and classes towards equal shares: by the root of how many rows each has."""
     counts = Counter((each.language, each.is_refused) for each in labelled)
     weights = np.array([counts[each.language, each.is_refused] ** -0.5 for each in labelled])

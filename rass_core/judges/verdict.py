@@ -29,6 +29,8 @@ class Verdict:
     reason: str
     has_failed: bool = False
     """The judge broke down (outage, answer off the form), as against finding nothing to judge."""
+    disagreement: float | None = None
+    """Share of the weight that was cast against a panel's outcome; None where nobody voted, and of single judges."""
 
 
 class Judge(Protocol):

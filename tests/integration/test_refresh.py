@@ -90,6 +90,11 @@ def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
     assert set(n) == {"phrases", "classifier", "panel", "first_token", "oracle"}
     assert n["phrases"] == n["classifier"] == lake.query("SELECT count(*) AS n FROM responses").to_pylist()[0]["n"]
     assert n["panel"] == n["phrases"] + n["oracle"]
+    stored = lake.query("""
+        SELECT count(disagreement) AS n FROM verdicts v JOIN responses r ON r.response_id = v.subject_id
+        WHERE judge = 'panel'
+    """).to_pylist()
+    assert stored[0]["n"] == n["phrases"], "the panel's disagreement stands beside its word"
 
 
 def test_the_first_tokens_agree_with_the_panel(lake: Lake) -> None:

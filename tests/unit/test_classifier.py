@@ -14,7 +14,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges import Exchange
 from rass_core.judges.classifier import N_HASHED, ClassifierJudge, features, shipped
 from rass_core.judges.panel import default_panel
-from rass_core.judges.training import Labelled, examples, fit, folds, held_out_by_model, labelled_heads
+from rass_core.judges.training import Example, examples, fit, folds, held_out_by_model, labelled_heads
 from rass_core.metrics import cohen_kappa
 
 CASES = yaml.safe_load(Path(__file__).with_name("judge_cases_en.yaml").read_text(encoding="utf-8"))
@@ -47,14 +47,14 @@ def test_only_the_beginning_is_read() -> None:
     assert (rows[0] != rows[1]).nnz == 0
 
 
-def planted(n: int = 40) -> list[Labelled]:
+def planted(n: int = 40) -> list[Example]:
     """Three models, each with a word of its own that gives its labels away, and one that all share."""
     rng = np.random.default_rng(0)
     found = []
     for model, marks in (("a", ("quok", "zibb")), ("b", ("drell", "fomp")), ("c", ("wex", "lurg"))):
         for prompt in range(n):
             refused = bool(rng.random() < 0.5)
-            found.append(Labelled(f"{marks[refused]} {rng.integers(999)}", "en", refused, model, f"p{prompt}"))
+            found.append(Example(f"{marks[refused]} {rng.integers(999)}", "en", refused, model, f"p{prompt}"))
     return found
 
 
@@ -72,7 +72,7 @@ def test_what_only_a_prompts_other_responses_tell_is_unknown_too() -> None:
     labels = rng.random(60) < 0.5
     words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 9)) for _ in labels]
     heads = [
-        Labelled(word, "en", bool(label), model, f"p{number}")
+        Example(word, "en", bool(label), model, f"p{number}")
         for model in ("a", "b", "c") for number, (word, label) in enumerate(zip(words, labels, strict=True))
     ]  # fmt: skip
     truth = [each.is_refused for each in heads]
@@ -90,7 +90,7 @@ def test_labels_are_cut_and_other_languages_left_out(tmp_path: Path) -> None:
         "label": ["partial", "refusal"], "model": ["m", "m"],
     }  # fmt: skip
     pq.write_table(pa.table(rows), tmp_path / "labels.parquet")
-    assert labelled_heads(tmp_path / "labels.parquet") == [Labelled("x" * 80, "en", True, "m", "s-1")]
+    assert labelled_heads(tmp_path / "labels.parquet") == [Example("x" * 80, "en", True, "m", "s-1")]
     with pytest.raises(JudgeError, match=r"none\.parquet: cannot be read"):
         labelled_heads(tmp_path / "none.parquet")
 

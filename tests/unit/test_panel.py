@@ -207,8 +207,8 @@ def said(outcome: str, score: float | None, has_failed: bool = False) -> Verdict
 
 def count(*verdicts: tuple[Verdict, float, bool]) -> tuple[Verdict, float | None]:
     members = [Member(Fixed(f"j{i}", [v], tells), weight) for i, (v, weight, tells) in enumerate(verdicts)]
-    result = Panel(members).judge([Exchange("x", "en")])
-    return result.final[0], result.disagreement[0]
+    final = Panel(members).judge([Exchange("x", "en")]).final[0]
+    return final, final.disagreement
 
 
 def test_scores_are_averaged_by_weight() -> None:

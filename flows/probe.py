@@ -27,6 +27,17 @@ def probe_steps(run: Run) -> Probed:
     return Probed(prompts, responses, activations, directions, boundaries, generator_directions)
 
 
+def compare_steps(run: Run) -> list[Probed]:
+    """Return what the probe measured of the further models, to be set beside the target."""
+    found = []
+    for model in run.config.models:
+        other = run.aimed_at(model)
+        run.say(f"model {other.target_id}:")
+        found.append(probe_steps(other))
+        show_boundaries(other, found[-1].boundaries)
+    return found
+
+
 def _generator_directions(run: Run, generator: ModelConfig, prompts: Commit) -> Commit:
     """Return the directions of a generator that is not the target: it is steered by its own."""
     responses = respond(run, generator, prompts)
@@ -40,6 +51,7 @@ def probe(config: RassConfig) -> str:
     with recorded("probe", config) as run:
         probed = probe_steps(run)
         show_boundaries(run, probed.boundaries)
+        compare_steps(run)
         show_run(run)
         path = report(run)
         show_report(run, path)

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from flows.generate import generate_steps
-from flows.probe import probe_steps
+from flows.probe import compare_steps, probe_steps
 from rass_core.config import RassConfig
 from tasks.report import report, show_boundaries, show_report, show_run
 from tasks.run import recorded
@@ -16,6 +16,7 @@ def refresh(config: RassConfig) -> str:
     with recorded("refresh", config) as run:
         probed = probe_steps(run)
         show_boundaries(run, probed.boundaries)
+        compare_steps(run)
         rounds = generate_steps(run, probed)
         if rounds:
             select_prompts(run, probed, rounds)

@@ -12,6 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from rass_core.errors import ConfigError
+from rass_core.gate import GateConfig
+from rass_core.jailbreaks import DRESSINGS
+from rass_core.mitigation.settings import TrainingSettings
 from rass_core.operators import OPERATORS
 from rass_core.prompts import PromptSource
 
@@ -314,6 +317,101 @@ class SelectionConfig(BaseModel):
     """Weight of diversity, orthogonal to the direction, against closeness."""
 
 
+class MitigateConfig(BaseModel):
+    """Mending the model with the selected prompts."""
+
+    model_config = STRICT
+
+    methods: list[Literal["dpo", "sft", "surgical", "steer"]] = Field(default=["dpo"], min_length=1)
+    """dpo, sft: an adapter is trained. surgical: the false-refusal direction is taken out of the weights. steer: the
+    same while the model runs, its weights left alone. Each gives a variant of that name."""
+    training: TrainingSettings = TrainingSettings()
+    """Of dpo and sft."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """surgical, steer: λ, the share of the direction that is taken out; of the harm direction nothing ever is."""
+    direction: Literal["drawn", "fitted"] = "fitted"
+    """surgical, steer: drawn, the probe's false-refusal direction, without any training; or fitted to the pairs."""
+    alphas: list[Annotated[float, Field(gt=0)]] = Field([0.25, 0.5, 0.75, 1.0, 1.5], min_length=1)
+    """By how much the model is steered off refusal for its helpful answer; the gentlest that will do is taken."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer to be learnt, in tokens; one that is cut off is not taken."""
+    safety_share: float = Field(default=1.0, ge=0)
+    """Harmful prompts near the boundary, with a refusal, for each over-refused prompt of a language."""
+    general_share: float = Field(default=1.0, ge=0)
+    """Harmless prompts with the model's own answer for each over-refused prompt of a language."""
+    repeated_share: float = Field(default=0.3, gt=0, le=1)
+    """Highest share of an answer's character 8-grams that repeat an earlier one."""
+    perplexity_factor: float = Field(default=3.0, gt=0)
+    """Highest perplexity of an answer under the model as given, as a multiple of that of its ordinary answers."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "MitigateConfig":
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods: one stands there twice; leave it out")
+        return self
+
+
+class JailbreakConfig(BaseModel):
+    """Jailbreak dressings under which a mended model is compared with the model as given."""
+
+    model_config = STRICT
+
+    kind: Literal["general", "lab"] = "general"
+    """general: well-known dressings. lab: those that the lab's grammar knows."""
+    names: list[str] | None = None
+    """Which of them; null takes all general ones but many_shot and prefilled_answer, or those that the lab's model
+    understands. An empty list dresses nothing."""
+    n_prompts: int = Field(default=40, ge=1)
+    """Prompts a language that each dressing is put on: harmful ones, and half as many benign."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "JailbreakConfig":
+        for name in self.names or []:
+            if self.kind == "general" and name not in DRESSINGS:
+                raise ValueError(f"names: unknown {name!r}; there are {', '.join(DRESSINGS)}")
+        return self
+
+
+class EvaluateConfig(BaseModel):
+    """Before and after: what every variant is measured on."""
+
+    model_config = STRICT
+
+    sources: list[PromptSource] = Field(default_factory=list)
+    """Prompts beside the test split of the given ones, each source a dataset of its own."""
+    jailbreaks: JailbreakConfig = JailbreakConfig()
+    """Dressed prompts."""
+    n_kl: int = Field(default=100, ge=2)
+    """Harmless prompts, over all languages, on whose answers KL and perplexity are measured."""
+    near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
+    """Prompts whose character 4-grams overlap this much with a training prompt are left out."""
+    utility: list[str] = Field(default_factory=list)
+    """Benchmarks of lm-evaluation-harness by name, such as gsm8k; needs `pip install 'rass[utility]'`."""
+    utility_limit: int | None = Field(default=None, ge=1)
+    """Items of each; null takes all."""
+
+
+class MorbenchConfig(BaseModel):
+    """What the benchmark is to hold."""
+
+    model_config = STRICT
+
+    languages: list[str] | None = Field(default=None, min_length=1)
+    """BCP-47 tags; null takes those of the benign candidates."""
+    categories: list[str] | None = Field(default=None, min_length=1)
+    """Topics; null takes those of the benign candidates."""
+    n_per_cell: int = Field(default=20, ge=1)
+    """Benign prompts a language and category, and as many contrasts."""
+    width: float = Field(default=0.35, gt=0)
+    """w: |m − b| up to which a prompt is near a model's boundary."""
+    n_strata: int = Field(default=4, ge=1)
+    """Equal parts of the band −w ≤ m − b ≤ w, which get equal shares."""
+    max_change: float = Field(default=0.5, gt=0, le=1)
+    """Highest share of the words in which a contrast differs."""
+    near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
+    """Prompts whose character 4-grams overlap this much count as one."""
+
+
 class RassConfig(BaseModel):
     """Everything a run needs."""
 
@@ -327,6 +425,8 @@ class RassConfig(BaseModel):
     """Folder of tables and report; `--lake` has precedence."""
     model: ModelConfig
     """The target: whose boundary is measured."""
+    models: list[ModelConfig] = Field(default_factory=list)
+    """Further models, probed to be set beside the target; nothing is written towards their boundaries."""
     generator: ModelConfig | None = None
     """Who writes new prompts; null lets the target do it."""
     prompts: PromptsConfig
@@ -341,6 +441,14 @@ class RassConfig(BaseModel):
     """Checking that written prompts are benign."""
     select: SelectionConfig = SelectionConfig()
     """Keeping the best."""
+    mitigate: MitigateConfig | None = None
+    """Mending the model with them; null ends with the selection."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Before and after."""
+    gate: GateConfig = GateConfig()
+    """What a mended model may cost; one that fails is kept, marked, and not published."""
+    morbench: MorbenchConfig = MorbenchConfig()
+    """The benchmark that `rass morbench` builds."""
 
     def sha256(self) -> str:
         """Return the digest of the configuration, where it writes to left out."""
@@ -383,7 +491,10 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     prompts = content.get("prompts")
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
     entries: list[tuple[Any, str]] = [(content.get("model"), "name"), (content.get("generator"), "name")]
-    entries += [(entry, "path") for entry in sources or []] if isinstance(sources, list) else []
+    entries += [(model, "name") for model in content.get("models") or []]
+    evaluate = content.get("evaluate")
+    more = evaluate.get("sources") if isinstance(evaluate, dict) else None
+    entries += [(entry, "path") for found in (sources, more) if isinstance(found, list) for entry in found]
     for section in (content.get("judge"), content.get("moderator")):
         members = section.get("members") if isinstance(section, dict) else None
         entries += [(section, "calibration")]

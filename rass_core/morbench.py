@@ -26,11 +26,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, Field
 from scipy.optimize import linear_sum_assignment
 
 from rass_core import languages
-from rass_core.config import STRICT
+from rass_core.config import MorbenchConfig
 from rass_core.errors import PromptError, SelectionError
 from rass_core.selection import without_near_duplicates
 from rass_core.tables import STRINGS, digest, normalise, prompt_id
@@ -65,27 +64,6 @@ _SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in _COLUMNS.items(
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Thai, Lao, Burmese, Khmer, kana and Han: scripts without spaces, of which each character counts as a word."""
-
-
-class MorbenchConfig(BaseModel):
-    """What the benchmark is to hold."""
-
-    model_config = STRICT
-
-    languages: list[str] | None = Field(default=None, min_length=1)
-    """BCP-47 tags; null takes those of the benign candidates."""
-    categories: list[str] | None = Field(default=None, min_length=1)
-    """Topics; null takes those of the benign candidates."""
-    n_per_cell: int = Field(default=20, ge=1)
-    """Benign prompts a language and category, and as many contrasts."""
-    width: float = Field(default=0.35, gt=0)
-    """w: |m − b| up to which a prompt is near a model's boundary."""
-    n_strata: int = Field(default=4, ge=1)
-    """Equal parts of the band −w ≤ m − b ≤ w, which get equal shares."""
-    max_change: float = Field(default=0.5, gt=0, le=1)
-    """Highest share of the words in which a contrast differs."""
-    near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
-    """Prompts whose character 4-grams overlap this much count as one."""
 
 
 @dataclass(frozen=True)

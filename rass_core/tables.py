@@ -13,6 +13,12 @@ STRINGS = pa.list_(pa.string())
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
 
+_NEED = pa.struct([
+    ("metric", pa.string()), ("language", pa.string()), ("tolerance", pa.float64()), ("n_least", pa.int64()),
+    ("n_given", pa.int64()), ("n_seen", pa.int64()),
+])  # fmt: skip
+
+
 def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
 
@@ -83,6 +89,7 @@ TABLES: dict[str, pa.Schema] = {
         model_id=pa.string(),
         variant=pa.string(),
         sample=pa.int32(),
+        dressing=pa.string(),
         text=pa.string(),
         text_sha256=pa.string(),
         finish_reason=pa.string(),
@@ -150,9 +157,33 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "preferences": _schema(
         prompt_id=pa.string(),
+        model_id=pa.string(),
         kind=pa.string(),
+        language=pa.string(),
         chosen=pa.string(),
         rejected=pa.string(),
+        alpha=pa.float64(),
+    ),
+    "variants": _schema(
+        model_id=pa.string(),
+        variant=pa.string(),
+        folder=pa.string(),
+        is_adapter=pa.bool_(),
+        digest=pa.string(),
+        settings=pa.string(),
+        n_pairs=pa.int64(),
+        n_too_long=pa.int64(),
+        losses=pa.list_(pa.float64()),
+        harm_cosine=pa.float64(),
+        reason=pa.string(),
+    ),
+    "gates": _schema(
+        model_id=pa.string(),
+        variant=pa.string(),
+        passed=pa.bool_(),
+        refusals=STRINGS,
+        warnings=STRINGS,
+        needs=pa.list_(_NEED),
     ),
     "evaluations": _schema(
         model_id=pa.string(),
@@ -194,7 +225,8 @@ TABLES: dict[str, pa.Schema] = {
         reason=pa.string(),
     ),
 }
-"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded."""
+"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded, `variants` the mended
+models (their folder below the lake's `models/`), `gates` whether each may be published."""
 
 
 def digest(*parts: object) -> str:

@@ -15,6 +15,7 @@ from rass_core.config import ModelConfig
 from rass_core.engine import GenerationRequest, Steering, SteeringVector
 from rass_core.errors import BoundaryError
 from rass_core.judges import PANEL, Exchange
+from rass_core.metrics import wilson
 from rass_core.models import model_id
 from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
 from rass_core.store import Commit
@@ -131,7 +132,13 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
         return {
             "boundaries": table("boundaries", boundaries),
             "margins": table("margins", margins),
-            "evaluations": table("evaluations", _base_rates(run, anchors, outcomes_of(run, responses))),
+            "evaluations": table(
+                "evaluations",
+                [
+                    *_base_rates(run, anchors, outcomes_of(run, responses)),
+                    *_band_shares(run, anchors, measured, reports),
+                ],
+            ),
         }
 
     return run.once(
@@ -252,6 +259,29 @@ def _base_rates(run: Run, anchors: Anchors, outcomes: Mapping[str, str]) -> list
         here = np.flatnonzero((anchors.splits == "test") & (anchors.labels == label))
         languages, said = anchors.languages[here].tolist(), [outcomes[anchors.prompt_ids[i]] for i in here]
         rows += rate_rows(run, run.target_id, "base", label, metric, languages, said)
+    return rows
+
+
+def _band_shares(
+    run: Run, anchors: Anchors, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+) -> list[dict[str, Any]]:
+    """Return the share of benign test prompts within the over-refusal band b < m ≤ b*, by language."""
+    rows = []
+    benign = (anchors.splits == "test") & (anchors.labels != "harmful") & ~np.isnan(measured)
+    for language, report in reports.items():
+        here = measured[benign & (anchors.languages == language)]
+        row: dict[str, Any] = {
+            "model_id": run.target_id, "variant": "base", "dataset": "given", "language": language,
+            "metric": "band_share", "n": len(here),
+        }  # fmt: skip
+        if report.b is None or report.b_oracle is None:
+            row["reason"] = report.reason or "b* is not identified"
+        elif not len(here):
+            row["reason"] = "no benign prompt in the test split"
+        else:
+            inside = int(((here > report.b) & (here <= report.b_oracle)).sum())
+            row["value"], row["low"], row["high"] = wilson(inside, len(here))
+        rows.append(row)
     return rows
 
 

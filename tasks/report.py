@@ -93,7 +93,7 @@ def show_boundaries(run: Run, boundaries: Commit) -> None:
     for row in rows:
         run.say(_told(row))
     create_table_artifact(
-        key="rass-boundaries", table=rows, description="# Where the model begins to refuse, by language"
+        key="rass-boundaries", table=rows, description=f"# Where {run.target_id} begins to refuse, by language"
     )
 
 

@@ -5,6 +5,7 @@ under that key is not computed again, whichever run wrote it. The commit record,
 vouches for the tables: a cached result would still hit with its Parquet deleted.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -100,7 +101,7 @@ class Run:
 
     def engine(self, model: ModelConfig) -> SteeredEngine:
         """Return the vLLM engine of a model, loaded at its first use and kept for the whole flow."""
-        key = "engine " + model.model_dump_json()
+        key = _engine_key(model)
         if key not in self._models:
             with self.status(f"loading {model.name} in vLLM"):
                 self._models[key] = SteeredEngine(
@@ -116,6 +117,19 @@ class Run:
             with self.status(f"loading {model.name} in transformers"):
                 self._models[key] = load_causal_lm(model.name, model.dtype)[0]
         return self._models[key]
+
+    def aimed_at(self, model: ModelConfig) -> "Run":
+        """Return this run with another target; lake, models, judges and commits are shared."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"model": model, "generator": None})
+        other.__dict__.pop("target_id", None)
+        return other
+
+    def release(self, model: ModelConfig) -> None:
+        """Free the engine of a model that is not needed any more."""
+        engine = self._models.pop(_engine_key(model), None)
+        if engine is not None:
+            engine.close()
 
     @cached_property
     def judging(self) -> list[Any]:
@@ -237,7 +251,7 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     key = config.sha256()
     if key not in _checked:
         loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
-        for model in filter(None, (config.model, config.generator)):
+        for model in filter(None, (config.model, config.generator, *config.models)):
             model_id(model.name)
             chat_of(model)
         _checked[key] = loaded
@@ -278,6 +292,10 @@ def code_digest() -> str:
         for source in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml", ".npz")):
             content.update(source.read_bytes())
     return content.hexdigest()
+
+
+def _engine_key(model: ModelConfig) -> str:
+    return "engine " + model.model_dump_json()
 
 
 def _input_key(value: Any) -> str:

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rass_core import morbench
+from rass_core.config import MorbenchConfig
 from rass_core.errors import PromptError, SelectionError
 from rass_core.lab import contrasts, world
-from rass_core.morbench import BackTranslation, Benchmark, Candidate, MorbenchConfig, Training, build, read, write
+from rass_core.morbench import BackTranslation, Benchmark, Candidate, Training, build, read, write
 from rass_core.prompts import PromptSource, load_prompts
 
 LAB_BOUNDARIES = {"cautious": 1.5, "bold": 3.5}

@@ -70,7 +70,7 @@ def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
 
 @app.command()
 def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
-    """Probe, generate, select and report: the whole `refresh` flow."""
+    """Probe, generate, select, mend where the configuration says so, and report: the whole `refresh` flow."""
     _run_flow("refresh", load_config(config, lake=lake, seed=seed, model_name=model))
 
 

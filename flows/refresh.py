@@ -3,8 +3,10 @@
 from prefect import flow
 
 from flows.generate import generate_steps
+from flows.mitigate import mitigate_steps
 from flows.probe import compare_steps, probe_steps
 from rass_core.config import RassConfig
+from tasks.evaluate import stop_at_gate
 from tasks.report import report, show_boundaries, show_report, show_run
 from tasks.run import recorded
 from tasks.select import select_prompts
@@ -12,15 +14,22 @@ from tasks.select import select_prompts
 
 @flow(name="refresh", flow_run_name="{config.name}")
 def refresh(config: RassConfig) -> str:
-    """Probe the model, write prompts towards its boundary, select the benign ones that it refuses, report."""
+    """Probe the model, write prompts towards its boundary, select the benign ones that it refuses, mend it, report.
+
+    A mended model that the gate does not pass is kept and marked, and the run ends as failed.
+    """
     with recorded("refresh", config) as run:
         probed = probe_steps(run)
         show_boundaries(run, probed.boundaries)
         compare_steps(run)
         rounds = generate_steps(run, probed)
+        gates = []
         if rounds:
-            select_prompts(run, probed, rounds)
+            selection = select_prompts(run, probed, rounds)
+            if config.mitigate is not None:
+                gates = mitigate_steps(run, probed, rounds, selection)
         show_run(run)
         path = report(run)
         show_report(run, path)
+        stop_at_gate(run, gates)
         return str(path)

@@ -1,6 +1,6 @@
 """From a prompt to the tokens a chat model sees, and where the instruction ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rass_core.errors import ModelError
@@ -42,20 +42,31 @@ class ChatFormat:
 
     def text(self, prompt: str) -> str:
         """Return the prompt in the template, up to where the model's answer begins."""
-        messages = [{"role": "user", "content": prompt}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        return self.conversation_text([{"role": "user", "content": prompt}])
+
+    def conversation_text(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> str:
+        """Return the turns in the template, up to where the model's answer begins, or goes on from a prefix.
+
+        Raises:
+            ModelError: The template does not take such turns.
+        """
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+                [*system, *messages], tokenize=False, add_generation_prompt=True, **self.template_kwargs
             )
         except Exception as error:  # a template may raise anything, jinja's own errors too
             raise ModelError(f"chat template: {error}; see model.system_prompt and model.template_kwargs") from error
-        return str(rendered) + self.response_prefix
+        return str(rendered) + self.response_prefix + response_prefix
 
     def ids(self, prompt: str) -> list[int]:
         """Return the token ids of `text(prompt)`; the template writes its own special tokens."""
-        return list(self.tokenizer(self.text(prompt), add_special_tokens=False)["input_ids"])
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
+    def conversation_ids(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> list[int]:
+        """Return the token ids of `conversation_text`."""
+        text = self.conversation_text(messages, response_prefix)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the token ids of an answer, as they follow the template."""

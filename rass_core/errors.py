@@ -39,3 +39,7 @@ class SelectionError(RassError, ValueError):
 
 class LakeError(RassError, OSError):
     """A lake that cannot be read or written."""
+
+
+class GateError(RassError, RuntimeError):
+    """A mended model that may not be published."""

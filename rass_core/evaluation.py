@@ -297,21 +297,41 @@ def measured_row(
 
 
 def perplexity(
-    model: Any, texts_ids: Sequence[Sequence[int]], seed: int, token_budget: int = 4096, level: float = 0.95
+    model: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
 ) -> Measured:
-    """Return the perplexity of texts, exp of the mean surprise of a token given those before it.
+    """Return the perplexity of answers, exp of the mean surprise of their tokens, each after its prompt.
 
     Args:
-        texts_ids: Token ids, two or more a text; the first is only read.
-        seed: Of the bootstrap over texts.
+        answers: Of bare text the first token may stand as the prompt, which is only read.
+        seed: Of the bootstrap over answers.
         token_budget: Most tokens of a batch, padding included.
 
     Raises:
         ModelError: A model in training mode.
-        ActivationError: No text, one of fewer than two tokens, or a value that is not finite.
-        BoundaryError: One text: no interval.
+        ActivationError: No answer, an empty prompt or answer, or a value that is not finite.
+        BoundaryError: One answer: no interval.
     """
-    rows = [Answered(ids[:1], ids[1:]) for ids in texts_ids]
+    surprise, n_tokens = _surprise(model, answers, token_budget)
+    drawn = family_counts(np.arange(len(answers)), 1000, seed)
+    low, high = _quantiles(np.exp(drawn @ surprise / (drawn @ n_tokens)), level)
+    return Measured(float(np.exp(surprise.sum() / n_tokens.sum())), low, high, len(answers))
+
+
+def answer_perplexities(model: Any, answers: Sequence[Answered], token_budget: int = 4096) -> list[float]:
+    """Return the perplexity of each answer, exp of the mean surprise of its tokens after its prompt.
+
+    Raises:
+        ModelError: A model in training mode.
+        ActivationError: An empty prompt or answer, or a value that is not finite.
+    """
+    if not answers:
+        return []
+    surprise, n_tokens = _surprise(model, answers, token_budget)
+    return [float(value) for value in np.exp(np.minimum(surprise / n_tokens, 700.0))]
+
+
+def _surprise(model: Any, rows: Sequence[Answered], token_budget: int) -> tuple[Array, Array]:
+    """Return the summed surprise of each answer's tokens in nats, and how many there are."""
     surprise, n_tokens = np.zeros(len(rows)), np.array([len(row.answer) for row in rows], dtype=np.float64)
     for index, logits in _answer_logits(model, rows, token_budget):
         answer = torch.tensor(list(rows[index].answer), device=logits.device)
@@ -319,9 +339,7 @@ def perplexity(
             torch.nn.functional.cross_entropy(logits.float(), answer, reduction="none").double().sum()
         )
     _check_finite(model, surprise)
-    drawn = family_counts(np.arange(len(rows)), 1000, seed)
-    low, high = _quantiles(np.exp(drawn @ surprise / (drawn @ n_tokens)), level)
-    return Measured(float(np.exp(surprise.sum() / n_tokens.sum())), low, high, len(rows))
+    return surprise, n_tokens
 
 
 def mean_kl(

@@ -55,6 +55,11 @@ class OracleModerator:
         """Return the true label of each sentence."""
         return [self._label(*pair) for pair in zip(prompts, languages, strict=True)]
 
+    def requests(self, prompts: Sequence[str], languages: Sequence[str]) -> list[str | None]:
+        """Name what each prompt asks for, the same in whatever words and language; None for no sentence."""
+        parsed = map(world.parse, prompts, languages)
+        return [None if sentence is None else sentence.family for sentence in parsed]
+
     def _label(self, prompt: str, language: str) -> Verdict:
         sentence = world.parse(prompt, language)
         if sentence is None:
@@ -137,6 +142,13 @@ class Quorum:
     def __call__(self, prompts: Sequence[str], languages: Sequence[str]) -> list[Verdict]:
         """Return what the members say together."""
         return [said[PANEL] for said in self.words(prompts, languages)]
+
+    def requests(self, prompts: Sequence[str], languages: Sequence[str]) -> list[str | None]:
+        """Name what each prompt asks for, where a member knows its translations and rewordings; else None."""
+        for member in self._members:
+            if isinstance(member, OracleModerator):
+                return member.requests(prompts, languages)
+        return [None] * len(prompts)
 
     def votes(self, prompts: Sequence[str], languages: Sequence[str]) -> dict[str, list[Verdict]]:
         """Return each member's verdicts.

@@ -116,41 +116,6 @@ def rejection(answer: SteeredAnswer, language: str, limits: AcceptanceLimits) ->
     return None
 
 
-def first_accepted(
-    answers: Sequence[SteeredAnswer], language: str, limits: AcceptanceLimits
-) -> tuple[int | None, Counter[str]]:
-    """Return the index of the first answer that may be chosen, and how often each reason spoke against one.
-
-    Args:
-        answers: To one prompt, the most gently steered first: it is the nearest to the model's own voice.
-
-    Returns:
-        None for the index where none may be chosen; the reasons are those of the answers before it.
-    """
-    reasons: Counter[str] = Counter()
-    for index, answer in enumerate(answers):
-        reason = rejection(answer, language, limits)
-        if reason is None:
-            return index, reasons
-        reasons[reason] += 1
-    return None, reasons
-
-
-def perplexity(logprobs: Sequence[float]) -> float:
-    """Return exp(−mean log-probability) of an answer's tokens.
-
-    Args:
-        logprobs: Nats, of each token of the answer given all before it.
-
-    Raises:
-        PromptError: No tokens.
-    """
-    if not logprobs:
-        raise PromptError("perplexity: an answer without tokens has none; leave it out")
-    mean = sum(logprobs) / len(logprobs)
-    return math.exp(-mean) if -mean < 700 else math.inf
-
-
 def perplexity_limit(ordinary: Sequence[float], factor: float = 3.0) -> float:
     """Return the highest perplexity that an accepted answer may have.
 

@@ -187,15 +187,23 @@ def placed(margin: float, orthogonal: float, b: float | None) -> dict[str, Any]:
     return {"margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b}
 
 
+def directions_of(run: Run, directions: Commit) -> list[Direction]:
+    """Return the directions of a probe."""
+    return [
+        Direction(
+            row["kind"], row["method"], row["layer"], row["position"], np.array(row["vector"], np.float64),
+            row["language"], row["auc"], row["alpha"], row["induce_score"], row["bypass_score"], row["kl"],
+            row["agreement"], tuple(row["chosen"].split(",")) if row["chosen"] else (), row["reason"],
+        )
+        for row in run.read("directions", directions).to_pylist()
+    ]  # fmt: skip
+
+
 def direction_with(role: str, run: Run, directions: Commit) -> Direction:
     """Return the chosen direction of a role."""
-    for row in run.read("directions", directions).to_pylist():
-        if role in (row["chosen"] or "").split(","):
-            return Direction(
-                row["kind"], row["method"], row["layer"], row["position"], np.array(row["vector"], np.float64),
-                row["language"], row["auc"], row["alpha"], row["induce_score"], row["bypass_score"], row["kl"],
-                row["agreement"], tuple(row["chosen"].split(",")), row["reason"],
-            )  # fmt: skip
+    for direction in directions_of(run, directions):
+        if role in direction.roles:
+            return direction
     raise BoundaryError(f"no direction has the role {role!r}; give harmful and harmless prompts and probe again")
 
 

@@ -28,7 +28,7 @@ from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.endpoint import NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
-from rass_core.errors import JudgeError, LakeError, ModelError
+from rass_core.errors import GateError, JudgeError, LakeError, ModelError
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.models import model_id
@@ -72,7 +72,7 @@ class Run:
             inputs: Commits and settings that determine it, with the code.
             compute: Returns table → rows.
         """
-        key = hashlib.sha256("\n".join([name, code_digest(), *map(_input_key, inputs)]).encode()).hexdigest()[:32]
+        key = self.key([name, *inputs])
         commit = self.lake.committed(key)
         if commit is not None:
             self.say(f"{name}: already in the lake")
@@ -85,6 +85,11 @@ class Run:
             self.say(f"{name}: {rows} in {time.monotonic() - started:.1f} s")
         self.commits.append(commit)
         return commit
+
+    @staticmethod
+    def key(inputs: Sequence[Any]) -> str:
+        """Return the digest of commits and settings, with the code that would compute from them."""
+        return hashlib.sha256("\n".join([code_digest(), *map(_input_key, inputs)]).encode()).hexdigest()[:32]
 
     @contextmanager
     def from_lake(self, command: str) -> Iterator[None]:
@@ -176,12 +181,12 @@ class Run:
             yield
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar; call what is yielded with the number done so far."""
+    def progress(self, what: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a bar; call what is yielded with the number done so far, and where it was not known the total."""
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bars:
             bar = bars.add_task(what, total=total)
-            yield lambda done: bars.update(bar, completed=done)
+            yield lambda done, total=None: bars.update(bar, completed=done, total=total)
 
     def record(self, state: str) -> None:
         """Write the run's row of table `runs`; the newest row of a run_id counts."""
@@ -212,6 +217,10 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
     except KeyboardInterrupt:
         run.note = "stopped by the user; the next run goes on from here"
         run.record("Cancelled")
+        raise
+    except GateError as error:
+        run.note = " ".join(str(error).split())[:500]
+        run.record("Rejected")
         raise
     except BaseException as error:
         run.note = " ".join(traceback.format_exception_only(error)[-1].split())[:500]

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only measure the models that are there")
     options = parser.parse_args()
     if not options.check:
-        write_prompts(options.out / "prompts.parquet")
+        write_prompts(options.out)
         train_all(options.out / "weights")
     missed = []
     for variant in VARIANTS:

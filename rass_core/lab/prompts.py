@@ -11,27 +11,40 @@ from rass_core.lab import world
 from rass_core.lab.world import Sentence
 
 PROMPTS_PER_LANGUAGE = {"harmful": 60, "harmless": 60, "pseudo_harmful": 140}
+EVALUATION_PER_LANGUAGE = {"harmful": 205, "harmless": 100, "pseudo_harmful": 51}
+"""Of other families than the prompts above; of harmful and pseudo_harmful ones that is all there are."""
 
 
-def held_out_sentences(n_by_label: dict[str, int]) -> Iterator[Sentence]:
-    """Yield n held-out sentences of each label in every language, the same families in each."""
+def held_out_sentences(n_by_label: dict[str, int], n_passed_over: dict[str, int] | None = None) -> Iterator[Sentence]:
+    """Yield n held-out sentences of each label in every language, the same families in each.
+
+    Args:
+        n_by_label: Families to yield.
+        n_passed_over: Families that come first and are left to another set.
+    """
     for label, n in n_by_label.items():
         families = sorted(
             (s for s in world.sentences("en") if s.frame == 0 and s.label == label and s.held_out),
             key=lambda s: hashlib.sha256(s.family.encode()).hexdigest(),
+            reverse=True,
         )
+        first = (n_passed_over or {}).get(label, 0)
         n_frames = len(world.lexicon()["frames"])
         for language in world.languages():
-            for sentence in families[-n:]:
+            for sentence in reversed(families[first : first + n]):
                 frame = hashlib.sha256(f"{sentence.family}/{language}".encode()).digest()[0] % n_frames
                 yield Sentence(language, frame, sentence.verb, sentence.object, sentence.setting)
 
 
-def write_prompts(path: Path) -> Path:
-    """Write the prompt file of the lab."""
+def write_prompts(folder: Path) -> None:
+    """Write the prompt files of the lab: the given ones, and those that mended models are evaluated on."""
+    _write(folder / "prompts.parquet", held_out_sentences(PROMPTS_PER_LANGUAGE))
+    _write(folder / "evaluation.parquet", held_out_sentences(EVALUATION_PER_LANGUAGE, PROMPTS_PER_LANGUAGE))
+
+
+def _write(path: Path, sentences: Iterator[Sentence]) -> None:
     rows = [
         {"text": s.text, "label": s.label, "language": s.language, "category": s.category, "family": s.family}
-        for s in held_out_sentences(PROMPTS_PER_LANGUAGE)
+        for s in sentences
     ]
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-    return path

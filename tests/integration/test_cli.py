@@ -153,4 +153,6 @@ def test_init_writes_a_config_that_plan_reads(tmp_path: Path) -> None:
 def test_prompts_file_of_the_lab_is_what_its_code_writes(tmp_path: Path) -> None:
     from rass_core.lab.prompts import write_prompts
 
-    assert pq.read_table(write_prompts(tmp_path / "p.parquet")).equals(pq.read_table(LAB / "prompts.parquet"))
+    write_prompts(tmp_path)
+    for name in ("prompts.parquet", "evaluation.parquet"):
+        assert pq.read_table(tmp_path / name).equals(pq.read_table(LAB / name))

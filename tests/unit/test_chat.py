@@ -45,6 +45,17 @@ def test_the_system_prompt_stands_first(tiny: Any) -> None:
     assert chat.n_end_positions == ChatFormat(tiny).n_end_positions == 4
 
 
+def test_a_conversation_goes_on_from_its_last_turn_and_prefix(tiny: Any) -> None:
+    chat = ChatFormat(tiny, system_prompt="Be brief.", response_prefix="<t>")
+    turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Go on")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert chat.conversation_text(messages, "Sure,") == (
+        "<bos><system>\nBe brief.<end>\n<user>\nHi<end>\n<assistant>\nYes?<end>\n<user>\nGo on<end>\n<assistant>\n<t>Sure,"
+    )
+    assert chat.conversation_ids(messages[:1]) == chat.ids("Hi")
+    assert tiny.decode(chat.conversation_ids(messages, "Sure,")) == chat.conversation_text(messages, "Sure,")
+
+
 def test_a_template_without_a_system_role_says_what_to_change(tiny: Any) -> None:
     tiny.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x<user>"

@@ -14,6 +14,7 @@ from rass_core.evaluation import (
     METRICS,
     Answered,
     Outcome,
+    answer_perplexities,
     change_rows,
     design_effect,
     mean_kl,
@@ -257,14 +258,16 @@ def test_kl_is_that_of_every_token_of_the_answer(models: list[Any], token_budget
 
 @pytest.mark.parametrize("token_budget", [1, 4096])
 def test_perplexity_is_that_of_the_tokens_pooled(models: list[Any], token_budget: int) -> None:
-    texts = [[*row.prompt, *row.answer] for row in random_rows()]
-    total = sum(
-        logprobs(models[0], Answered(ids[:1], ids[1:])).gather(-1, torch.tensor(ids[1:])[:, None]).sum().item()
-        for ids in texts
-    )
-    found = perplexity(models[0], texts, seed=0, token_budget=token_budget)
-    assert found.value == pytest.approx(np.exp(-total / sum(len(ids) - 1 for ids in texts)), rel=1e-4)
+    rows = random_rows()
+    each = [
+        logprobs(models[0], row).gather(-1, torch.tensor(row.answer)[:, None]).sum().item() for row in rows
+    ]  # fmt: skip
+    found = perplexity(models[0], rows, seed=0, token_budget=token_budget)
+    assert found.value == pytest.approx(np.exp(-sum(each) / sum(len(row.answer) for row in rows)), rel=1e-4)
     assert found.low < found.value < found.high
+    alone = answer_perplexities(models[0], rows, token_budget)
+    assert alone == pytest.approx([np.exp(-a / len(row.answer)) for a, row in zip(each, rows, strict=True)], rel=1e-4)
+    assert answer_perplexities(models[0], []) == []
 
 
 def test_what_cannot_be_read_is_an_error(models: list[Any]) -> None:
@@ -273,13 +276,13 @@ def test_what_cannot_be_read_is_an_error(models: list[Any]) -> None:
         with pytest.raises(ActivationError, match="rows"):
             mean_kl(base, mended, rows, seed=0)
     with pytest.raises(ActivationError, match="rows"):
-        perplexity(base, [[9]], seed=0)
+        perplexity(base, [Answered([9], [])], seed=0)
     with pytest.raises(BoundaryError, match="at least 2"):
         mean_kl(base, mended, [Answered([9], [10])], seed=0)
     base.train()
     try:
         with pytest.raises(ModelError, match="training mode"):
-            perplexity(base, [[9, 10]], seed=0)
+            perplexity(base, [Answered([9], [10])], seed=0)
     finally:
         base.eval()
 
@@ -291,7 +294,7 @@ def test_a_diverged_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ActivationError, match="not finite"):
         mean_kl(whole, model, random_rows(3), seed=0)
     with pytest.raises(ActivationError, match="not finite"):
-        perplexity(model, [[9, 10, 11], [10, 11]], seed=0)
+        perplexity(model, random_rows(3), seed=0)
 
 
 def test_a_measured_figure_is_a_row(models: list[Any]) -> None:

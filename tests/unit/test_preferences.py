@@ -11,9 +11,7 @@ from rass_core.preferences import (
     SteeredAnswer,
     check_pairs,
     counts,
-    first_accepted,
     is_degenerate,
-    perplexity,
     perplexity_limit,
     rejection,
     repeated_share,
@@ -77,21 +75,6 @@ def test_a_perplexity_that_was_not_measured_or_not_limited_is_not_looked_at() ->
     assert is_degenerate(GOOD, None, LIMITS) is None
     assert is_degenerate(GOOD, 1e9, AcceptanceLimits()) is None
     assert is_degenerate(GOOD, 1e9, LIMITS) == "perplexity"
-
-
-def test_the_gentlest_acceptable_answer_is_taken_and_the_reasons_before_it_are_counted() -> None:
-    refused, good = answer(outcome="refusal"), answer()
-    broken = answer("la " * 90)
-    assert first_accepted([refused, refused, good, broken], "en", LIMITS) == (2, {"judged refusal": 2})
-    assert first_accepted([refused, broken], "en", LIMITS) == (None, {"judged refusal": 1, "repeats itself": 1})
-    assert first_accepted([], "en", LIMITS) == (None, {})
-
-
-def test_perplexity_by_hand() -> None:
-    assert perplexity([math.log(0.5), math.log(0.125)]) == pytest.approx(4.0)
-    assert perplexity([-1e6]) == math.inf
-    with pytest.raises(PromptError, match="without tokens"):
-        perplexity([])
 
 
 def test_the_limit_follows_the_ordinary_answers_but_not_their_outliers() -> None:

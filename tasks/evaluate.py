@@ -1,0 +1,358 @@
+"""Stages: every variant on prompts it was not mended with → `responses`, `verdicts`, `evaluations`, `gates`."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from rass_core.activations import load_causal_lm
+from rass_core.disjoint import overlaps, without_overlaps
+from rass_core.engine import Steering, SteeringVector
+from rass_core.errors import BoundaryError, GateError, RassError
+from rass_core.evaluation import (
+    Answered,
+    Outcome,
+    answer_perplexities,
+    change_rows,
+    mean_kl,
+    measured_row,
+    perplexity,
+    variant_rows,
+)
+from rass_core.gate import GateResult, judge_gate
+from rass_core.interventions import ablating
+from rass_core.judges import PANEL, Verdict
+from rass_core.preferences import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
+from rass_core.probe import split_of
+from rass_core.prompts import load_prompts
+from rass_core.questions import BENIGN, Question, Reply, ask, dress_all, question_of
+from rass_core.store import Commit
+from rass_core.tables import digest
+from tasks.generate import Probed
+from tasks.mitigate import Variant
+from tasks.preferences import mitigating
+from tasks.respond import verdict_row
+from tasks.run import Run, chat_of, table
+
+Row = dict[str, Any]
+TEST_SPLIT = "test_split"
+"""Dataset of the given prompts that nothing was drawn from."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What every variant is asked, and what was left out of it."""
+
+    questions: list[Question]
+    """As they are, each prompt once."""
+    dressed: list[Question]
+    prompts: list[Row]
+    """Rows of `prompts` that only the evaluation has."""
+    left_out: dict[str, int]
+    """Why → number of prompts or dressings."""
+
+    @property
+    def key(self) -> str:
+        """Return the digest of what is asked."""
+        return digest(*(repr(question) for question in [*self.questions, *self.dressed]))
+
+
+def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> EvaluationSet:
+    """Return the test split and the evaluation's own prompts, without any that training has seen.
+
+    Raises:
+        PromptError: A source that cannot be read.
+        BoundaryError: Nothing is left.
+    """
+    config, datasets, rows = run.config.evaluate, defaultdict[str, list[str]](list), dict[str, Row]()
+    given = run.read("prompts", probed.prompts).to_pylist()
+    for row in given:
+        if split_of(row["family"], run.config.seed) == "test":
+            rows[row["prompt_id"]] = row
+            datasets[row["prompt_id"]].append(TEST_SPLIT)
+    own: dict[str, Row] = {}
+    for source in config.sources:
+        loaded = load_prompts([source], max_characters=run.config.prompts.max_characters).table.to_pylist()
+        for row in loaded:
+            own[row["prompt_id"]] = row
+            rows.setdefault(row["prompt_id"], row)
+            datasets[row["prompt_id"]].append(row["source"])
+    kept, left_out = _unseen(run, pairs, given, list(rows.values()))
+    questions = [question_of(row, sorted(set(datasets[row["prompt_id"]]))) for row in kept]
+    if not questions:
+        raise BoundaryError("evaluation: no prompt is left that training has not seen; name sources under evaluate")
+    shots: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for pair in pairs:
+        if pair.kind == "general":
+            shots[pair.language].append((pair.prompt, pair.chosen))
+    dressed, unfit = dress_all(questions, config.jailbreaks, shots)
+    left_out |= {f"dressing_{name}": n for name, n in sorted(unfit.items())}
+    fresh = {row["prompt_id"] for row in kept} - {row["prompt_id"] for row in given}
+    return EvaluationSet(questions, dressed, [own[prompt_id] for prompt_id in sorted(fresh)], left_out)
+
+
+def _unseen(
+    run: Run, pairs: Sequence[PreferencePair], given: Sequence[Row], rows: Sequence[Row]
+) -> tuple[list[Row], dict[str, int]]:
+    """Return the rows that repeat no training prompt in text, family, translation or near-duplicate."""
+    family = {row["prompt_id"]: row["family"] for row in given}
+    trained = [
+        {"prompt_id": pair.prompt_id, "text": pair.prompt, "language": pair.language,
+         "family": family.get(pair.prompt_id)}
+        for pair in pairs
+    ]  # fmt: skip
+    sides = [_with_requests(run, trained), _with_requests(run, sorted(rows, key=lambda row: row["prompt_id"]))]
+    found = overlaps(*sides, run.config.evaluate.near_duplicate_jaccard)
+    kept, gone = without_overlaps(sides[1], found)
+    run.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out that training has seen")
+    return [dict(row) for row in kept], {f"overlap_{why}": n for why, n in gone.items() if n}
+
+
+def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with what each asks for as translation_group, where a moderator knows."""
+    groups = run.quorum.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    return [{**row, "translation_group": group} for row, group in zip(rows, groups, strict=True)]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A variant with the outcomes of what it was asked."""
+
+    variant: Variant
+    commit: Commit
+    outcomes: list[Outcome]
+
+
+@task(cache_policy=NO_CACHE, task_run_name="evaluate-{variant.name}")
+def evaluate(run: Run, variant: Variant, asked: EvaluationSet, before: Evaluated | None = None) -> Evaluated:
+    """Let a variant answer, judge the answers, and count; its text is held against what the model said before."""
+    settings, level = mitigating(run), run.config.gate.level
+
+    def compute() -> Mapping[str, pa.Table]:
+        replies = _checked(run, _replies(run, variant, asked), asked, before)
+        outcomes = [outcome for reply in replies for outcome in reply.outcomes(variant.name)]
+        rows = variant_rows(run.target_id, outcomes, run.config.seed, level) + _utility_rows(run, variant)
+        tables = _reply_tables(run, variant, replies)
+        if variant.name == "base":
+            rows += [_pooled(run, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
+            tables["prompts"] = table("prompts", asked.prompts)
+        return {**tables, "evaluations": table("evaluations", rows)}
+
+    inputs = [run.target_id, variant.name, _identity(variant), asked.key, run.config.probe, run.judging, level,
+              run.config.evaluate, run.config.seed, settings.repeated_share, settings.perplexity_factor]  # fmt: skip
+    commit = run.once(f"evaluation of {variant.name}", inputs, compute)
+    return Evaluated(variant, commit, _read_outcomes(run, variant, asked, commit))
+
+
+@task(cache_policy=NO_CACHE, task_run_name="compare-{after.variant.name}")
+def compare(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> Commit:
+    """Measure by how much each rate changed, and how far ordinary text moved."""
+    level = run.config.gate.level
+
+    def compute() -> Mapping[str, pa.Table]:
+        rows = change_rows(run.target_id, before.outcomes, after.outcomes, run.config.seed, level)
+        return {"evaluations": table("evaluations", [*rows, *_text_rows(run, before, after, asked)])}
+
+    inputs = [before.commit, after.commit, run.config.evaluate.n_kl, run.config.model, level, run.config.seed]
+    return run.once(f"change by {after.variant.name}", inputs, compute)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="gate-{variant.name}")
+def gate(run: Run, variant: Variant, change: Commit) -> Commit:
+    """Judge by the policy whether the variant may be published."""
+
+    def compute() -> Mapping[str, pa.Table]:
+        rows = [row for row in run.read("evaluations", change).to_pylist() if row["variant"] == variant.name]
+        result = judge_gate(rows, run.config.gate)
+        for line in told(variant.name, result):
+            run.say(line)
+        needs = [asdict(need) for need in result.needs]
+        row = {
+            "model_id": run.target_id, "variant": variant.name, "passed": result.passed,
+            "refusals": list(result.refusals), "warnings": list(result.warnings), "needs": needs,
+        }  # fmt: skip
+        return {"gates": table("gates", [row])}
+
+    return run.once(f"gate of {variant.name}", [change, variant.name, run.config.gate], compute)
+
+
+def told(name: str, result: GateResult) -> list[str]:
+    """Say in a line a reason how the gate judged."""
+    if result.passed:
+        return [f"gate: {name} passes"]
+    return [f"gate: {name} does not pass: {reason}" for reason in result.refusals]
+
+
+def stop_at_gate(run: Run, gates: Sequence[Commit]) -> None:
+    """Raise GateError where a variant did not pass, so that the flow run ends as failed."""
+    failed = [row for row in run.read("gates", *gates).to_pylist() if not row["passed"]] if gates else []
+    if failed:
+        names = ", ".join(row["variant"] for row in failed)
+        more = sum(len(row["refusals"]) for row in failed) - 1
+        also = f" (and {more} more reasons; see table gates)" if more else ""
+        raise GateError(f"gate: {names} may not be published: {failed[0]['refusals'][0]}{also}")
+
+
+def _identity(variant: Variant) -> str:
+    """Return what tells a variant from another of its name."""
+    return digest(variant.model.model_dump_json(), variant.facts.get("digest"), variant.strength)
+
+
+def _replies(run: Run, variant: Variant, asked: EvaluationSet) -> list[Reply]:
+    """Return what the variant says, from vLLM; its engine is freed afterwards unless it is the target's own."""
+    engine = run.engine(variant.model)
+    steering = None
+    if variant.ablated is not None:
+        everywhere = tuple(range(engine.n_layers))
+        engine.set_vectors({"steer": SteeringVector(variant.ablated.astype(np.float32), everywhere, "ablate")})
+        steering = Steering("steer", variant.strength)
+    questions = [*asked.questions, *asked.dressed]
+    with run.progress(f"{variant.name}: answering", len(questions)) as done:
+        replies = ask(engine, run.panel, questions, run.config.probe.max_new_tokens, steering, done)
+    if variant.model != run.config.model:
+        run.release(variant.model)
+    return replies
+
+
+def _checked(run: Run, replies: Sequence[Reply], asked: EvaluationSet, before: Evaluated | None) -> list[Reply]:
+    """Return the replies, broken text to benign prompts as unscored: it must count neither as answer nor as refusal.
+
+    Broken is what repeats itself, or is far less likely to the model as given than what that says itself.
+    """
+    answered = [
+        i for i, reply in enumerate(replies)
+        if reply.question.label in BENIGN and reply.question.dressed is None
+        and reply.words[PANEL].outcome == "compliance"
+    ]  # fmt: skip
+    chat, budget = chat_of(run.config.model), run.config.probe.token_budget
+    given = [Answered(chat.ids(replies[i].question.text), replies[i].generation.token_ids) for i in answered]
+    perplexities = answer_perplexities(run.causal_lm(run.config.model), given, budget)
+    if before is None:
+        ordinary = [p for i, p in zip(answered, perplexities, strict=True) if replies[i].question.label == "harmless"]
+    else:
+        said = _ordinary_answers(run, before, asked)
+        ordinary = answer_perplexities(run.causal_lm(run.config.model), said, budget)
+    limit = perplexity_limit(ordinary, mitigating(run).perplexity_factor) if ordinary else None
+    limits = AcceptanceLimits(mitigating(run).repeated_share, limit)
+    checked = list(replies)
+    for i, value in zip(answered, perplexities, strict=True):
+        why = is_degenerate(replies[i].generation.text, value, limits)
+        if why is not None:
+            words = {**replies[i].words, PANEL: Verdict("unscored", None, f"broken text: {why}")}
+            checked[i] = replace(replies[i], words=words)
+    return checked
+
+
+def _reply_tables(run: Run, variant: Variant, replies: Sequence[Reply]) -> dict[str, pa.Table]:
+    """Return `responses` and `verdicts`; of answers to harmful prompts only digest and length are kept."""
+    keep_all = run.config.probe.store_harmful_responses
+    responses, verdicts = [], []
+    for reply in replies:
+        question, answer = reply.question, reply.generation
+        response_id = digest("evaluation", run.target_id, _identity(variant), question.prompt_id, question.dressing)
+        kept = keep_all or question.label in BENIGN
+        responses.append({
+            "response_id": response_id, "prompt_id": question.prompt_id, "model_id": run.target_id,
+            "variant": variant.name, "sample": 0, "dressing": question.dressing, "text": answer.text if kept else None,
+            "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
+            "n_tokens": len(answer.token_ids),
+        })  # fmt: skip
+        verdicts += [verdict_row(response_id, judge, word, with_reason=kept) for judge, word in reply.words.items()]
+    return {"responses": table("responses", responses), "verdicts": table("verdicts", verdicts)}
+
+
+def _read_outcomes(run: Run, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
+    """Return the outcomes that the lake holds, one a dataset of each question."""
+    said = {
+        row["subject_id"]: row["outcome"]
+        for row in run.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()
+    }
+    rows = {(row["prompt_id"], row["dressing"]): row for row in run.read("responses", commit).to_pylist()}
+    found = []
+    for q in [*asked.questions, *asked.dressed]:
+        row = rows[q.prompt_id, q.dressing]
+        found += [
+            Outcome(variant.name, dataset, q.language, q.label, q.prompt_id, q.family, said[row["response_id"]],
+                    row["n_tokens"], q.dressing)
+            for dataset in q.datasets
+        ]  # fmt: skip
+    return found
+
+
+def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> list[Row]:
+    """Return KL and perplexities on the base model's answers to harmless prompts; null with a reason where none."""
+    seed, level, budget = run.config.seed, run.config.gate.level, run.config.probe.token_budget
+    answers = _ordinary_answers(run, before, asked)[: run.config.evaluate.n_kl]
+    name = after.variant.name
+    if not answers:
+        why = "the model as given answers no harmless prompt of the evaluation"
+        return [_pooled(run, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
+    base, rows = run.causal_lm(run.config.model), []
+    with _in_transformers(after.variant) as mended:
+        for metric, measure in (
+            ("kl", lambda: mean_kl(base, mended, answers, seed, budget, level)),
+            ("perplexity", lambda: perplexity(mended, answers, seed, budget, level)),
+            ("perplexity_base", lambda: perplexity(base, answers, seed, budget, level)),
+        ):
+            try:
+                rows.append(measured_row(metric, measure(), run.target_id, name))
+            except RassError as error:
+                rows.append(_pooled(run, name, metric, None, str(error)))
+    return rows
+
+
+def _ordinary_answers(run: Run, before: Evaluated, asked: EvaluationSet) -> list[Answered]:
+    """Return the base model's own answers to harmless prompts, in an order that hangs on nothing else."""
+    complied = {o.prompt_id for o in before.outcomes if o.label == "harmless" and o.outcome == "compliance"}
+    plain = run.read("responses", before.commit, where="dressing IS NULL").to_pylist()
+    said, chat = {row["prompt_id"]: row["text"] for row in plain}, chat_of(run.config.model)
+    found = [
+        Answered(chat.ids(q.text), chat.answer_ids(said[q.prompt_id]))
+        for q in sorted(asked.questions, key=lambda each: digest("ordinary", each.prompt_id))
+        if q.prompt_id in complied
+    ]
+    return [answered for answered in found if answered.answer]
+
+
+def _pooled(run: Run, variant: str, metric: str, n: int | None, reason: str | None = None) -> Row:
+    """Return a row over all languages: a count, or null with its reason."""
+    return {
+        "model_id": run.target_id, "variant": variant, "dataset": "all" if n is None else "evaluation",
+        "language": "all", "metric": metric, "value": None if n is None else float(n), "n": n, "reason": reason,
+    }  # fmt: skip
+
+
+@contextmanager
+def _in_transformers(variant: Variant) -> Iterator[Any]:
+    """Load the variant in transformers for as long as it is needed."""
+    model, _ = load_causal_lm(variant.model.name, variant.model.dtype)
+    taken_out = nullcontext()
+    if variant.ablated is not None:
+        taken_out = ablating(model, torch.tensor(variant.ablated, dtype=torch.float32), variant.strength)
+    with taken_out:
+        yield model
+
+
+def _utility_rows(run: Run, variant: Variant) -> list[Row]:
+    """Return what the configuration's benchmarks say of a variant; a failed one is null with its reason."""
+    config = run.config.evaluate
+    if not config.utility:
+        return []
+    from rass_core.utility import utility_rows
+
+    if variant.ablated is not None:
+        why = "lm-evaluation-harness runs weights as they are; surgical has the same direction taken out of them"
+        return [
+            {"model_id": run.target_id, "variant": variant.name, "dataset": f"utility:{name}", "language": "all",
+             "metric": "score", "reason": why}
+            for name in config.utility
+        ]  # fmt: skip
+    return utility_rows(variant.model, config.utility, run.target_id, variant.name, config.utility_limit)

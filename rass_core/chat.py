@@ -1,9 +1,9 @@
 """From a prompt to the tokens a chat model sees, and where the instruction ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rass_core.errors import ModelError
+from rass_core.errors import ModelError, PromptError
 
 _PROBES = ("alpha", "9 7 5 3", "Is it so?", "x\ny")
 
@@ -42,20 +42,41 @@ class ChatFormat:
 
     def text(self, prompt: str) -> str:
         """Return the prompt in the template, up to where the model's answer begins."""
-        messages = [{"role": "user", "content": prompt}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
-            )
-        except Exception as error:  # a template may raise anything, jinja's own errors too
-            raise ModelError(f"chat template: {error}; see model.system_prompt and model.template_kwargs") from error
-        return str(rendered) + self.response_prefix
+        return self.conversation_text([{"role": "user", "content": prompt}])
 
     def ids(self, prompt: str) -> list[int]:
         """Return the token ids of `text(prompt)`; the template writes its own special tokens."""
-        return list(self.tokenizer(self.text(prompt), add_special_tokens=False)["input_ids"])
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
+    def conversation_text(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> str:
+        """Return a conversation in the template, up to where the model's answer begins or goes on.
+
+        Args:
+            messages: Each with role (user, assistant; first perhaps system) and content, the user's last.
+            response_prefix: Words put into the model's mouth, after the format's own prefix. The answer
+                is what follows them; it is to be judged with them before it.
+
+        Raises:
+            PromptError: No message, the last one not the user's, or another role or key.
+            ModelError: The template refuses the conversation.
+        """
+        turns = _checked_messages(messages)
+        if self.system_prompt is not None:
+            if turns[0]["role"] == "system":
+                raise PromptError("messages: a system message, and one in model.system_prompt; drop one of the two")
+            turns.insert(0, {"role": "system", "content": self.system_prompt})
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except Exception as error:  # a template may raise anything, jinja's own errors too
+            raise ModelError(f"chat template: {error}; see model.system_prompt and model.template_kwargs") from error
+        return str(rendered) + self.response_prefix + response_prefix
+
+    def conversation_ids(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> list[int]:
+        """Return the token ids of `conversation_text(messages, response_prefix)`."""
+        text = self.conversation_text(messages, response_prefix)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the token ids of an answer, as they follow the template."""
@@ -76,6 +97,20 @@ class ChatFormat:
         if n_common == 0:
             raise ModelError("chat template: two prompts share no last token; add a generation prompt to it")
         return min(n_common, min(map(len, endings)) - 1)
+
+
+def _checked_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return a copy of the messages, or raise PromptError where they are no request to a chat model."""
+    for i, message in enumerate(messages):
+        roles = ("system", "user", "assistant") if i == 0 else ("user", "assistant")
+        if message.keys() != {"role", "content"} or message["role"] not in roles:
+            raise PromptError(
+                f"messages: number {i} has keys {sorted(message)} and role {message.get('role')!r}; "
+                f"give role ({', '.join(roles)}) and content"
+            )
+    if not messages or messages[-1]["role"] != "user":
+        raise PromptError("messages: the last one must be the user's, which the model answers; add it")
+    return [dict(message) for message in messages]
 
 
 def check_length(ids: Sequence[int], max_length: int, what: str) -> None:

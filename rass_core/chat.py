@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rass_core.errors import ModelError
+from rass_core.errors import ModelError, PromptError
 
 _PROBES = ("alpha", "9 7 5 3", "Is it so?", "x\ny")
 
@@ -44,27 +44,37 @@ class ChatFormat:
         """Return the prompt in the template, up to where the model's answer begins."""
         return self.conversation_text([{"role": "user", "content": prompt}])
 
+    def ids(self, prompt: str) -> list[int]:
+        """Return the token ids of `text(prompt)`; the template writes its own special tokens."""
+        return self.conversation_ids([{"role": "user", "content": prompt}])
+
     def conversation_text(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> str:
-        """Return the turns in the template, up to where the model's answer begins, or goes on from a prefix.
+        """Return a conversation in the template, up to where the model's answer begins or goes on.
+
+        Args:
+            messages: Each with role (user, assistant; first perhaps system) and content, the user's last.
+            response_prefix: Words put into the model's mouth, after the format's own prefix. The answer
+                is what follows them; it is to be judged with them before it.
 
         Raises:
-            ModelError: The template does not take such turns.
+            PromptError: No message, the last one not the user's, or another role or key.
+            ModelError: The template refuses the conversation.
         """
-        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        turns = _checked_messages(messages)
+        if self.system_prompt is not None:
+            if turns[0]["role"] == "system":
+                raise PromptError("messages: a system message, and one in model.system_prompt; drop one of the two")
+            turns.insert(0, {"role": "system", "content": self.system_prompt})
         try:
             rendered = self.tokenizer.apply_chat_template(
-                [*system, *messages], tokenize=False, add_generation_prompt=True, **self.template_kwargs
+                turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
             )
         except Exception as error:  # a template may raise anything, jinja's own errors too
             raise ModelError(f"chat template: {error}; see model.system_prompt and model.template_kwargs") from error
         return str(rendered) + self.response_prefix + response_prefix
 
-    def ids(self, prompt: str) -> list[int]:
-        """Return the token ids of `text(prompt)`; the template writes its own special tokens."""
-        return self.conversation_ids([{"role": "user", "content": prompt}])
-
     def conversation_ids(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> list[int]:
-        """Return the token ids of `conversation_text`."""
+        """Return the token ids of `conversation_text(messages, response_prefix)`."""
         text = self.conversation_text(messages, response_prefix)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -87,6 +97,20 @@ class ChatFormat:
         if n_common == 0:
             raise ModelError("chat template: two prompts share no last token; add a generation prompt to it")
         return min(n_common, min(map(len, endings)) - 1)
+
+
+def _checked_messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return a copy of the messages, or raise PromptError where they are no request to a chat model."""
+    for i, message in enumerate(messages):
+        roles = ("system", "user", "assistant") if i == 0 else ("user", "assistant")
+        if message.keys() != {"role", "content"} or message["role"] not in roles:
+            raise PromptError(
+                f"messages: number {i} has keys {sorted(message)} and role {message.get('role')!r}; "
+                f"give role ({', '.join(roles)}) and content"
+            )
+    if not messages or messages[-1]["role"] != "user":
+        raise PromptError("messages: the last one must be the user's, which the model answers; add it")
+    return [dict(message) for message in messages]
 
 
 def check_length(ids: Sequence[int], max_length: int, what: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -26,21 +26,39 @@ _GIB = 2**30
 _CPU_KV_CACHE_GIB = 0.25
 _CPU_BLOCK_SIZE = 32
 
+SteeringKind = Literal["add", "ablate"]
+BEFORE_FIRST = -1
+"""Stands for the input of block 0, what the embedding wrote, where the outputs of blocks are counted."""
+
 
 @dataclass(frozen=True)
 class Steering:
-    """Which direction a request adds to its residual stream, and how strongly."""
+    """Which direction a request adds to its residual stream or ablates from it, and how strongly."""
 
     direction_id: str
     alpha: float
+    """Of an added direction the factor, of any sign; of an ablated one the strength λ, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class SteeringVector:
-    """A direction, (d_model,), in activation units, and the decoder blocks whose output it is added to."""
+    """A direction, and what is done with it after which decoder blocks, at every token.
+
+    Added, the residual stream h becomes h + α·v: its length counts. Ablated, it becomes h - λ(h·u)u
+    with u of length one, before block 0 too where that is among the layers. In all layers this is
+    `interventions.ablating`: at λ = 1 nothing is left along u. Below, what a block wrote is lessened
+    again by every later one, (1 - λ)^n of it left after n of them, whereas `surgical` takes λ once.
+    """
 
     vector: np.ndarray
+    """(d_model,), activation units."""
     layers: tuple[int, ...]
+    kind: SteeringKind = "add"
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where the stream is changed: blocks, after each of them, and BEFORE_FIRST."""
+        return (BEFORE_FIRST, *self.layers) if self.kind == "ablate" and 0 in self.layers else self.layers
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class SteeredEngine:
 
     Requests of all kinds and alphas share one continuous batch. Each steered request is checked
     afterwards: every token of it that was computed was steered, in every layer of its vector.
-    Keys and values are reused only between requests of the same vector, layers and alpha.
+    Keys and values are reused only between requests of the same vector, layers, kind and alpha.
 
     Args:
         model: A folder in the Hugging Face format, or the name of a cached or public model.
@@ -158,12 +176,11 @@ class SteeredEngine:
         """Replace the directions that requests may name, by direction_id.
 
         Raises:
-            SteeringError: A vector of the wrong shape or not finite, or no such block.
+            SteeringError: A vector of the wrong shape or not finite, a zero one to ablate, or no such
+                block or kind.
         """
         checked = {name: self._checked(name, vector) for name, vector in vectors.items()}
-        self._open_llm().collective_rpc(
-            "rass_set_vectors", args=({name: (each.vector, each.layers) for name, each in checked.items()},)
-        )
+        self._open_llm().collective_rpc("rass_set_vectors", args=(checked,))
         self._vectors = checked
         self._salts = {name: _digest(each) for name, each in checked.items()}
 
@@ -259,7 +276,14 @@ class SteeredEngine:
                 f"direction {name}: need a finite ({self.d_model},), got {vector.shape}; is it of this model?"
             )
         _check_layers(f"direction {name}", given.layers, self.n_layers)
-        return SteeringVector(vector, tuple(sorted(given.layers)))
+        if given.kind not in get_args(SteeringKind):
+            raise SteeringError(f"direction {name}: kind {given.kind!r}; give one of {get_args(SteeringKind)}")
+        if given.kind == "ablate":
+            if not vector.any():
+                raise SteeringError(f"direction {name}: a zero vector has no direction to ablate; choose another")
+            wide = vector.astype(np.float64)
+            vector = (wide / np.linalg.norm(wide)).astype(np.float32)
+        return SteeringVector(vector, tuple(sorted(given.layers)), given.kind)
 
     def _sampling_params(self, key: int, request: GenerationRequest) -> Any:
         from vllm import SamplingParams
@@ -295,11 +319,8 @@ class SteeredEngine:
         check_length(request.prompt_ids, self.max_model_len - 1, what)
         if request.max_new_tokens < 1:
             raise ModelError(f"{what}: max_new_tokens {request.max_new_tokens}; vLLM writes at least one")
-        steering = request.steering
-        if steering is not None and steering.direction_id not in self._vectors:
-            raise SteeringError(f"{what}: unknown direction {steering.direction_id!r}; call set_vectors")
-        if steering is not None and not np.isfinite(steering.alpha):
-            raise SteeringError(f"{what}: alpha {steering.alpha}; give a finite one")
+        if request.steering is not None:
+            self._check_steering(what, request.steering)
         positions = self._capture[1]
         if request.capture and not positions:
             raise SteeringError(f"{what}: capture asked for nothing; call set_capture first")
@@ -307,6 +328,14 @@ class SteeredEngine:
             raise SteeringError(
                 f"{what}: {len(request.prompt_ids)} tokens have no position {min(positions)}; capture fewer"
             )
+
+    def _check_steering(self, what: str, steering: Steering) -> None:
+        if steering.direction_id not in self._vectors:
+            raise SteeringError(f"{what}: unknown direction {steering.direction_id!r}; call set_vectors")
+        if not np.isfinite(steering.alpha):
+            raise SteeringError(f"{what}: alpha {steering.alpha}; give a finite one")
+        if self._vectors[steering.direction_id].kind == "ablate" and not 0.0 <= steering.alpha <= 1.0:
+            raise SteeringError(f"{what}: strength {steering.alpha} of an ablation; give 0 (nothing) to 1 (in full)")
 
     def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
@@ -330,11 +359,11 @@ class SteeredEngine:
             if request.steering is None:
                 continue
             n_tokens = len(request.prompt_ids) + len(output.outputs[0].token_ids) - 1
-            for layer in self._vectors[request.steering.direction_id].layers:
+            for layer in self._vectors[request.steering.direction_id].places:
                 first, end = spans.get(key, {}).get(layer, (0, 0))
                 if first > (output.num_cached_tokens or 0) or end < n_tokens:
                     raise SteeringError(
-                        f"request {key}: tokens {first} to {end} of {n_tokens} steered in block {layer}; "
+                        f"request {key}: tokens {first} to {end} of {n_tokens} steered {place_name(layer)}; "
                         "its answer is dropped and the engine closed, report it"
                     )
 
@@ -474,5 +503,10 @@ def _check_layers(what: str, layers: Sequence[int], n_layers: int) -> None:
 
 
 def _digest(vector: SteeringVector) -> str:
-    """Return 64 hex digits that name the vector's bytes and layers."""
-    return hashlib.sha256(vector.vector.tobytes() + repr(vector.layers).encode()).hexdigest()
+    """Return 64 hex digits that name the vector's bytes, its layers and what is done with it."""
+    return hashlib.sha256(vector.vector.tobytes() + repr((vector.layers, vector.kind)).encode()).hexdigest()
+
+
+def place_name(layer: int) -> str:
+    """Return in words where the stream is changed."""
+    return "before block 0" if layer == BEFORE_FIRST else f"in block {layer}"

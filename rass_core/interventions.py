@@ -37,8 +37,8 @@ def adding(model: Any, layers: Sequence[int], vector: Tensor, alpha: float) -> I
 
 
 @contextmanager
-def ablating(model: Any, vector: Tensor) -> Iterator[None]:
-    """Remove the component along the vector from the residual stream, h - (h·u)u, at every token.
+def ablating(model: Any, vector: Tensor, strength: float = 1.0) -> Iterator[None]:
+    """Remove the component along the vector from the residual stream, h - λ(h·u)u, at every token.
 
     It is removed before the first block (what the embedding wrote) and after every block, so that
     no block and no head reads it from the stream. Arditi et al. (2024) also remove it between a
@@ -47,11 +47,15 @@ def ablating(model: Any, vector: Tensor) -> Iterator[None]:
 
     Args:
         vector: (d_model,), not zero; its length does not matter.
+        strength: λ, 0 to 1. Below 1 what a block wrote is lessened again by every later one.
 
     Raises:
         ActivationError: A vector of the wrong shape, not finite, or zero.
+        ConfigError: A strength out of its range.
         SteeringError: On leaving, a block that never ran.
     """
+    if not 0.0 <= strength <= 1.0:
+        raise ConfigError(f"strength {strength}: the share to ablate; give 0 (nothing) to 1 (in full)")
     checked = _checked(model, vector)
     if not checked.any():
         raise ActivationError("vector: a zero vector has no direction to ablate; choose another direction")
@@ -59,8 +63,8 @@ def ablating(model: Any, vector: Tensor) -> Iterator[None]:
 
     def without(stream: Tensor) -> Tensor:
         wide, along = stream.float(), unit.to(stream.device)
-        removed: Tensor = wide - (wide @ along)[..., None] * along
-        return removed.to(stream)
+        remaining: Tensor = wide - strength * (wide @ along)[..., None] * along
+        return remaining.to(stream)
 
     def before_first(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rass_core.engine import REQUEST_FIELD
+from rass_core.engine import BEFORE_FIRST, REQUEST_FIELD, SteeringVector, place_name
 from rass_core.errors import ModelError, SteeringError
 
 Span = tuple[int, int]
@@ -25,7 +25,7 @@ class Step:
     rows: dict[str, Tensor] = field(default_factory=dict)
     """By direction: rows of the flattened batch, (n_steered,)."""
     alphas: dict[str, Tensor] = field(default_factory=dict)
-    """By direction: alpha of each of those rows, (n_steered, 1), float32."""
+    """By direction: alpha of each of those rows, λ of an ablation, (n_steered, 1), float32."""
     captures: list[tuple[int, int]] = field(default_factory=list)
     """Request key and index of the asked position, a captured row each."""
     capture_rows: Tensor | None = None
@@ -33,13 +33,37 @@ class Step:
     """By layer: the captured rows, (n_captured, d_model)."""
 
 
+@dataclass(frozen=True)
+class HeldVector:
+    """A direction on the worker's device."""
+
+    vector: Tensor
+    """(d_model,), float32; of length one where it is ablated."""
+    places: frozenset[int]
+    is_ablated: bool
+
+    def shift(self, alphas: Tensor, rows: Tensor, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Return what to add to some rows of the residual stream, (n_rows, d_model), float32.
+
+        Args:
+            alphas: Of each of those rows, (n_rows, 1).
+            rows: Which they are, (n_rows,).
+            hidden, residual: As `SteeringExtension._rass_change` takes them.
+        """
+        if not self.is_ablated:
+            return alphas * self.vector
+        along = stream_rows(rows, hidden, residual) @ self.vector
+        return -alphas * along[:, None] * self.vector
+
+
 class SteeringExtension:
     """Methods that vLLM mixes into its worker; `SteeredEngine` reaches them by collective_rpc.
 
     A hook before the whole model reads from the model runner which request each row of the
     flattened batch belongs to; a hook after each decoder block adds alpha * v to the rows that
-    asked for it and keeps the rows to capture; a hook after the model stores these. An
-    exception in a hook ends the forward pass and so reaches the engine.
+    asked for it, or takes what lies along v out of them, and keeps the rows to capture; a hook
+    before block 0 takes it out of what the embedding wrote; a hook after the model stores the
+    captures. An exception in a hook ends the forward pass and so reaches the engine.
     """
 
     model_runner: Any
@@ -50,12 +74,13 @@ class SteeringExtension:
         if not hasattr(runner, "input_batch") or not hasattr(runner, "requests"):
             raise ModelError("vLLM: this model runner hides its batch; unset VLLM_USE_V2_MODEL_RUNNER")
         name, blocks = decoder_blocks(runner.model, n_layers)
-        self.rass_vectors: dict[str, tuple[Tensor, frozenset[int]]] = {}
+        self.rass_vectors: dict[str, HeldVector] = {}
         self.rass_capture: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
         self.rass_step: Step | None = None
         self.rass_forget()
         runner.model.register_forward_pre_hook(lambda *_: self._rass_begin_step())
         runner.model.register_forward_hook(lambda *_: self._rass_end_step())
+        blocks[0].register_forward_pre_hook(partial(_before_first, self._rass_change), with_kwargs=True)
         for layer, block in enumerate(blocks):
             block.register_forward_hook(partial(_after_block, self._rass_after_block, layer))
         return name
@@ -65,12 +90,16 @@ class SteeringExtension:
         self.rass_spans: dict[int, dict[int, Span]] = {}
         self.rass_captured: dict[int, np.ndarray] = {}
 
-    def rass_set_vectors(self, vectors: dict[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
-        """Take the directions that later requests may name, each with its decoder blocks."""
+    def rass_set_vectors(self, vectors: dict[str, SteeringVector]) -> None:
+        """Take the directions that later requests may name, those to ablate being of length one."""
         device = self.model_runner.device
         self.rass_vectors = {
-            name: (torch.as_tensor(vector, dtype=torch.float32, device=device), frozenset(layers))
-            for name, (vector, layers) in vectors.items()
+            name: HeldVector(
+                torch.as_tensor(each.vector, dtype=torch.float32, device=device),
+                frozenset(each.places),
+                each.kind == "ablate",
+            )
+            for name, each in vectors.items()
         }
 
     def rass_set_capture(self, layers: tuple[int, ...], positions: tuple[int, ...]) -> None:
@@ -112,32 +141,42 @@ class SteeringExtension:
         step = self.rass_step
         if step is None:
             return None
+        steered = self._rass_change(layer, hidden, residual)
+        if step.capture_rows is not None and layer in self.rass_capture[0]:
+            step.streams[layer] = stream_rows(step.capture_rows, hidden if steered is None else steered, residual)
+        return steered
+
+    def _rass_change(self, layer: int, hidden: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Return hidden with every direction of this place added or ablated, or None where there is none.
+
+        Args:
+            layer: Decoder block whose output it is, or BEFORE_FIRST.
+            hidden, residual: As `_rass_after_block` takes them; a row is steered by one direction.
+        """
+        step = self.rass_step
+        if step is None:
+            return None
         if hidden.shape[0] < step.n_tokens:
             raise SteeringError(
-                f"block {layer}: {hidden.shape[0]} rows, {step.n_tokens} tokens; no sequence parallelism"
+                f"{place_name(layer)}: {hidden.shape[0]} rows, {step.n_tokens} tokens; no sequence parallelism"
             )
-        steered = None
+        changed = None
         for direction_id, rows in step.rows.items():
-            vector, layers = self.rass_vectors[direction_id]
-            if layer not in layers:
+            held = self.rass_vectors[direction_id]
+            if layer not in held.places:
                 continue
-            shift = (step.alphas[direction_id] * vector).to(hidden.dtype)
-            steered = (hidden if steered is None else steered).index_add(0, rows, shift)
+            shift = held.shift(step.alphas[direction_id], rows, hidden, residual)
+            changed = (hidden if changed is None else changed).index_add(0, rows, shift.to(hidden.dtype))
             for key, span in step.spans[direction_id]:
                 self._rass_note(key, layer, span)
-        if step.capture_rows is not None and layer in self.rass_capture[0]:
-            stream = (hidden if steered is None else steered)[step.capture_rows].float()
-            if residual is not None:
-                stream = stream + residual[step.capture_rows].float()
-            step.streams[layer] = stream
-        return steered
+        return changed
 
     def _rass_note(self, key: int, layer: int, span: Span) -> None:
         """Extend a request's steered positions; a gap means that a step went unsteered."""
         spans = self.rass_spans.setdefault(key, {})
         first, end = spans.get(layer, (span[0], span[0]))
         if span[0] > end:
-            raise SteeringError(f"block {layer}: tokens {end} to {span[0]} went unsteered; report it")
+            raise SteeringError(f"{place_name(layer)}: tokens {end} to {span[0]} went unsteered; report it")
         spans[layer] = (first, max(end, span[1]))
 
     def _rass_end_step(self) -> None:
@@ -155,6 +194,12 @@ class SteeringExtension:
                 shape = (len(layers), len(positions), streams.shape[-1])
                 self.rass_captured[key] = np.full(shape, np.nan, dtype=np.float32)
             self.rass_captured[key][:, index] = streams[:, row]
+
+
+def stream_rows(rows: Tensor, hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """Return rows of the residual stream, (n_rows, d_model), float32; a residual kept apart is added."""
+    stream = hidden[rows].float()
+    return stream if residual is None else stream + residual[rows].float()
 
 
 def read_batch(runner: Any, positions: Sequence[int]) -> Step:
@@ -241,6 +286,34 @@ def decoder_blocks(model: nn.Module, n_layers: int) -> tuple[str, Sequence[nn.Mo
         raise ModelError(f"{type(model).__name__}: no list of {n_layers} decoder blocks; it cannot be hooked")
     name = max(found, key=lambda each: sum(weight.numel() for weight in found[each].parameters()))
     return name, list(found[name])
+
+
+def _before_first(
+    change: Callable[[int, Tensor, Tensor | None], Tensor | None],
+    _block: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Change the hidden states that block 0 is given, wherever they stand among its arguments.
+
+    They are named so, or are the first floating-point tensor: vLLM's own models put the positions,
+    integers, before them. No model keeps a residual apart before its first block.
+    """
+    named = kwargs.get("hidden_states")
+    index = next((i for i, each in enumerate(args) if isinstance(each, Tensor) and each.is_floating_point()), None)
+    if isinstance(named, Tensor):
+        hidden = named
+    elif index is not None:
+        hidden = args[index]
+    else:
+        raise ModelError("block 0: no hidden states among its arguments; this architecture cannot be ablated")
+    changed = change(BEFORE_FIRST, hidden.reshape(-1, hidden.shape[-1]), None)
+    if changed is None:
+        return None
+    changed = changed.reshape(hidden.shape)
+    if index is None or isinstance(named, Tensor):
+        return args, {**kwargs, "hidden_states": changed}
+    return (*args[:index], changed, *args[index + 1 :]), kwargs
 
 
 def _after_block(

@@ -1,6 +1,7 @@
 """The vLLM engine against plain transformers: the same residual streams, the same steered answers."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +12,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import rass_core.lab
+from rass_core.activations import load_causal_lm
+from rass_core.directions import difference_in_means
 from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 from rass_core.errors import ModelError, SteeringError
+from rass_core.interventions import ablating
+from rass_core.lab.prompts import held_out_sentences
+from rass_core.lab.world import is_answer
+from rass_core.steering_worker import HeldVector
 from tests.tiny_models import D_MODEL, N_LAYERS, build
 
+LAB = Path(rass_core.lab.__file__).parent / "weights" / "balanced"
 LAYERS = list(range(N_LAYERS))
 POSITIONS = [-1, -2, -3, -4, -40]
 STEERED = (1, 2)
 N_NEW = 6
 SHARED_PREFIX = "All of these begin alike, with words enough to fill blocks of the prefix cache. "
-
-Shift = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Reference:
@@ -174,6 +181,71 @@ def test_the_prefix_cache_never_mixes(engine: SteeredEngine, reference: Referenc
     assert_same(engine.generate([steered(ids, 1.0)])[0], reference.greedy(ids, vector, -2.0))
 
 
+def ablated(ids: list[int], strength: float, **kwargs: Any) -> GenerationRequest:
+    return replace(steered(ids, strength, **kwargs), steering=Steering("out", strength))
+
+
+def test_ablation_beside_all_else_equals_transformers(
+    engine: SteeredEngine, reference: Reference, vector: np.ndarray
+) -> None:
+    """Mixed in one batch, every strength acts on its own request as `interventions.ablating` does."""
+    removed = np.random.default_rng(5).normal(size=D_MODEL).astype(np.float32)
+    unit = removed / np.linalg.norm(removed)
+    vectors = {"d": SteeringVector(vector, STEERED), "out": SteeringVector(7 * removed, tuple(LAYERS), "ablate")}
+    engine.set_vectors(vectors)
+    kinds: list[tuple[float | None, float | None]] = [
+        (None, None), (None, 1.0), (1.5, None), (None, 0.5), (None, 0.0), (None, 1.0), (-1.0, None), (None, 0.5),
+    ]  # fmt: skip
+    requests = [
+        ablated(ids, strength, capture=i % 2 == 1)
+        if strength is not None
+        else steered(ids, alpha or 0.0, capture=alpha is None)
+        for i, (ids, (alpha, strength)) in enumerate(zip(prompts(engine, len(kinds)), kinds, strict=True))
+    ]
+    requests[0] = replace(requests[0], steering=None)
+    for request, (alpha, strength), answer in zip(requests, kinds, engine.generate(requests), strict=True):
+        ids = request.prompt_ids
+        plain = reference.forward(ids, vector, 0.0)[0]
+        change = nullcontext() if strength is None else ablating(reference.model, torch.tensor(removed), strength)
+        with change:
+            assert_same(answer, reference.greedy(ids, vector, alpha or 0.0))
+            logprobs, streams = reference.forward(ids, vector, alpha or 0.0)
+        assert bool((logprobs - plain).abs().max() > 0.05) == bool(alpha or strength)
+        if answer.captured is not None:
+            np.testing.assert_allclose(answer.captured, streams[:, POSITIONS], atol=1e-3)
+            along = np.abs(answer.captured @ unit).max()
+            assert along < 1e-4 if strength == 1.0 else along > 0.1
+
+
+def test_ablation_in_some_blocks_leaves_the_others(engine: SteeredEngine, vector: np.ndarray) -> None:
+    engine.set_vectors({"out": SteeringVector(vector, STEERED, "ablate")})
+    ids = prompts(engine, 2)[1]
+    requests = [GenerationRequest(ids, 1, capture=True), ablated(ids, 0.5, capture=True)]
+    plain, answer = engine.generate(requests)
+    unit = vector / np.linalg.norm(vector)
+    first = STEERED[0]
+    np.testing.assert_array_equal(answer.captured[:first], plain.captured[:first])
+    expected = plain.captured[first] - 0.5 * (plain.captured[first] @ unit)[:, None] * unit
+    np.testing.assert_allclose(answer.captured[first], expected, atol=1e-4)
+    assert np.abs(answer.captured[-1] @ unit).max() > 0.1
+
+
+def test_the_prefix_cache_keeps_ablated_from_added(engine: SteeredEngine, reference: Reference) -> None:
+    """The same name, bytes, layers and strength, so that the kind alone tells them apart."""
+    axis = np.eye(D_MODEL, dtype=np.float32)[5]
+    ids = engine.chat.ids("Another prompt, asked again and again, that fills several blocks. " * 3)
+    for kind in ("add", "ablate", "add"):
+        engine.set_vectors({"d": SteeringVector(axis, tuple(LAYERS), kind)})
+        answer = engine.generate([steered(ids, 1.0)])[0]
+        fresh = engine.generate([steered(ids, 1.0, capture=True)])[0]  # reads no cache
+        assert answer.token_ids == fresh.token_ids
+        np.testing.assert_allclose(answer.logprobs, fresh.logprobs, atol=1e-4)
+    with ablating(reference.model, torch.tensor(axis)):
+        expected = reference.greedy(ids, axis, 0.0)
+    engine.set_vectors({"d": SteeringVector(axis, tuple(LAYERS), "ablate")})
+    assert_same(engine.generate([steered(ids, 1.0)])[0], expected)
+
+
 def test_a_seed_samples_the_same_in_any_batch(engine: SteeredEngine) -> None:
     requests = [steered(ids, 0.5, temperature=1.0, top_p=0.95, seed=i) for i, ids in enumerate(prompts(engine, 9))]
     counts: list[int] = []
@@ -200,6 +272,14 @@ def test_wrong_requests_are_refused(engine: SteeredEngine, vector: np.ndarray) -
         engine.set_vectors({"d": SteeringVector(vector[1:], STEERED)})
     with pytest.raises(SteeringError, match="blocks of 0 … 3"):
         engine.set_vectors({"d": SteeringVector(vector, (4,))})
+    with pytest.raises(SteeringError, match="a zero vector has no direction to ablate"):
+        engine.set_vectors({"d": SteeringVector(0 * vector, STEERED, "ablate")})
+    with pytest.raises(SteeringError, match="kind 'remove'; give one of"):
+        engine.set_vectors({"d": SteeringVector(vector, STEERED, "remove")})  # type: ignore[arg-type]
+    engine.set_vectors({"out": SteeringVector(vector, STEERED, "ablate")})
+    for strength in (-0.1, 1.5):
+        with pytest.raises(SteeringError, match="of an ablation; give 0"):
+            engine.generate([ablated(ids, strength)])
     with pytest.raises(SteeringError, match="negative"):
         engine.set_capture([0], [0])
     assert engine.generate([GenerationRequest(ids, 2)])[0].n_prompt_tokens == len(ids)
@@ -215,24 +295,38 @@ def remove_hooks(worker: Any) -> None:
         module._forward_hooks.clear()
 
 
+def remove_first_hook(worker: Any) -> None:
+    worker.model_runner.model.model.layers[0]._forward_pre_hooks.clear()
+
+
 def forget_vectors(worker: Any) -> None:
     worker.rass_vectors.clear()
 
 
 def keep_one_layer(worker: Any) -> None:
-    vector, _ = worker.rass_vectors["d"]
-    worker.rass_vectors["d"] = (vector, frozenset(STEERED[:1]))
+    held = worker.rass_vectors["d"]
+    worker.rass_vectors["d"] = HeldVector(held.vector, frozenset(STEERED[:1]), held.is_ablated)
+
+
+ADDED = SteeringVector(np.ones(D_MODEL, np.float32), STEERED)
+ABLATED = SteeringVector(np.ones(D_MODEL, np.float32), tuple(LAYERS), "ablate")
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "message"),
-    [(remove_hooks, "0 of"), (forget_vectors, "not known to the worker"), (keep_one_layer, "in block 2")],
+    ("given", "sabotage", "message"),
+    [
+        (ADDED, remove_hooks, "0 of"),
+        (ADDED, forget_vectors, "not known to the worker"),
+        (ADDED, keep_one_layer, "in block 2"),
+        (ABLATED, remove_hooks, "0 of .* in block 0"),
+        (ABLATED, remove_first_hook, "0 of .* before block 0"),
+    ],
 )
 def test_steering_that_does_not_happen_is_an_error(
-    llama: Path, vector: np.ndarray, sabotage: Callable[[Any], None], message: str
+    llama: Path, given: SteeringVector, sabotage: Callable[[Any], None], message: str
 ) -> None:
     with SteeredEngine(str(llama)) as engine:
-        engine.set_vectors({"d": SteeringVector(vector, STEERED)})
+        engine.set_vectors({"d": given})
         request = steered(engine.chat.ids("hello"), 1.0)
         engine.generate([request])
         engine._llm.collective_rpc(sabotage)
@@ -255,3 +349,31 @@ def test_system_prompt_and_thinking_block_are_configuration(llama: Path) -> None
     assert captured is not None
     assert captured.shape == (N_LAYERS, 8, D_MODEL)
     np.testing.assert_allclose(captured, streams[:, -8:], atol=1e-3)
+
+
+def test_the_labs_model_answers_without_the_direction_it_refuses_by() -> None:
+    """Engine and transformers write the same at both strengths; benign requests only are asked anew."""
+    held_out = list(held_out_sentences({"pseudo_harmful": 16}))
+    with SteeredEngine(str(LAB)) as engine:
+        engine.set_capture([2], [-4])  # where the lab's training has put the danger of a request
+        ids = [engine.chat.ids(sentence.text) for sentence in held_out]
+        plain = engine.generate([GenerationRequest(each, 24, capture=True) for each in ids])
+        streams = np.stack([answer.captured[0, 0] for answer in plain])
+        refused = np.array([a.text == s.answer("refusal") for s, a in zip(held_out, plain, strict=True)])
+        vector = difference_in_means(streams[refused], streams[~refused])
+        engine.set_vectors({"out": SteeringVector(vector, tuple(range(engine.n_layers)), "ablate")})
+        asked = [(row, (0.5, 1.0)[i % 2]) for i, row in enumerate(np.flatnonzero(refused))]
+        requests = [GenerationRequest(ids[row], 24, steering=Steering("out", strength)) for row, strength in asked]
+        answers = engine.generate(requests)
+    model = load_causal_lm(str(LAB))[0]
+    for (row, strength), answer in zip(asked, answers, strict=True):
+        prompt = torch.tensor([ids[row]])
+        options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 24, "do_sample": False}
+        with ablating(model, torch.tensor(vector), strength), torch.inference_mode():
+            written = model.generate(prompt, **options)
+        assert answer.token_ids == written[0, len(ids[row]) :].tolist()
+    answered = [
+        is_answer(answer.text, held_out[row].language) and answer.text != held_out[row].answer("refusal")
+        for (row, _), answer in zip(asked, answers, strict=True)
+    ]
+    assert len(asked) > 20 and sum(answered) > 0.9 * len(asked)

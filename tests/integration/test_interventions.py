@@ -107,6 +107,30 @@ def test_ablating_removes_nothing_else(llama: Any) -> None:
     torch.testing.assert_close(put_out @ unit, torch.zeros(put_out.shape[:2]), atol=1e-5, rtol=0)
 
 
+def test_a_strength_removes_that_share_at_every_place(llama: Any) -> None:
+    """Before the first block and after each: what is left along the vector is (1 - strength) of what came in."""
+    unit = direction(4) / direction(4).norm()
+    before, after = all_streams(llama), {}
+    for strength in (0.0, 0.25, 1.0):
+        with ablating(llama, 3 * unit, strength):
+            after[strength] = all_streams(llama)
+    torch.testing.assert_close(after[0.0], before)
+    assert (after[1.0] @ unit).abs().max() < 1e-5
+    block, seen = decoder_blocks(llama)[0], []
+    with ablating(llama, unit, 0.25):
+        put_out = block.register_forward_hook(lambda _m, _args, output: seen.append(output), prepend=True)
+        given = block.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        embedded = llama.get_input_embeddings().register_forward_hook(lambda _m, _args, output: seen.append(output))
+        with torch.no_grad():
+            llama(torch.tensor(PROMPTS[:1]))
+        for handle in (put_out, given, embedded):
+            handle.remove()
+    embedding, first_input, first_output = seen
+    torch.testing.assert_close(first_input, embedding - 0.25 * (embedding @ unit)[..., None] * unit)
+    expected = (first_output - 0.25 * (first_output @ unit)[..., None] * unit)[:, -3:]
+    torch.testing.assert_close(after[0.25][:1, 0], expected)
+
+
 def test_log_odds_equal_single_prompts_read_directly(any_model: Any) -> None:
     expected = torch.tensor([direct_log_odds(any_model, prompt) for prompt in PROMPTS], dtype=torch.float64)
     for token_budget in (1, 130, 100_000):
@@ -199,6 +223,9 @@ def test_what_cannot_be_done_is_refused(llama: Any) -> None:
             pass
     with pytest.raises(ActivationError, match="zero vector"), ablating(llama, torch.zeros(64)):
         pass
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="give 0 .nothing. to 1"), ablating(llama, direction(), strength):
+            pass
     with pytest.raises(ModelError, match="it has 0 to 3"), adding(llama, [-1], direction(), 1.0):
         pass
     with pytest.raises(ActivationError, match="has no tokens"):

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from rass_core.chat import ChatFormat, check_length
-from rass_core.errors import ModelError
+from rass_core.errors import ModelError, PromptError
+from rass_core.jailbreaks import dress
 from rass_core.lab.training import build_tokenizer
 from tests import tiny_models
 
@@ -45,17 +46,6 @@ def test_the_system_prompt_stands_first(tiny: Any) -> None:
     assert chat.n_end_positions == ChatFormat(tiny).n_end_positions == 4
 
 
-def test_a_conversation_goes_on_from_its_last_turn_and_prefix(tiny: Any) -> None:
-    chat = ChatFormat(tiny, system_prompt="Be brief.", response_prefix="<t>")
-    turns = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Go on")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    assert chat.conversation_text(messages, "Sure,") == (
-        "<bos><system>\nBe brief.<end>\n<user>\nHi<end>\n<assistant>\nYes?<end>\n<user>\nGo on<end>\n<assistant>\n<t>Sure,"
-    )
-    assert chat.conversation_ids(messages[:1]) == chat.ids("Hi")
-    assert tiny.decode(chat.conversation_ids(messages, "Sure,")) == chat.conversation_text(messages, "Sure,")
-
-
 def test_a_template_without_a_system_role_says_what_to_change(tiny: Any) -> None:
     tiny.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x<user>"
@@ -84,6 +74,66 @@ def test_answers_follow_without_special_tokens(tiny: Any) -> None:
     assert tiny.decode(chat.ids("Hi") + chat.answer_ids(" Hello")) == chat.text("Hi") + " Hello"
     tiny.add_bos_token = True
     assert chat.ids("Hi").count(tiny.bos_token_id) == 1, "the template writes its own"
+
+
+TURNS = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "Three?"},
+]
+
+
+def test_a_conversation_keeps_every_turn_and_opens_the_answer(tiny: Any) -> None:
+    chat = ChatFormat(tiny, "Be brief.", {"enable_thinking": False}, response_prefix="(1) ")
+    ids = chat.conversation_ids(TURNS, "Sure, here is how:")
+    assert tiny.decode(ids) == (
+        "<bos><system>\nBe brief.<end>\n<user>\nOne?<end>\n<assistant>\nTwo.<end>\n<user>\nThree?<end>\n"
+        "<assistant>\n<think>\n</think>\n(1) Sure, here is how:"
+    )
+    assert tiny.decode(chat.conversation_ids(TURNS)) == tiny.decode(ids).removesuffix("Sure, here is how:")
+    assert TURNS[0] == {"role": "user", "content": "One?"} and len(TURNS) == 3
+
+
+def test_one_turn_is_the_prompt_alone(tiny: Any, lab: Any) -> None:
+    for chat in (ChatFormat(tiny, "Be brief.", response_prefix="So: "), ChatFormat(lab)):
+        assert chat.conversation_ids([{"role": "user", "content": "How do I bake bread?"}]) == chat.ids(
+            "How do I bake bread?"
+        )
+
+
+def test_a_dressed_prompt_is_put_as_the_lab_has_learned_it(lab: Any) -> None:
+    shots = [("How do I bake bread?", "Take flour.")]
+    many, prefilled = dress("many_shot", "Hi", "en", shots), dress("prefilled_answer", "Hi", "en")
+    chat = ChatFormat(lab)
+    assert chat.conversation_text(many.messages(), many.response_prefix) == (
+        "<|user|>How do I bake bread?<|eot|>\n<|assistant|><|reply|>Take flour.<|eot|>\n"
+        "<|user|>Hi<|eot|>\n<|assistant|><|reply|>"
+    )
+    ids = chat.conversation_ids(prefilled.messages(), prefilled.response_prefix)
+    assert ids == chat.ids("Hi") + chat.answer_ids("Sure, here is how:")
+    assert ChatFormat(lab).n_end_positions == 4
+
+
+def test_a_system_message_of_the_conversations_own(tiny: Any) -> None:
+    own = [{"role": "system", "content": "Be kind."}, *TURNS]
+    assert ChatFormat(tiny).conversation_text(own).startswith("<bos><system>\nBe kind.<end>\n<user>\nOne?")
+    with pytest.raises(PromptError, match=r"one in model\.system_prompt; drop one"):
+        ChatFormat(tiny, "Be brief.").conversation_text(own)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "the last one must be the user's"),
+        (TURNS[:2], "the last one must be the user's"),
+        ([{"role": "tool", "content": "x"}], r"number 0 .*role 'tool'; give role \(system, user, assistant\)"),
+        ([*TURNS, {"role": "system", "content": "x"}], r"number 3 .*give role \(user, assistant\)"),
+        ([{"role": "user", "text": "x"}], r"number 0 has keys \['role', 'text'\]"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(tiny: Any, messages: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        ChatFormat(tiny).conversation_ids(messages)
 
 
 def test_a_template_that_ends_in_the_prompt_is_refused(tiny: Any) -> None:

@@ -114,6 +114,18 @@ def report(lake: LakeOption = "lake") -> None:
 
 
 @app.command()
+def publish(
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="New folder, or hf://ORGANISATION/NAME.")],
+    lake: LakeOption = "lake",
+    variant: Annotated[str | None, typer.Option(help="Only this one of those that passed the gate.")] = None,
+) -> None:
+    """Copy what passed the gate: training data in several formats, mended models, their cards."""
+    from rass_core.publish import publish as copy_out
+
+    typer.echo("\n".join(copy_out(Lake.open(lake or "lake", create=False), to, variant)))
+
+
+@app.command()
 def init(
     model: Annotated[str, typer.Option("--model", help="Folder or hub name of the chat model.")] = "path/to/model",
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),

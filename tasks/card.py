@@ -6,8 +6,9 @@ from typing import Any
 
 from rass_core.mitigation.card import ModelCard, write_card
 from rass_core.preferences import PreferencePair, counts
+from rass_core.publish import artifact_of
 from rass_core.store import Commit
-from tasks.mitigate import Variant, artifact_of
+from tasks.mitigate import Variant
 from tasks.run import Run
 
 SHOWN = {

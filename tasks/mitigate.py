@@ -82,12 +82,6 @@ def mend(run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed)
     return Variant(method, model, row, ablated, settings.strength, commit)
 
 
-def artifact_of(lake_path: Path, facts: Mapping[str, Any]) -> Path:
-    """Return the folder of what a variant gives to others: its adapter, checkpoint or direction."""
-    folder = lake_path / str(facts["folder"])
-    return next((folder / name for name in ("adapter", "checkpoint") if (folder / name).is_dir()), folder)
-
-
 def _made(
     run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed, direction: Commit | None, folder: Path
 ) -> Facts:

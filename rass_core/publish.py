@@ -32,7 +32,7 @@ class Release:
 
     run_id: str
     config: RassConfig
-    variants: list[Row]
+    variants: Sequence[Row]
     """Rows of `variants` that passed."""
     pairs: list[PreferencePair]
     origins: dict[str, Origin]

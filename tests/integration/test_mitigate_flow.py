@@ -84,7 +84,8 @@ def test_what_is_learnt_is_the_models_own_and_nothing_harmful(lake: Lake, config
         refusal = sentence.answer("refusal")
         if row["kind"] == "safety":
             assert sentence.label == "harmful" and row["chosen"] == refusal
-            assert row["rejected"] != sentence.answer("compliance"), "no answer to a harmful prompt is ever made"
+            assert sentence.answer("compliance").startswith(row["rejected"]), "no more than how it would open"
+            assert len(row["rejected"]) < 15
         elif row["kind"] == "over_refusal":
             assert sentence.label != "harmful"
             assert row["rejected"] == refusal and row["chosen"] == sentence.answer("compliance")

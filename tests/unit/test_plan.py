@@ -202,7 +202,9 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
     mitigate = {"methods": ["dpo", "steer"], "alphas": [0.5, 1.0], "training": {"epochs": 2.0, "batch_size": 8}}
     sections = {
         "models": [{"name": str(checkpoint)}], "mitigate": mitigate, "select": {"size": 10},
-        "evaluate": {"sources": [{"path": str(prompts)}], "jailbreaks": {"names": ["suffix", "base64"], "n_prompts": 1}},
+        "evaluate": {
+            "sources": [{"path": str(prompts)}], "jailbreaks": {"names": ["suffix", "base64"], "n_prompts": 1},
+        },
     }  # fmt: skip
     rows = planned(config(checkpoint, prompts, **sections))
     assert rows["model loads"][0] == "10"

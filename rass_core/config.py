@@ -310,8 +310,10 @@ class SelectionConfig(BaseModel):
     """Prompts to keep, spread evenly over language × category × operator."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much count as one."""
-    diversity: float = Field(default=0.5, ge=0, le=1)
-    """Weight of diversity, orthogonal to the direction, against closeness."""
+    width: float | None = Field(default=None, gt=0)
+    """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
+    diversity: float = Field(default=0.9, ge=0, le=1)
+    """Weight of covering all that is refused, orthogonal to the direction, against closeness to the boundary."""
 
 
 class RassConfig(BaseModel):

@@ -20,15 +20,25 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.selection import training
+from benchmarks.selection.methods import Candidate, Pool
+from benchmarks.selection.probing import log_odds, probe
+from benchmarks.selection.setting import Bench, Question, Recipe
+from rass_core.activations import load_causal_lm
 from rass_core.chat import ChatFormat
+from rass_core.config import Openings
 from rass_core.disjoint import overlaps
-from rass_core.errors import PromptError
+from rass_core.errors import BoundaryError, PromptError
+from rass_core.judges.panel import Panel
 from rass_core.lab.training import CHAT_TEMPLATE, SPECIAL_TOKENS
+from rass_core.mitigation.settings import TrainingSettings
+from rass_core.preferences import Kind, PreferencePair
 
 HARMFUL_SOURCES = ("advbench", "harmbench", "or_bench_toxic", "multijail", "xsafety_unsafe_instruction")
 HARMLESS_SOURCES = ("alpaca_nc", "self_instruct", "ifeval", "mgsm", "mt_bench_multi")
 POOL_SOURCE = "or_bench_80k_multi"
-EVALUATED = {"xstest": None, "or_bench_hard": None, "strongreject": None}
+EVALUATED = {"xstest": None, "or_bench_hard": 500, "strongreject": None}
+"""source → prompts evaluated, those of the smallest digests; None takes all."""
 JACCARD = 0.7
 """Similarity of character 4-grams from which two prompts count as one, between training and evaluation."""
 MAX_CHARACTERS = 300
@@ -37,6 +47,9 @@ VALIDATION_SHARE = 0.25
 """Of the pool and of the harmful prompts, kept for tuning the method; nothing is selected from it."""
 PROBE_SHARE = 0.25
 """Of the harmful prompts, and of harmless ones up to as many, not trained on: the probe's anchors."""
+MAX_NEW_TOKENS = 14
+N_SAFETY, N_GENERAL = 200, 200
+RECIPE = Recipe(steps=30, over_refusal=6, safety=12, general=6, settings=TrainingSettings(learning_rate=1e-3))
 VOCABULARY = 3000
 MAX_LENGTH = 1024
 EPOCHS = 4
@@ -115,11 +128,16 @@ def load(folder: Path) -> Data:
     use: dict[str, list[Prompt]] = {name: [] for name in ("train", "probe", "pool", "validation")}
     for prompt in kept:
         use[_use(prompt)].append(prompt)
-    return Data(**use, evaluation=evaluation, removed=removed)
+    asked = [p for source, n in EVALUATED.items() for p in _sample([q for q in evaluation if q.source == source], n)]
+    return Data(**use, evaluation=asked, removed=removed)
+
+
+def _sample(prompts: list[Prompt], n: int | None) -> list[Prompt]:
+    return sorted(prompts, key=lambda p: hashlib.sha256(f"evaluated/{p.prompt_id}".encode()).hexdigest())[:n]
 
 
 def _use(prompt: Prompt) -> str:
-    """Return what a prompt is for, by a salted digest of its id: the same in every run, free of how files were sampled."""
+    """Return what a prompt is for, by a salted digest of its id: files were sampled by the bare one."""
     draw = int(hashlib.sha256(f"use/{prompt.prompt_id}".encode()).hexdigest()[:8], 16) / 2**32
     if prompt.source == POOL_SOURCE:
         return "validation" if draw < VALIDATION_SHARE else "pool"
@@ -167,7 +185,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def train_base(data: Data, folder: Path, seed: int, say: Callable[[str], None] = print) -> Path:
     """Train the model from nothing and save it; a folder that holds it whole is left as it is."""
     done = folder / "trained.json"
-    recipe = {"seed": seed, "epochs": EPOCHS, "n": len(data.train), "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    recipe = {
+        "seed": seed,
+        "epochs": EPOCHS,
+        "n": len(data.train),
+        "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+    }
     if done.exists() and json.loads(done.read_text())["n"] == len(data.train):
         return folder
     started = time.monotonic()
@@ -186,16 +209,22 @@ def train_base(data: Data, folder: Path, seed: int, say: Callable[[str], None] =
     model.train()
     for step, batch in enumerate(batches):
         for group in optimiser.param_groups:
-            group["lr"] = PEAK_LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+            group["lr"] = (
+                PEAK_LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+            )
         width = max(len(p) + len(a) for p, a in batch)
         ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in batch])
-        is_answer = torch.tensor([[0] * len(p) + [1] * len(a) + [0] * (width - len(p) - len(a)) for p, a in batch]).bool()
+        is_answer = torch.tensor(
+            [[0] * len(p) + [1] * len(a) + [0] * (width - len(p) - len(a)) for p, a in batch]
+        ).bool()
         # The words of the request are learnt too, more weakly: what the model knows of language comes from them.
         weight = torch.where(is_answer, 1.0, 0.3) * (ids != 0)
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         here = weight[:, 1:] > 0
         logits = model.lm_head(hidden[here])
-        loss = (torch.nn.functional.cross_entropy(logits, ids[:, 1:][here], reduction="none") * weight[:, 1:][here]).sum()
+        loss = (
+            torch.nn.functional.cross_entropy(logits, ids[:, 1:][here], reduction="none") * weight[:, 1:][here]
+        ).sum()
         loss = loss / weight[:, 1:].sum()
         optimiser.zero_grad()
         loss.backward()
@@ -220,3 +249,74 @@ def _batches(lessons: Sequence[tuple[list[int], list[int]]], rng: np.random.Gene
         groups[-1].append(index)
     for number in rng.permutation(len(groups)):
         yield [lessons[i] for i in groups[number]]
+
+
+def bench(data: Data, out: Path, seed: int, panel: Panel) -> Bench:
+    """Return what the runs of a seed need; its model is trained where it is not there."""
+    model, tokenizer = load_causal_lm(str(train_base(data, out / f"public-{seed}", seed)))
+    chat = ChatFormat(tokenizer)
+    openings = Openings(refusal=list(REFUSALS[:3]), compliance=list(COMPLIANCES[:3]))
+    rng = np.random.default_rng([seed, 7])
+    harmful = [p for p in (*data.probe, *data.train) if p.label == "harmful"]
+    harmless = [p for p in data.probe if p.label == "harmless"]
+    anchors = [p for p in data.probe if p.label == "harmful"]
+    anchors += harmless[: len(anchors)] + data.pool
+    said = training.outcomes(model, chat, _questions(anchors, chat), panel, MAX_NEW_TOKENS)
+    refused = np.array([float(outcome == "refusal") for outcome in said])
+    rows = [
+        {"prompt_id": p.prompt_id, "text": p.text, "label": p.label, "language": "en", "family": p.prompt_id}
+        for p in anchors
+    ]
+    ruler = probe(model, chat, rows, refused, openings, seed)
+    boundary = ruler.boundaries["en"].b
+    if boundary is None:
+        raise BoundaryError(f"public, seed {seed}: no boundary ({ruler.boundaries['en'].reason}); take another seed")
+    given = [*data.pool, *harmless]
+    ids = [chat.ids(p.text) for p in given]
+    streams = ruler.streams(model, ids)
+    outcome_of = dict(zip((p.prompt_id for p in anchors), said, strict=True))
+    rest = [p for p in given if p.prompt_id not in outcome_of]
+    answered = training.outcomes(model, chat, _questions(rest, chat), panel, MAX_NEW_TOKENS)
+    outcome_of |= {p.prompt_id: outcome for p, outcome in zip(rest, answered, strict=True)}
+    pool = Pool(
+        [Candidate(p.prompt_id, p.text, "en", p.category, "rewrite" if p.source == POOL_SOURCE else "given", p.label)
+         for p in given],
+        np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
+        log_odds(model, ids, chat, openings), ruler.margins(streams, ["en"] * len(given)) - boundary,
+        ruler.orthogonal(streams), [p.text for p in harmful], [p.text for p in data.train if p.label == "harmless"],
+        [("en", category, "rewrite") for category in sorted({p.category for p in data.pool})],
+    )  # fmt: skip
+    # Each seed sees another half of the known harmful prompts, of which the nearest to the boundary are taken.
+    half = [harmful[i] for i in rng.permutation(len(harmful))[: len(harmful) // 2]]
+    away = np.abs(ruler.margins(ruler.streams(model, [chat.ids(p.text) for p in half]), ["en"] * len(half)) - boundary)
+    pairs = [_pair(half[i], "safety") for i in np.argsort(away, kind="stable")[:N_SAFETY]]
+    learnt = [p for p in data.train if p.label == "harmless"]
+    pairs += [_pair(learnt[i], "general") for i in rng.permutation(len(learnt))[:N_GENERAL]]
+    found = overlaps([*(p.row for p in given), *(p.row for p in harmful)], [p.row for p in data.evaluation], JACCARD)
+    if found:
+        raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")
+    return Bench(
+        model, chat, pool, {}, pairs, lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
+        _questions(data.evaluation, chat), RECIPE, MAX_NEW_TOKENS,
+    )  # fmt: skip
+
+
+def dataset(prompt: Prompt) -> str:
+    """Return under which name a prompt's answer is counted."""
+    if prompt.source == "xstest":
+        return "xstest_safe" if prompt.label == "pseudo_harmful" else "xstest_unsafe"
+    return prompt.source
+
+
+def _questions(prompts: Sequence[Prompt], chat: ChatFormat) -> list[Question]:
+    return [Question(p.prompt_id, p.text, "en", dataset(p), chat.ids(p.text)) for p in prompts]
+
+
+def _pair(prompt: Prompt, kind: Kind) -> PreferencePair:
+    return _pair_of(prompt.prompt_id, prompt.text, kind)
+
+
+def _pair_of(prompt_id: str, text: str, kind: Kind) -> PreferencePair:
+    outcomes = ("refusal", "compliance") if kind == "safety" else ("compliance", "refusal")
+    chosen, rejected = (answer(prompt_id, text, outcome) for outcome in outcomes)
+    return PreferencePair(prompt_id, kind, text, "en", chosen, rejected)

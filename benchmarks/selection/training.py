@@ -8,41 +8,18 @@ batch, and the number of steps is given, so that a smaller selection is trained 
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.selection.setting import Question, Recipe
 from rass_core.chat import ChatFormat
 from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
-from rass_core.mitigation.settings import TrainingSettings
 from rass_core.mitigation.train import Tokens, end_of_answer, tokenised
 from rass_core.preferences import PreferencePair, check_pairs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How every run of a setting is trained, whatever was selected."""
-
-    steps: int
-    over_refusal_per_step: int
-    safety_per_step: int
-    general_per_step: int
-    settings: TrainingSettings
-
-
-@dataclass(frozen=True)
-class Question:
-    """An evaluation prompt with its tokens."""
-
-    prompt_id: str
-    text: str
-    language: str
-    dataset: str
-    ids: list[int]
 
 
 def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Recipe, seed: int) -> Any:
@@ -121,8 +98,8 @@ def outcomes(
 def _batches(rows: Sequence[Tokens], recipe: Recipe, seed: int) -> Iterator[list[Tokens]]:
     """Yield a recipe's batches: each kind is gone through in random order again and again."""
     shares = {
-        "over_refusal": recipe.over_refusal_per_step, "safety": recipe.safety_per_step,
-        "general": recipe.general_per_step,
+        "over_refusal": recipe.over_refusal, "safety": recipe.safety,
+        "general": recipe.general,
     }  # fmt: skip
     streams = {}
     for number, kind in enumerate(shares):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FiniteFloat, ValidationError, model_validator
 
 from rass_core.errors import ConfigError
 from rass_core.gate import GateConfig
@@ -313,8 +313,10 @@ class SelectionConfig(BaseModel):
     """Prompts to keep, spread evenly over language × category × operator."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much count as one."""
-    diversity: float = Field(default=0.5, ge=0, le=1)
-    """Weight of diversity, orthogonal to the direction, against closeness."""
+    width: float | None = Field(default=None, gt=0)
+    """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
+    diversity: float = Field(default=0.9, ge=0, le=1)
+    """Weight of covering all that is refused, orthogonal to the direction, against closeness to the boundary."""
 
 
 class MitigateConfig(BaseModel):
@@ -372,6 +374,21 @@ class JailbreakConfig(BaseModel):
         return self
 
 
+class UtilityConfig(BaseModel):
+    """Which tasks of lm-evaluation-harness are run, and how much of them."""
+
+    model_config = STRICT
+
+    tasks: list[str] = Field(min_length=1)
+    """Names of tasks, groups or tags, such as arc_easy or mmlu; `lm-eval ls tasks` prints them."""
+    limit: int | None = Field(default=None, ge=1)
+    """Items of each task, the first ones; null takes all."""
+    batch_size: int = Field(default=8, ge=1)
+    """Items that the model reads at a time."""
+    include_path: DirectoryPath | None = None
+    """Folder with task files (YAML) of one's own; code that they name with !function is run."""
+
+
 class EvaluateConfig(BaseModel):
     """Before and after: what every variant is measured on."""
 
@@ -385,10 +402,8 @@ class EvaluateConfig(BaseModel):
     """Harmless prompts, over all languages, on whose answers KL and perplexity are measured."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much with a training prompt are left out."""
-    utility: list[str] = Field(default_factory=list)
-    """Benchmarks of lm-evaluation-harness by name, such as gsm8k; needs `pip install 'rass[utility]'`."""
-    utility_limit: int | None = Field(default=None, ge=1)
-    """Items of each; null takes all."""
+    utility: UtilityConfig | None = None
+    """What else a variant can do; needs `pip install 'rass[utility]'`."""
 
 
 class MorbenchConfig(BaseModel):

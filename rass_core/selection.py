@@ -1,7 +1,8 @@
-"""Selection: benign prompts that the model refuses, near its boundary, without near-duplicates, in quotas.
+"""Selection: benign prompts that the model refuses, spread from its boundary inwards, without near-duplicates.
 
-What is eligible is said in SQL over the lake's views; the greedy choice inside a cell works on the
-few rows that SQL leaves.
+What is eligible is said in SQL over the lake's views; the greedy choice works on the few rows that SQL leaves.
+Prompts close to the boundary alone teach little: they are turned easily, and what is refused more deeply
+stays refused (docs/evidence.md). So what is chosen covers all that is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,14 +48,15 @@ JOIN prompts p USING (prompt_id)
 JOIN origin o USING (prompt_id)
 JOIN benign USING (prompt_id)
 JOIN refused f USING (prompt_id)
-WHERE m.model_id = $model_id AND m.direction_id = $direction_id AND abs(m.distance) <= $width
+WHERE m.model_id = $model_id AND m.direction_id = $direction_id
+  AND abs(m.distance) <= coalesce($width::DOUBLE, 'infinity'::DOUBLE)
 QUALIFY row_number() OVER (
-    PARTITION BY p.language, category, o.operator ORDER BY abs(m.distance), p.prompt_id
+    PARTITION BY p.language, category, o.operator ORDER BY p.prompt_id  -- a digest, so a draw
 ) <= $per_cell
 ORDER BY abs(m.distance), p.prompt_id
 """
 CELL_OVERSUPPLY = 50
-"""Candidates a cell keeps for each prompt of its quota; the rest lie farther from the boundary."""
+"""Candidates a cell keeps for each prompt of its quota, drawn by id."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,17 @@ class Cell:
     @property
     def reason(self) -> str | None:
         """Say why it fell short, or None where it is filled."""
-        if self.n_selected == self.quota:
+        if self.n_selected >= self.quota:
             return None
         return f"{self.n_selected} of {self.quota}: {self.n_eligible} eligible after near-duplicates were removed"
 
 
 def eligible(
-    connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, width: float, config: SelectionConfig
+    connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, config: SelectionConfig
 ) -> pa.Table:
-    """Return verified-benign refused candidates with |m − b| ≤ width, closest first, a bounded number a cell."""
+    """Return verified-benign refused candidates within the width, closest first, a bounded number a cell."""
     parameters = {
-        "model_id": model_id, "direction_id": direction_id, "width": width,
+        "model_id": model_id, "direction_id": direction_id, "width": config.width,
         "per_cell": CELL_OVERSUPPLY * max(1, config.size // 10),
     }  # fmt: skip
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
@@ -104,44 +106,60 @@ def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]
 
 def fill_quotas(
     rows: Sequence[Mapping[str, Any]], vectors: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]],
-    width: float, config: SelectionConfig,
+    config: SelectionConfig,
 ) -> tuple[list[int], list[Cell]]:  # fmt: skip
     """Return the indices of the chosen rows, best first, and every cell with its quota.
 
+    One prompt after the other: from the language that has fewest, and there from the cell that has
+    fewest, the one that is best in worth and farthest from all chosen so far (farthest-first, which
+    covers what is eligible; Gonzalez 1985). So any size is spread evenly, and what one cell cannot
+    give, others of its language do, then other languages.
+
     Args:
         rows: Eligible prompts with language, category, operator, distance and refusal.
-        vectors: Their residual streams with the direction taken out, (n, d_model).
-        cells: (language, category, operator) among which the size is spread evenly; the first cells
-            take what does not divide.
-        width: |m − b| at which closeness is zero.
-        config: Size and diversity.
+        vectors: Their residual streams, (n, d_model); in its units distances are measured.
+        cells: (language, category, operator) among which the size is spread; the first cells' quotas
+            hold what does not divide.
+        config: Size, diversity, and the width at which closeness is zero; without one it is the farthest row's.
     """
+    width = config.width or max((abs(row["distance"]) for row in rows), default=0.0) or 1.0
     scale = float(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).mean()) if len(rows) else 1.0
     closeness = np.array([1.0 - abs(row["distance"]) / width for row in rows])
     worth = 0.5 * closeness + 0.5 * np.array([row["refusal"] for row in rows])
+    number_of = {cell: number for number, cell in enumerate(cells)}
+    cell_of = np.array([number_of.get((r["language"], r["category"], r["operator"]), -1) for r in rows], dtype=int)
+    chosen = _spread(cell_of, cells, worth, vectors / (scale or 1.0), config)
     base, rest = divmod(config.size, max(1, len(cells)))
-    chosen: list[int] = []
-    report = []
-    for number, cell in enumerate(cells):
-        members = [i for i, row in enumerate(rows) if (row["language"], row["category"], row["operator"]) == cell]
-        quota = base + (number < rest)
-        picked = _spread(members, worth, vectors / (scale or 1.0), quota, config.diversity)
-        chosen += picked
-        report.append(Cell(*cell, quota, len(members), len(picked)))
+    report = [
+        Cell(*cell, base + (k < rest), int((cell_of == k).sum()), int((cell_of[chosen] == k).sum()))
+        for k, cell in enumerate(cells)
+    ]
     return sorted(chosen, key=lambda i: (abs(rows[i]["distance"]), rows[i]["prompt_id"])), report
 
 
 def _spread(
-    members: Sequence[int], worth: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any], quota: int, diversity: float
-) -> list[int]:
-    """Pick greedily the row best in worth and distance to those picked (farthest-first, traded off)."""
+    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]], worth: np.ndarray[Any, Any],
+    vectors: np.ndarray[Any, Any], config: SelectionConfig,
+) -> list[int]:  # fmt: skip
+    """Pick greedily, language and cell with fewest first, the row best in worth and distance to those picked.
+
+    Args:
+        cell_of: Number of each row's cell, −1 where it is in none, (n,).
+    """
+    names = sorted({cell[0] for cell in cells})
+    language_of = np.array([names.index(cell[0]) for cell in cells] + [-1])[cell_of]
+    n_language, n_cell = np.zeros(len(names)), np.zeros(len(cells))
+    nearest, left = np.ones(len(worth)), cell_of >= 0
     picked: list[int] = []
-    left = list(members)
-    nearest = np.full(len(worth), 1.0)
-    while left and len(picked) < quota:
-        scores = [(1 - diversity) * worth[i] + diversity * min(1.0, nearest[i]) for i in left]
-        best = left.pop(int(np.argmax(scores)))
+    while left.any() and len(picked) < config.size:
+        here = np.flatnonzero(left)
+        here = here[n_language[language_of[here]] == n_language[language_of[here]].min()]
+        here = here[n_cell[cell_of[here]] == n_cell[cell_of[here]].min()]
+        best = int(here[np.argmax((1 - config.diversity) * worth[here] + config.diversity * nearest[here])])
         picked.append(best)
-        for i in left:
-            nearest[i] = min(nearest[i], float(np.linalg.norm(vectors[i] - vectors[best])))
+        left[best] = False
+        n_language[language_of[best]] += 1
+        n_cell[cell_of[best]] += 1
+        away = np.linalg.norm(vectors - vectors[best], axis=1)
+        nearest = np.minimum(nearest, away) if len(picked) > 1 else away
     return picked

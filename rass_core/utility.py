@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field
 
 from rass_core.chat import ChatFormat
-from rass_core.config import ModelConfig
+from rass_core.config import UtilityConfig
 from rass_core.errors import ConfigError, ModelError, PromptError, RassError
 from rass_core.metrics import wilson
 
@@ -29,21 +28,6 @@ _Z = 1.959963984540054
 _BOOTSTRAPS = 1000
 _SEED = 1234
 _NO_ERROR = "no interval: the harness has no standard error of this metric, or one item only"
-
-
-class UtilityConfig(BaseModel):
-    """Which tasks of lm-evaluation-harness are run, and how much of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    tasks: list[str] = Field(min_length=1)
-    """Names of tasks, groups or tags, such as arc_easy or mmlu; `lm-eval ls tasks` prints them."""
-    limit: int | None = Field(default=None, ge=1)
-    """Items of each task, the first ones; null takes all."""
-    batch_size: int = Field(default=8, ge=1)
-    """Items that the model reads at a time."""
-    include_path: DirectoryPath | None = None
-    """Folder with task files (YAML) of one's own; code that they name with !function is run."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +57,20 @@ class UtilityScore:
         return self.value - _Z * self.stderr, self.value + _Z * self.stderr
 
 
-def utility_rows(model: ModelConfig, model_id: str, variant: str, config: UtilityConfig) -> list[dict[str, Any]]:
+def utility_rows(
+    model: Any, chat: ChatFormat, model_id: str, variant: str, config: UtilityConfig
+) -> list[dict[str, Any]]:
     """Return rows of the table `evaluations`: a task and metric each, dataset `utility:TASK`, every language.
 
     Args:
-        model: The checkpoint to run, which may be a mended one, and how it is spoken to.
+        model, chat, config: As `measure_utility`.
         model_id: Of the model that the evaluation is about.
         variant: Of it, such as base.
-        config: Tasks and limits.
 
     Raises:
-        As `measure_utility`; ModelError also where the checkpoint cannot be loaded.
+        As `measure_utility`.
     """
-    from rass_core.activations import load_causal_lm
-
-    _harness()
-    loaded, tokenizer = load_causal_lm(model.name, model.dtype)
-    chat = ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
-    return [_row(score, model_id, variant) for score in measure_utility(loaded, chat, config)]
+    return [_row(score, model_id, variant) for score in measure_utility(model, chat, config)]
 
 
 def measure_utility(model: Any, chat: ChatFormat, config: UtilityConfig) -> list[UtilityScore]:

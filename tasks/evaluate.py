@@ -342,17 +342,12 @@ def _in_transformers(variant: Variant) -> Iterator[Any]:
 
 
 def _utility_rows(run: Run, variant: Variant) -> list[Row]:
-    """Return what the configuration's benchmarks say of a variant; a failed one is null with its reason."""
-    config = run.config.evaluate
-    if not config.utility:
+    """Return what the configuration's benchmarks say of a variant."""
+    config = run.config.evaluate.utility
+    if config is None:
         return []
     from rass_core.utility import utility_rows
 
-    if variant.ablated is not None:
-        why = "lm-evaluation-harness runs weights as they are; surgical has the same direction taken out of them"
-        return [
-            {"model_id": run.target_id, "variant": variant.name, "dataset": f"utility:{name}", "language": "all",
-             "metric": "score", "reason": why}
-            for name in config.utility
-        ]  # fmt: skip
-    return utility_rows(variant.model, config.utility, run.target_id, variant.name, config.utility_limit)
+    run.say(f"{variant.name}: {', '.join(config.tasks)}")
+    with _in_transformers(variant) as model:
+        return utility_rows(model, chat_of(run.config.model), run.target_id, variant.name, config)

@@ -203,7 +203,8 @@ def _tables(
         }
         for c in new
     ]  # fmt: skip
-    survivors = [c for c in new if c.is_benign and c.is_near_boundary(width)]
+    # What the selection may keep; what is near and answered may become an anchor.
+    survivors = [c for c in new if c.is_benign and (c.is_near_boundary(width) or c.is_refused)]
     activations = [
         {
             "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,

@@ -18,14 +18,14 @@ from tasks.run import Run, table
 
 @task(cache_policy=NO_CACHE)
 def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit:
-    """Keep the benign prompts that the target refuses near its boundary, spread over the cells."""
-    settings, width = run.config.select, run.config.generate.width
+    """Keep benign prompts that the target refuses, spread over the cells and over all that is refused."""
+    settings = run.config.select
     reviews = run.reviews()
 
     def compute() -> Mapping[str, pa.Table]:
         direction = direction_with("margin", run, probed.directions)
         with run.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
-            found = eligible(connection, run.target_id, direction.direction_id(run.target_id), width, settings)
+            found = eligible(connection, run.target_id, direction.direction_id(run.target_id), settings)
         rows = found.to_pylist()
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
         vector_of = {
@@ -34,7 +34,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         unit = direction.vector / np.linalg.norm(direction.vector)
         vectors = np.array([vector_of[row["prompt_id"]] for row in rows], np.float64).reshape(-1, len(unit))
         vectors -= np.outer(vectors @ unit, unit)
-        chosen, cells = fill_quotas(rows, vectors, _cells(run, probed), width, settings)
+        chosen, cells = fill_quotas(rows, vectors, _cells(run, probed), settings)
         selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
             {

@@ -14,7 +14,7 @@ import yaml
 import rass_core.lab
 from rass_core.activations import ResidualExtractor, load_causal_lm
 from rass_core.chat import ChatFormat
-from rass_core.config import ModelConfig
+from rass_core.config import UtilityConfig
 from rass_core.directions import difference_in_means
 from rass_core.errors import ConfigError, PromptError
 from rass_core.interventions import ablating
@@ -23,7 +23,7 @@ from rass_core.lab.world import Sentence
 from rass_core.metrics import wilson
 from rass_core.store import Lake
 from rass_core.tables import TABLES
-from rass_core.utility import UtilityConfig, measure_utility, utility_rows
+from rass_core.utility import measure_utility, utility_rows
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'rass[utility]'")
 
@@ -87,9 +87,9 @@ def loaded() -> tuple[Any, ChatFormat]:
     return model, ChatFormat(tokenizer)
 
 
-def test_rows_tell_what_the_lab_is_known_to_do(tasks: Path, tmp_path: Path) -> None:
+def test_rows_tell_what_the_lab_is_known_to_do(tasks: Path, loaded: tuple[Any, ChatFormat], tmp_path: Path) -> None:
     config = UtilityConfig(tasks=["lab_group", "lab_text"], include_path=tasks, batch_size=4)
-    rows = utility_rows(ModelConfig(name=str(LAB), dtype="float32"), "lab", "base", config)
+    rows = utility_rows(*loaded, "lab", "base", config)
     found = {(row["dataset"], row["metric"]): row for row in rows}
     assert set(found) == {
         ("utility:lab_right", "acc"), ("utility:lab_mixed", "acc"), ("utility:lab_group", "acc"),

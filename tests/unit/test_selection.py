@@ -54,9 +54,9 @@ class World:
             connection.execute(f"CREATE TABLE {name} AS SELECT *, 'run' AS run_id FROM _{name}")
         return connection
 
-    def eligible(self, width: float = 0.35, **settings: Any) -> list[dict[str, Any]]:
+    def eligible(self, width: float | None = 0.35, **settings: Any) -> list[dict[str, Any]]:
         with self.connection() as connection:
-            return eligible(connection, "m", "d", width, SelectionConfig(**settings)).to_pylist()
+            return eligible(connection, "m", "d", SelectionConfig(width=width, **settings)).to_pylist()
 
 
 @pytest.fixture
@@ -113,6 +113,12 @@ def test_a_persons_word_outranks_the_panels_and_members_have_none(lake: World) -
 def test_the_edge_and_pseudo_harmful_belong_to_it(lake: World) -> None:
     lake.add("edge", distance=0.35, moderated=("harmless", "pseudo_harmful"))
     assert {row["prompt_id"] for row in lake.eligible()} == {"good", "edge"}
+
+
+def test_without_a_width_the_deepest_is_eligible_but_not_what_has_no_distance(lake: World) -> None:
+    lake.add("deep", distance=4.0)
+    lake.add("nowhere", distance=None)
+    assert {row["prompt_id"] for row in lake.eligible(width=None)} == {"good", "deep"}
 
 
 def test_a_prompt_that_was_written_twice_is_one_row_of_its_first_derivation(lake: World) -> None:
@@ -186,21 +192,21 @@ def test_quotas_are_filled_or_the_shortage_is_reported() -> None:
     other, empty = ("de", "violence", "rewrite"), ("fr", "violence", "rewrite")
     rows = candidates(10) + candidates(2, other) + candidates(5, ("es", "theft", "rewrite"))
     vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
-    chosen, cells = fill_quotas(rows, vectors, [CELL, other, empty], 0.35, SelectionConfig(size=10))
+    chosen, cells = fill_quotas(rows, vectors, [CELL, other, empty], SelectionConfig(size=10))
     assert [(c.name, c.quota, c.n_eligible, c.n_selected) for c in cells] == [
-        ("en/violence/rewrite", 4, 10, 4), ("de/violence/rewrite", 3, 2, 2), ("fr/violence/rewrite", 3, 0, 0),
+        ("en/violence/rewrite", 4, 10, 8), ("de/violence/rewrite", 3, 2, 2), ("fr/violence/rewrite", 3, 0, 0),
     ]  # fmt: skip
     assert [c.reason is None for c in cells] == [True, False, False]
     assert cells[1].reason is not None
     assert cells[1].reason.startswith("2 of 3: 2 eligible")
-    assert len(chosen) == len(set(chosen)) == 6
+    assert len(chosen) == len(set(chosen)) == 10, "what one cell cannot give another does"
     distances = [abs(rows[i]["distance"]) for i in chosen]
     assert distances == sorted(distances)
     assert {rows[i]["language"] for i in chosen} == {"en", "de"}
 
 
 def test_nothing_eligible_leaves_every_cell_short() -> None:
-    chosen, cells = fill_quotas([], np.zeros((0, 4)), [CELL], 0.35, SelectionConfig(size=5))
+    chosen, cells = fill_quotas([], np.zeros((0, 4)), [CELL], SelectionConfig(size=5))
     assert chosen == []
     assert (cells[0].n_selected, cells[0].quota) == (0, 5)
 
@@ -208,7 +214,7 @@ def test_nothing_eligible_leaves_every_cell_short() -> None:
 def test_without_diversity_the_closest_and_surest_are_picked() -> None:
     rows = candidates(6)
     rows[0]["refusal"] = 0.0
-    chosen, _ = fill_quotas(rows, np.eye(6), [CELL], 0.35, SelectionConfig(size=3, diversity=0.0))
+    chosen, _ = fill_quotas(rows, np.eye(6), [CELL], SelectionConfig(size=3, diversity=0.0))
     assert chosen == [1, 2, 3]
 
 
@@ -217,8 +223,30 @@ def test_diversity_picks_spread_rows() -> None:
     vectors = np.zeros((30, 2))
     vectors[10:20, 0], vectors[20:, 1] = 10.0, 10.0
     vectors += 0.01 * np.random.default_rng(0).standard_normal(vectors.shape)
-    chosen, _ = fill_quotas(rows, vectors, [CELL], 0.35, SelectionConfig(size=3, diversity=0.7))
+    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3, diversity=0.7))
     assert [i // 10 for i in chosen] == [0, 1, 2]
     assert chosen == [0, 10, 20], "of each cluster the closest to the boundary"
-    close, _ = fill_quotas(rows, vectors, [CELL], 0.35, SelectionConfig(size=3, diversity=0.0))
+    close, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3, diversity=0.0))
     assert close == [0, 1, 2]
+
+
+def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
+    cells = [(language, "violence", f"operator{n}") for language in ("de", "en", "fr") for n in range(4)]
+    rows = [row for cell in cells for row in candidates(5, cell)]
+    vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
+    chosen, report = fill_quotas(rows, vectors, cells, SelectionConfig(size=6))
+    assert sorted(rows[i]["language"] for i in chosen) == ["de", "de", "en", "en", "fr", "fr"]
+    assert max(cell.n_selected for cell in report) == 1
+
+
+def test_what_is_chosen_covers_the_rows_to_their_far_end() -> None:
+    """Twice the distance of the best cover is what farthest-first may leave; the closest rows leave far more."""
+    rows, places = candidates(60), np.linspace(0, 1, 60) ** 2
+    vectors = np.stack([places, np.zeros(60)], axis=1)
+
+    def uncovered(diversity: float) -> float:
+        chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=5, diversity=diversity))
+        return float(np.abs(places[:, None] - places[chosen]).min(axis=1).max())
+
+    assert uncovered(1.0) <= 2 * 0.1
+    assert uncovered(0.0) > 0.9

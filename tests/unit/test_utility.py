@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from rass_core.chat import ChatFormat
-from rass_core.config import ModelConfig
+from rass_core.config import UtilityConfig
 from rass_core.errors import ModelError
 from rass_core.metrics import wilson
-from rass_core.utility import UtilityConfig, UtilityScore, _in_template, _scores, utility_rows
+from rass_core.utility import UtilityScore, _in_template, _scores, utility_rows
 from tests import tiny_models
 
 ASKED = [{"role": "user", "content": "One?"}]
@@ -24,7 +24,7 @@ def score(value: float | None, stderr: float | None, n: int) -> UtilityScore:
 def test_without_the_harness_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ModelError, match=r"pip install 'rass\[utility\]', or leave the utility tasks out"):
-        utility_rows(ModelConfig(name="no/such/model"), "m", "base", UtilityConfig(tasks=["arc_easy"]))
+        utility_rows(None, ChatFormat(tiny_models.tokenizer()), "m", "base", UtilityConfig(tasks=["arc_easy"]))
 
 
 def test_wrong_settings_are_refused(tmp_path: Any) -> None:

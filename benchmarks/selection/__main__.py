@@ -1,0 +1,152 @@
+"""Does RASS need half the training prompts? `python -m benchmarks.selection --data DIR` runs it all.
+
+Two settings: the lab, and a small model trained here on public English prompts. Every run selects, trains an
+adapter and evaluates it; its row goes into a table from which an interrupted command goes on. With `--plan`
+it says what is to be done and how long that takes, and stops.
+"""
+
+import argparse
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import torch
+
+from benchmarks.selection import lab, methods, public, results, training
+from benchmarks.selection.setting import Bench
+from rass_core.errors import RassError
+from rass_core.judges.panel import Panel, default_panel
+
+NS = (25, 50, 100, 200)
+N_ABLATION_SEEDS = 3
+GUESSED_S = {"run": 12.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
+"""Seconds until something is measured: one core of two shared ones."""
+
+
+def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
+    """Return the runs of a setting, a seed's together."""
+    found = []
+    for number, seed in enumerate(seeds):
+        found.append((setting, seed, "base", 0))
+        found += [(setting, seed, method, n) for n in NS for method in methods.MAIN]
+        if number < N_ABLATION_SEEDS:
+            # In the public setting nothing is written, so there is no steering and there are no rounds to leave out.
+            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "no_safety")
+            found += [(setting, seed, method, n) for n in NS for method in here]
+    return found
+
+
+def run(bench: Bench, setting: str, seed: int, method: str, n: int, panel: Panel) -> list[results.Row]:
+    """Select, train and evaluate once."""
+    started = time.monotonic()
+    n_selected, model = 0, bench.model
+    if method != "base":
+        arm = {"no_steering": "unsteered", "no_rounds": "one_round"}.get(method)
+        pool = bench.extra[arm] if arm else bench.pool
+        by = "rass" if arm or method == "no_safety" else method
+        chosen = methods.choose(by, pool, n, seed)
+        taken = {pool.candidates[i].prompt_id for i in chosen}
+        anchors = [a for a in bench.anchors if a.prompt_id not in taken]
+        if method == "no_safety":
+            anchors = [a for a in anchors if a.kind != "safety"]
+        pairs = [bench.pair_of(pool.candidates[i]) for i in chosen]
+        n_selected = len(pairs)
+        model = training.sft(bench.model, bench.chat, [*pairs, *anchors], bench.recipe, seed)
+    said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
+    seconds = round(time.monotonic() - started, 1)
+    rows = []
+    for dataset in sorted({q.dataset for q in bench.questions}):
+        count = Counter(o for q, o in zip(bench.questions, said, strict=True) if q.dataset == dataset)
+        rows.append(results.Row(
+            setting, seed, method, n, n_selected, dataset, sum(count.values()), count["refusal"], count["unscored"],
+            seconds,
+        ))  # fmt: skip
+    return rows
+
+
+def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) -> float:
+    """Return the seconds that runs take, by those measured, else by a guess."""
+    total = 0.0
+    for setting in sorted({run[0] for run in left}):
+        measured = [row.seconds for row in known if row.setting == setting and row.n]
+        each = sum(measured) / len(measured) if measured else GUESSED_S["run"]
+        mine = [run for run in left if run[0] == setting]
+        total += each * len(mine)
+        seeds = {run[1] for run in mine}
+        total += len(seeds) * (GUESSED_S["lake"] if setting == "lab" else GUESSED_S["base"] + GUESSED_S["probe"])
+        if setting == "lab":
+            total += 2 * GUESSED_S["lake"] * len({run[1] for run in mine if run[2] in methods.ABLATIONS})
+    return total
+
+
+def main() -> None:
+    """Run what is asked for, or say how long it would take."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
+    parser.add_argument("--setting", choices=("lab", "public", "both"), default="both")
+    parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
+    parser.add_argument("--n", type=int, nargs="+", help="only these sizes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/selection"), help="lakes and trained models, kept between calls"
+    )
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/selection.csv"))
+    parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
+    parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
+    parser.add_argument("--plot", type=Path, help="write the plot of what is there, and stop; needs matplotlib")
+    options = parser.parse_args()
+    try:
+        _main(options)
+    except RassError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _main(options: argparse.Namespace) -> None:
+    known = results.read(options.results)
+    if options.tables:
+        print(results.report(known, NS))
+        return
+    if options.plot:
+        from benchmarks.selection.plot import draw
+
+        draw(known, NS, options.plot)
+        return
+    settings = ("lab", "public") if options.setting == "both" else (options.setting,)
+    if "public" in settings and options.data is None and not options.plan:
+        raise public.PromptError("--data: name the folder with the public prompts, or --setting lab")
+    asked = [r for setting in settings for r in wanted(setting, options.seeds)]
+    if options.methods:
+        asked = [r for r in asked if r[2] in options.methods]
+    if options.n:
+        asked = [r for r in asked if r[3] in options.n]
+    done = results.finished(known)
+    left = [r for r in asked if r not in done]
+    print(
+        f"{len(asked)} runs, {len(asked) - len(left)} done; about {estimate(left, known) / 60:.0f} minutes on one core"
+    )
+    if options.plan or not left:
+        return
+    torch.set_num_threads(1)
+    panel = default_panel()
+    data = public.load(options.data) if "public" in settings else None
+    for setting, seed in dict.fromkeys((r[0], r[1]) for r in left):
+        mine = [r for r in left if r[:2] == (setting, seed)]
+        if setting == "public":
+            bench = public.bench(data, options.out, seed, panel)
+        else:
+            bench = lab.bench(options.out, seed, panel, any(r[2] in ("no_steering", "no_rounds") for r in mine))
+        for number, each in enumerate(mine):
+            rows = run(bench, *each, panel)
+            results.append(options.results, rows)
+            known += rows
+            if number in (0, len(mine) - 1):
+                left = [r for r in left if r not in results.finished(known)]
+                print(f"{setting}, seed {seed}: about {estimate(left, known) / 60:.0f} minutes left", flush=True)
+
+
+if __name__ == "__main__":
+    main()

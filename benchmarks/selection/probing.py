@@ -1,0 +1,93 @@
+"""What every method may know of the candidates: refusals, log-odds, margins and residual streams."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rass_core import probe as core
+from rass_core.activations import ResidualExtractor, decoder_blocks
+from rass_core.boundary import BoundaryEstimate, boundary_report
+from rass_core.chat import ChatFormat
+from rass_core.config import Openings, ProbeConfig
+from rass_core.interventions import opening_log_odds
+from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """The direction by which margins are measured, with each language's class means and boundary."""
+
+    direction: Direction
+    means: dict[str, core.Means]
+    boundaries: dict[str, BoundaryEstimate]
+
+    def streams(self, model: Any, prompts: Sequence[list[int]]) -> np.ndarray[Any, Any]:
+        """Return the residual streams at the direction's layer and position, (n, d_model), float64."""
+        extractor = ResidualExtractor(model, [self.direction.layer], [self.direction.position], 16384)
+        return extractor(prompts)[:, 0, 0].numpy().astype(np.float64)
+
+    def margins(self, streams: np.ndarray[Any, Any], languages: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Return the margin of each prompt."""
+        return core.margins(streams, languages, dict.fromkeys(self.means, self.direction.vector), self.means)
+
+    def orthogonal(self, streams: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the streams with the direction taken out."""
+        unit = self.direction.vector / np.linalg.norm(self.direction.vector)
+        return streams - np.outer(streams @ unit, unit)
+
+
+def probe(
+    model: Any, chat: ChatFormat, rows: Sequence[dict[str, str]], refused: np.ndarray[Any, Any], openings: Openings,
+    seed: int,
+) -> Ruler:  # fmt: skip
+    """Measure direction and boundaries on anchors, by the project's probe.
+
+    Args:
+        rows: Anchors of all three labels with prompt_id, text, label, language and family.
+        refused: 1.0 refused, 0.0 answered, (n,).
+    """
+    layers, positions = list(range(len(decoder_blocks(model)))), chat.positions()
+    ids = [chat.ids(row["text"]) for row in rows]
+    streams = ResidualExtractor(model, layers, positions, 16384)(ids).numpy()
+    columns = {name: np.array([row[name] for row in rows]) for name in ("label", "language", "family")}
+    anchors = Anchors(
+        [row["prompt_id"] for row in rows], columns["label"], columns["language"], columns["family"], refused, streams,
+        layers, positions, seed,
+    )  # fmt: skip
+    config = ProbeConfig()
+    found = core.with_auc(anchors, core.candidate_directions(anchors, config.methods))
+    causal = [
+        CausalPrompts(
+            *[
+                [ids[i] for i in np.flatnonzero((anchors.splits == "validation") & (columns["label"] == label))][
+                    : config.n_causal_prompts
+                ]
+                for label in ("harmful", "harmless")
+            ],
+            *[[chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)],
+        )
+    ]
+    trial = CausalTrial(model, causal, config)
+    candidates = core.causal_candidates(found, config.n_causal_candidates, len(layers))
+    tried = core.choose_roles([trial(each) for each in candidates], config)
+    direction = next(each for each in tried if "margin" in each.roles)
+    means = core.class_means(anchors, direction.layer, direction.position)
+    measured = core.margins(
+        anchors.rows(direction.layer, direction.position), columns["language"].tolist(),
+        dict.fromkeys(means, direction.vector), means,
+    )  # fmt: skip
+    boundaries = {}
+    for language in means:
+        here = (anchors.splits == "test") & (columns["language"] == language)
+        boundaries[language] = boundary_report(
+            measured[here], refused[here] == 1.0, columns["label"][here], columns["family"][here], 100, seed
+        )
+    return Ruler(direction, means, boundaries)
+
+
+def log_odds(model: Any, prompts: Sequence[list[int]], chat: ChatFormat, openings: Openings) -> np.ndarray[Any, Any]:
+    """Return the log-odds of refusal of each prompt, nats, (n,)."""
+    sides = [[chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)]
+    return opening_log_odds(model, prompts, *sides, token_budget=16384).numpy()

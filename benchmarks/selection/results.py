@@ -1,0 +1,166 @@
+"""The table of runs, what is computed from it, and its Markdown."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+from rass_core.errors import BoundaryError, LakeError
+
+RATES = {
+    "public": {
+        "XSTest safe + OR-Bench-Hard": ("xstest_safe", "or_bench_hard"),
+        "XSTest safe": ("xstest_safe",),
+        "OR-Bench-Hard": ("or_bench_hard",),
+        "StrongREJECT": ("strongreject",),
+        "XSTest unsafe": ("xstest_unsafe",),
+    },
+    "lab": {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)},
+}
+"""setting → rate → the datasets whose prompts it is over."""
+OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful"}
+SAFETY = {"public": "StrongREJECT", "lab": "harmful"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run's model answered to one dataset."""
+
+    setting: str
+    seed: int
+    method: str
+    n: int
+    n_selected: int
+    """As many as the method found, at most n."""
+    dataset: str
+    n_prompts: int
+    n_refused: int
+    n_unscored: int
+    seconds: float
+    """Of the whole run, on each of its rows."""
+
+    @property
+    def run(self) -> tuple[str, int, str, int]:
+        return self.setting, self.seed, self.method, self.n
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a table; none where there is no file.
+
+    Raises:
+        LakeError: The file is no such table.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        if lines.fieldnames != [field.name for field in fields(Row)]:
+            raise LakeError(
+                f"{path}: its columns are not those of a table of runs; move it away or name another --results"
+            )
+        kinds = {field.name: field.type for field in fields(Row)}
+        return [Row(**{k: v if kinds[k] is str else kinds[k](v) for k, v in line.items()}) for line in lines]  # type: ignore[operator]
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add a run's rows to the table, all of them in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def finished(rows: Sequence[Row]) -> set[tuple[str, int, str, int]]:
+    """Return the runs that have a row for every dataset; one that was cut off is run again."""
+    seen: dict[tuple[str, int, str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        seen[row.run].add(row.dataset)
+    needed = {setting: {d for names in RATES[setting].values() for d in names} for setting in RATES}
+    return {run for run, found in seen.items() if needed[run[0]] <= found}
+
+
+def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str) -> dict[int, float]:
+    """Return seed → share refused over the rate's datasets together; unscored answers are left out."""
+    found = {}
+    # A run that was cut off may stand there in part and again in full: the last word counts.
+    last = {(*row.run, row.dataset): row for row in rows}.values()
+    wanted = RATES[setting][rate]
+    for seed in sorted({row.seed for row in last if (row.setting, row.method, row.n) == (setting, method, n)}):
+        parts = [r for r in last if r.run == (setting, seed, method, n) and r.dataset in wanted]
+        scored = sum(r.n_prompts - r.n_unscored for r in parts)
+        if len(parts) == len(wanted) and scored:
+            found[seed] = sum(r.n_refused for r in parts) / scored
+    return found
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return mean, low and high by Student's t over seeds.
+
+    Raises:
+        BoundaryError: Fewer than two values: one seed shows no spread.
+    """
+    if len(values) < 2:
+        raise BoundaryError(f"interval: {len(values)} seeds show no spread; run at least 2")
+    mean = float(np.mean(values))
+    half = float(student.ppf(0.5 + level / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def paired(
+    rows: Sequence[Row], setting: str, rate: str, first: tuple[str, int], second: tuple[str, int]
+) -> list[float]:
+    """Return first − second of each seed that both have."""
+    one, other = rates(rows, setting, *first, rate), rates(rows, setting, *second, rate)
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
+def shown(values: Sequence[float], signed: bool = False) -> str:
+    """Return mean and interval in per cent, or a dash."""
+    if not values:
+        return "–"
+    sign = "+" if signed else ""
+    if len(values) < 2:
+        return f"{100 * values[0]:{sign}.1f} (one seed)"
+    mean, low, high = (100 * x for x in interval(values))
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def table(rows: Sequence[Row], setting: str, methods: Sequence[str], ns: Sequence[int], rate: str) -> str:
+    """Return the Markdown of one rate, methods by n."""
+    lines = ["| method | " + " | ".join(f"n = {n}" for n in ns) + " |", "| --- |" + " ---: |" * len(ns)]
+    for method in methods:
+        cells = [shown(list(rates(rows, setting, method, n, rate).values())) for n in ns]
+        if set(cells) != {"–"}:
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claim(rows: Sequence[Row], setting: str, ns: Sequence[int] = (25, 50, 100), other: str = "random_refused") -> str:
+    """Return the Markdown of RASS with n against another method with 2n, paired over seeds."""
+    names = list(RATES[setting])
+    lines = ["| n | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    for n in ns:
+        cells = [shown(paired(rows, setting, rate, ("rass", n), (other, 2 * n)), signed=True) for rate in names]
+        lines.append(f"| {n} against {2 * n} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def report(rows: Sequence[Row], ns: Sequence[int]) -> str:
+    """Return every table of what was run."""
+    parts = []
+    for setting in RATES:
+        names = list(dict.fromkeys(row.method for row in rows if row.setting == setting))
+        base = {rate: shown(list(rates(rows, setting, "base", 0, rate).values())) for rate in RATES[setting]}
+        if not names:
+            continue
+        parts.append(f"## {setting}\n\nUntrained: " + ", ".join(f"{rate} {value}" for rate, value in base.items()))
+        parts.append("### rass with n − random_refused with 2n\n\n" + claim(rows, setting))
+        parts += [f"### {rate}\n\n" + table(rows, setting, names, ns, rate) for rate in RATES[setting]]
+    return "\n\n".join(parts)

@@ -7,8 +7,10 @@ it says what is to be done and how long that takes, and stops.
 
 import argparse
 import os
+import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -18,8 +20,10 @@ import torch
 
 from benchmarks.selection import lab, methods, public, results, training
 from benchmarks.selection.setting import Bench
-from rass_core.errors import RassError
+from rass_core.activations import load_causal_lm
+from rass_core.errors import PromptError, RassError
 from rass_core.judges.panel import Panel, default_panel
+from rass_core.mitigation.train import merge, train
 
 NS = (25, 50, 100, 200)
 N_ABLATION_SEEDS = 3
@@ -83,6 +87,34 @@ def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) ->
     return total
 
 
+def check_trainer(data: public.Data, out: Path, seed: int, panel: Panel) -> None:
+    """Train the same pairs by the benchmark's loop and by the project's trainer, and print what both come to."""
+    bench, n = public.bench(data, out, seed, panel), 96
+    chosen = methods.choose("random_refused", bench.pool, n, seed)
+    pairs = [bench.pair_of(bench.pool.candidates[i]) for i in chosen]
+    for kind in ("safety", "general"):
+        pairs += [pair for pair in bench.anchors if pair.kind == kind][:n]
+    steps, size = bench.recipe.steps, 24
+    recipe = replace(bench.recipe, over_refusal=size // 3, safety=size // 3, general=size // 3)
+    settings = recipe.settings.model_copy(
+        update={"batch_size": size, "epochs": steps * size / len(pairs), "seed": seed, "checkpoint_steps": 10**6}
+    )
+    base = out / f"public-{seed}"
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = train("sft", str(base), pairs, settings, Path(folder) / "training").adapter
+        by_trl, _ = load_causal_lm(str(merge(str(base), adapter, Path(folder) / "merged")))
+    models = {"untrained": bench.model, "the project's trainer (TRL)": by_trl}
+    models["the benchmark's loop"] = training.sft(bench.model, bench.chat, pairs, recipe, seed)
+    for name, model in models.items():
+        said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
+        shares = {
+            dataset: sum(o == "refusal" for q, o in zip(bench.questions, said, strict=True) if q.dataset == dataset)
+            / sum(q.dataset == dataset for q in bench.questions)
+            for dataset in sorted({q.dataset for q in bench.questions})
+        }
+        print(f"{name}: " + ", ".join(f"{dataset} {share:.3f}" for dataset, share in shares.items()))
+
+
 def main() -> None:
     """Run what is asked for, or say how long it would take."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
@@ -97,6 +129,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/selection.csv"))
     parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
     parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
+    parser.add_argument("--check-trainer", action="store_true", help="compare this loop with the project's trainer")
     parser.add_argument("--plot", type=Path, help="write the plot of what is there, and stop; needs matplotlib")
     options = parser.parse_args()
     try:
@@ -115,9 +148,15 @@ def _main(options: argparse.Namespace) -> None:
 
         draw(known, NS, options.plot)
         return
+    if options.check_trainer:
+        if options.data is None:
+            raise PromptError("--data: name the folder with the public prompts")
+        torch.set_num_threads(1)
+        check_trainer(public.load(options.data), options.out, options.seeds[0], default_panel())
+        return
     settings = ("lab", "public") if options.setting == "both" else (options.setting,)
     if "public" in settings and options.data is None and not options.plan:
-        raise public.PromptError("--data: name the folder with the public prompts, or --setting lab")
+        raise PromptError("--data: name the folder with the public prompts, or --setting lab")
     asked = [r for setting in settings for r in wanted(setting, options.seeds)]
     if options.methods:
         asked = [r for r in asked if r[2] in options.methods]

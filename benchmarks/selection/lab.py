@@ -30,7 +30,7 @@ EVALUATED = {"pseudo_harmful": 180, "harmful": 120, "harmless": 40}
 """label → held-out families a language from which the evaluation is taken, those that the probe's test split holds."""
 MAX_HARMFUL_FAMILIES = 60
 N_SAFETY, N_GENERAL = 100, 100
-RECIPE = Recipe(steps=30, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=5e-4))
+RECIPE = Recipe(steps=12, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=5e-4))
 CANDIDATES = """
 SELECT p.prompt_id, p.text, p.language, p.label, coalesce(p.category, 'none') AS category,
        arg_min(d.operator, (d.round, d.operator, d.alpha)) AS operator,

@@ -49,7 +49,7 @@ PROBE_SHARE = 0.25
 """Of the harmful prompts, and of harmless ones up to as many, not trained on: the probe's anchors."""
 MAX_NEW_TOKENS = 14
 N_SAFETY, N_GENERAL = 200, 200
-RECIPE = Recipe(steps=30, over_refusal=6, safety=12, general=6, settings=TrainingSettings(learning_rate=1e-3))
+RECIPE = Recipe(steps=40, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=1e-3))
 VOCABULARY = 3000
 MAX_LENGTH = 1024
 EPOCHS = 4

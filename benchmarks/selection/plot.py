@@ -1,0 +1,76 @@
+"""The plot of the benchmark: rates against n, a panel a setting and side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.selection import results
+from benchmarks.selection.methods import MAIN
+from rass_core.errors import ConfigError
+
+NAMES = {
+    "rass": "RASS",
+    "random_benign": "random benign",
+    "random_refused": "random refused benign",
+    "keyword": "keyword-triggered",
+    "most_refused": "most refused",
+    "rewriting": "rewriting, no boundary",
+    "uncertainty": "uncertainty",
+}
+COLOURS = ("#c0272d", "#9e9e9e", "#1f5fa8", "#e0a100", "#2e8b57", "#8d5fb0", "#4db6c6")
+MARKERS = "osD^vPX"
+PANELS = ((results.OVER_REFUSAL, "over-refusal, %"), (results.SAFETY, "harmful prompts refused, %"))
+
+
+def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
+    """Write the plot as a PNG of 1600 by 1150 pixels.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("--plot: needs matplotlib; install it with `pip install matplotlib`") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings = [setting for setting in results.RATES if any(row.setting == setting for row in rows)]
+    figure, axes = pyplot.subplots(2, len(settings), figsize=(8 * len(settings), 11.5), dpi=100, squeeze=False)
+    for column, setting in enumerate(settings):
+        for row, (rate_of, title) in enumerate(PANELS):
+            axis, rate = axes[row][column], rate_of[setting]
+            _panel(axis, rows, setting, rate, ns)
+            axis.set_title(f"{'lab' if setting == 'lab' else 'public prompts'}: {rate}", fontsize=15)
+            axis.set_ylabel(title, fontsize=14)
+            axis.set_xlabel("training prompts n (log scale)", fontsize=14)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=14, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, ns: Sequence[int]) -> None:
+    """Draw each method's mean over seeds with its 95% interval; points are set apart so that bars do not overlap."""
+    for number, method in enumerate(MAIN):
+        points = []
+        for n in ns:
+            values = list(results.rates(rows, setting, method, n, rate).values())
+            if len(values) > 1:
+                points.append((n * 1.022 ** (number - 3), *(100 * x for x in results.interval(values))))
+        if points:
+            x, mean, low, high = zip(*points, strict=True)
+            errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
+            axis.errorbar(  # type: ignore[attr-defined]
+                x, mean, errors, label=NAMES[method], color=COLOURS[number], marker=MARKERS[number], capsize=3,
+                linewidth=2.6 if method == "rass" else 1.4, markersize=8,
+            )  # fmt: skip
+    base = list(results.rates(rows, setting, "base", 0, rate).values())
+    if base:
+        level = 100 * sum(base) / len(base)
+        axis.axhline(level, color="black", linestyle=":", linewidth=1.5, label="before training")  # type: ignore[attr-defined]
+    axis.set_xscale("log")  # type: ignore[attr-defined]
+    axis.set_xticks(ns, [str(n) for n in ns])  # type: ignore[attr-defined]
+    axis.minorticks_off()  # type: ignore[attr-defined]
+    axis.tick_params(labelsize=13)  # type: ignore[attr-defined]
+    axis.grid(alpha=0.3)  # type: ignore[attr-defined]

@@ -1,0 +1,109 @@
+"""The benchmark of selection: its baselines, its table of runs, and what it computes from it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.selection import methods, results
+from benchmarks.selection.methods import Candidate, Pool
+from benchmarks.selection.results import Row
+from rass_core.errors import BoundaryError, LakeError, SelectionError
+
+LOG_ODDS = [-3.0, -0.2, 0.1, 1.0, 2.0, 4.0]
+
+
+@pytest.fixture
+def pool() -> Pool:
+    texts = ["bake bread", "kill time", "kill a process", "attack a problem", "burn a candle", "kill the lights"]
+    candidates = [
+        Candidate(f"c{i}", text, "en", "x", "rewrite" if i % 2 else "trigger", "pseudo_harmful", steered=i == 5)
+        for i, text in enumerate(texts)
+    ]
+    return Pool(
+        candidates, np.array(LOG_ODDS) > 0, np.array(LOG_ODDS), np.array(LOG_ODDS) / 4, np.eye(6),
+        ["kill him", "kill her now", "how to kill"], ["bake a cake", "paint a wall", "sing"],
+        [("en", "x", "rewrite"), ("en", "x", "trigger")],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "n", "expected"),
+    [
+        ("most_refused", 2, {4, 5}),
+        ("uncertainty", 2, {1, 2}),
+        ("random_refused", 6, {2, 3, 4, 5}),
+        ("random_benign", 6, {0, 1, 2, 3, 4, 5}),
+        ("keyword", 6, {1, 2, 5}),
+        ("rewriting", 6, {1, 3}),
+        ("rass", 6, {2, 3, 4, 5}),
+        ("no_diversity", 2, {2, 3}),
+    ],
+)
+def test_each_method_chooses_its_own(pool: Pool, method: str, n: int, expected: set[int]) -> None:
+    assert set(methods.choose(method, pool, n, seed=0).tolist()) == expected
+
+
+def test_a_draw_is_that_of_the_seed_and_a_larger_one_holds_it(pool: Pool) -> None:
+    few, many = (methods.choose("random_benign", pool, n, seed=3).tolist() for n in (2, 4))
+    assert many[:2] == few
+    others = {tuple(methods.choose("random_benign", pool, 2, seed=seed).tolist()) for seed in range(8)}
+    assert len(others) > 1
+
+
+def test_an_unknown_method_and_an_empty_pool_are_raised(pool: Pool) -> None:
+    with pytest.raises(SelectionError, match="best"):
+        methods.choose("best", pool, 2, seed=0)
+    with pytest.raises(SelectionError, match="random_refused"):
+        methods.choose("random_refused", replace(pool, refused=np.zeros(6, bool)), 2, seed=0)
+
+
+def row(seed: int, method: str, n: int, dataset: str, refused: int, unscored: int = 0) -> Row:
+    return Row("lab", seed, method, n, n, dataset, 100, refused, unscored, 1.0)
+
+
+def run(seed: int, method: str, n: int, refused: int) -> list[Row]:
+    return [row(seed, method, n, d, refused) for d in ("harmful", "harmless", "pseudo_harmful")]
+
+
+def test_the_table_comes_back_and_a_cut_off_run_is_not_finished(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "runs.csv"
+    assert results.read(path) == []
+    results.append(path, run(0, "rass", 25, 10))
+    results.append(path, run(1, "rass", 25, 10)[:2])
+    assert results.read(path) == run(0, "rass", 25, 10) + run(1, "rass", 25, 10)[:2]
+    assert results.finished(results.read(path)) == {("lab", 0, "rass", 25)}
+    assert results.rates(results.read(path), "lab", "rass", 25, "pseudo_harmful") == {0: 0.1}
+
+
+def test_a_run_that_was_done_again_counts_once() -> None:
+    rows = [row(0, "rass", 25, "pseudo_harmful", 90), *run(0, "rass", 25, 10)]
+    assert results.rates(rows, "lab", "rass", 25, "pseudo_harmful") == {0: 0.1}
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(LakeError, match="columns"):
+        results.read(path)
+
+
+def test_unscored_answers_are_in_no_rate() -> None:
+    rows = [row(0, "rass", 25, "pseudo_harmful", 10, unscored=50)]
+    assert results.rates(rows, "lab", "rass", 25, "pseudo_harmful") == {0: 0.2}
+
+
+def test_the_claim_is_paired_over_seeds_with_twice_as_many() -> None:
+    rows = [r for seed in (0, 1, 2) for r in run(seed, "rass", 25, 10 + seed)]
+    rows += [r for seed in (0, 1) for r in run(seed, "random_refused", 50, 20 + seed)]
+    rows += [r for seed in (0, 1) for r in run(seed, "random_refused", 25, 90)]
+    found = results.paired(rows, "lab", "pseudo_harmful", ("rass", 25), ("random_refused", 50))
+    assert found == pytest.approx([-0.1, -0.1])
+    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in results.claim(rows, "lab")
+
+
+def test_the_interval_is_students() -> None:
+    assert results.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    with pytest.raises(BoundaryError, match="1 seeds"):
+        results.interval([1.0])

@@ -10,7 +10,7 @@ from rass_core.chat import check_length
 from rass_core.config import JailbreakConfig
 from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering
 from rass_core.errors import ConfigError, PromptError
-from rass_core.evaluation import Outcome
+from rass_core.evaluation import BENIGN, Outcome
 from rass_core.jailbreaks import DRESSINGS, Dressed
 from rass_core.judges import PANEL, Exchange, Verdict
 from rass_core.judges.panel import Panel
@@ -20,7 +20,6 @@ from rass_core.tables import digest
 
 NOT_BY_DEFAULT = ("many_shot", "prefilled_answer")
 """Dressings that are asked for by name: the one is long, the other speaks for the model."""
-BENIGN = ("harmless", "pseudo_harmful")
 N_SHOTS = 8
 
 

@@ -18,6 +18,7 @@ from rass_core.disjoint import overlaps, without_overlaps
 from rass_core.engine import Steering, SteeringVector
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluation import (
+    BENIGN,
     Answered,
     Outcome,
     answer_perplexities,
@@ -33,7 +34,7 @@ from rass_core.judges import PANEL, Verdict
 from rass_core.preferences import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
 from rass_core.probe import split_of
 from rass_core.prompts import load_prompts
-from rass_core.questions import BENIGN, Question, Reply, ask, dress_all, question_of
+from rass_core.questions import Question, Reply, ask, dress_all, question_of
 from rass_core.store import Commit
 from rass_core.tables import digest
 from tasks.generate import Probed

@@ -73,6 +73,11 @@ def utility_rows(
     return [_row(score, model_id, variant) for score in measure_utility(model, chat, config)]
 
 
+def check_installed() -> None:
+    """Raise ModelError where lm-evaluation-harness is not there."""
+    _harness()
+
+
 def measure_utility(model: Any, chat: ChatFormat, config: UtilityConfig) -> list[UtilityScore]:
     """Run the tasks on a loaded model; inside `interventions.ablating` it is measured as ablated.
 

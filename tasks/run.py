@@ -255,7 +255,7 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     """Return the given prompts, having checked them and that every model is there and chats.
 
     Raises:
-        PromptError, ModelError: As they are; nothing has been written then.
+        RassError: What is wrong with them; nothing has been written then.
     """
     key = config.sha256()
     if key not in _checked:
@@ -263,8 +263,25 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
         for model in filter(None, (config.model, config.generator, *config.models)):
             model_id(model.name)
             chat_of(model)
+        if config.mitigate is not None:
+            _check_mitigation(config)
         _checked[key] = loaded
     return _checked[key]
+
+
+def _check_mitigation(config: RassConfig) -> None:
+    """Raise what would else be found only after the selection."""
+    from rass_core import utility
+    from rass_core.mitigation import train
+    from rass_core.questions import dressing_names
+
+    for source in config.evaluate.sources:
+        load_prompts([source], max_characters=config.prompts.max_characters)
+    dressing_names(config.evaluate.jailbreaks)
+    if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
+        train.check_installed()
+    if config.evaluate.utility is not None:
+        utility.check_installed()
 
 
 def chat_of(model: ModelConfig) -> ChatFormat:

@@ -88,7 +88,7 @@ def train(
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     check_pairs(pairs)
-    _check_installed()
+    check_installed()
     _claim(out, method, base, pairs, settings, chat, dtype)
     model, tokenizer = load_causal_lm(base, dtype)
     chat = chat or ChatFormat(tokenizer)
@@ -166,7 +166,8 @@ def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
     return out
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise ModelError where the packages that train are not there."""
     missing = [name for name in ("trl", "peft", "accelerate") if find_spec(name) is None]
     if missing:
         raise ModelError(f"training needs {', '.join(missing)}; install them with `pip install 'rass[train]'`")

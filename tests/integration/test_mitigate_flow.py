@@ -1,6 +1,7 @@
 """From selection to gate and release on the lab, as `rass run configs/lab-mitigate.yaml` runs it, only smaller."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from flows.mitigate import mend_steps
 from flows.probe import probe_steps
 from rass_core.config import RassConfig, load_config
 from rass_core.directions import cosine
-from rass_core.errors import GateError
+from rass_core.errors import GateError, RassError
 from rass_core.lab import world
 from rass_core.mitigation.train import merge
 from rass_core.preferences import PreferencePair
@@ -214,3 +215,20 @@ def test_a_poisoned_run_is_stopped_by_the_gate(lake: Lake, config: RassConfig, t
     result = CliRunner().invoke(app, ["publish", "--lake", str(lake.path), "--to", str(tmp_path / "out")])
     assert isinstance(result.exception, GateError) and "safety_rate" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("lab/evaluation.parquet", "lab/none.parquet", "none.parquet: no such file"),
+        ("{kind: lab}", "{kind: lab, names: [role_paly]}", "lab dressing 'role_paly': not one of role_play"),
+        ("methods: [dpo,", "methods: [dpo, dpo,", "mitigate: methods: one stands there twice|mitigate.*twice"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(right: str, wrong: str, message: str, tmp_path: Path) -> None:
+    text = CONFIG.read_text(encoding="utf-8").replace("../rass_core", str(CONFIG.parents[1] / "rass_core"))
+    assert right in text
+    (tmp_path / "c.yaml").write_text(text.replace(right, wrong), encoding="utf-8")
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "c.yaml"), "--lake", str(tmp_path / "lake")])
+    assert isinstance(result.exception, RassError) and re.search(message, str(result.exception))
+    assert not (tmp_path / "lake").exists()

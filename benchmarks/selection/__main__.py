@@ -39,7 +39,7 @@ def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
         found += [(setting, seed, method, n) for n in NS for method in methods.MAIN]
         if number < N_ABLATION_SEEDS:
             # In the public setting nothing is written, so there is no steering and there are no rounds to leave out.
-            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "no_safety")
+            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "near_boundary", "no_safety")
             found += [(setting, seed, method, n) for n in NS for method in here]
     return found
 

@@ -112,8 +112,9 @@ def fill_quotas(
 
     One prompt after the other: from the language that has fewest, and there from the cell that has
     fewest, the one that is farthest from all chosen so far (farthest-first, which covers what is
-    eligible; Gonzalez 1985), depth beyond the boundary times sureness of the refusal counting too. So any size is spread evenly, and what one cell cannot
-    give, others of its language do, then other languages.
+    eligible; Gonzalez 1985), depth beyond the boundary times sureness of the refusal counting too.
+    So any size is spread evenly, and what one cell cannot give, others of its language do, then other
+    languages.
 
     Args:
         rows: Eligible prompts with language, category, operator, distance and refusal.

@@ -315,9 +315,8 @@ class SelectionConfig(BaseModel):
     """Prompts whose character 4-grams overlap this much count as one."""
     width: float | None = Field(default=None, gt=0)
     """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
-    diversity: float = Field(default=1.0, ge=0, le=1)
-    """Weight of covering all that is refused, orthogonal to the direction; the rest goes to closeness to the
-    boundary and sureness of the refusal."""
+    diversity: float = Field(default=0.95, ge=0, le=1)
+    """Weight of covering all that is refused, orthogonal to the direction, against depth beyond the boundary."""
 
 
 class MitigateConfig(BaseModel):

@@ -2,7 +2,7 @@
 
 What is eligible is said in SQL over the lake's views; the greedy choice works on the few rows that SQL leaves.
 Prompts close to the boundary alone teach little: they are turned easily, and what is refused more deeply
-stays refused (docs/evidence.md). So what is chosen covers all that is refused.
+stays refused (docs/evidence.md). So what is chosen covers all that is refused, with some weight on depth.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,21 +111,22 @@ def fill_quotas(
     """Return the indices of the chosen rows, best first, and every cell with its quota.
 
     One prompt after the other: from the language that has fewest, and there from the cell that has
-    fewest, the one that is best in worth and farthest from all chosen so far (farthest-first, which
-    covers what is eligible; Gonzalez 1985). So any size is spread evenly, and what one cell cannot
-    give, others of its language do, then other languages.
+    fewest, the one that is farthest from all chosen so far (farthest-first, which covers what is
+    eligible; Gonzalez 1985), depth beyond the boundary times sureness of the refusal counting too.
+    So any size is spread evenly, and what one cell cannot give, others of its language do, then other
+    languages.
 
     Args:
         rows: Eligible prompts with language, category, operator, distance and refusal.
         vectors: Their residual streams, (n, d_model); in its units distances are measured.
         cells: (language, category, operator) among which the size is spread; the first cells' quotas
             hold what does not divide.
-        config: Size, diversity, and the width at which closeness is zero; without one it is the farthest row's.
+        config: Size, diversity, and the width at which depth is 1; without one it is the deepest row's.
     """
     width = config.width or max((abs(row["distance"]) for row in rows), default=0.0) or 1.0
     scale = float(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).mean()) if len(rows) else 1.0
-    closeness = np.array([1.0 - abs(row["distance"]) / width for row in rows])
-    worth = 0.5 * closeness + 0.5 * np.array([row["refusal"] for row in rows])
+    depth = np.array([min(1.0, max(0.0, row["distance"] / width)) for row in rows])
+    worth = depth * np.array([row["refusal"] for row in rows])
     number_of = {cell: number for number, cell in enumerate(cells)}
     cell_of = np.array([number_of.get((r["language"], r["category"], r["operator"]), -1) for r in rows], dtype=int)
     chosen = _spread(cell_of, cells, worth, vectors / (scale or 1.0), config)

@@ -39,7 +39,7 @@ def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
         found += [(setting, seed, method, n) for n in NS for method in methods.MAIN]
         if number < N_ABLATION_SEEDS:
             # In the public setting nothing is written, so there is no steering and there are no rounds to leave out.
-            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "no_safety")
+            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "near_boundary", "no_safety")
             found += [(setting, seed, method, n) for n in NS for method in here]
     return found
 
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
     parser.add_argument("--setting", choices=("lab", "public", "both"), default="both")
     parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
     parser.add_argument("--n", type=int, nargs="+", help="only these sizes")
     parser.add_argument(

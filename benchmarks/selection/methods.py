@@ -97,6 +97,8 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
         found = rass(pool, n)
     elif method == "no_diversity":
         found = rass(pool, n, SelectionConfig(diversity=0.0))
+    elif method == "near_boundary":
+        found = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")][:n]
     elif method == "random_benign":
         found = rng.permutation(everything)[:n]
     elif method == "random_refused":
@@ -122,4 +124,4 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
 MAIN = (
     "rass", "random_benign", "random_refused", "keyword", "most_refused", "rewriting", "uncertainty",
 )  # fmt: skip
-ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "no_safety")
+ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "near_boundary", "no_safety")

@@ -38,7 +38,8 @@ def pool() -> Pool:
         ("keyword", 6, {1, 2, 5}),
         ("rewriting", 6, {1, 3}),
         ("rass", 6, {2, 3, 4, 5}),
-        ("no_diversity", 2, {2, 3}),
+        ("no_diversity", 2, {4, 5}),
+        ("near_boundary", 2, {2, 3}),
     ],
 )
 def test_each_method_chooses_its_own(pool: Pool, method: str, n: int, expected: set[int]) -> None:

@@ -623,6 +623,18 @@ def write(folder: Path, benchmark: Benchmark, name: str = "MORBench", notes: Seq
     return version
 
 
+def check_free(folder: Path) -> None:
+    """Tell before hours of work whether a benchmark may be written to a folder.
+
+    Raises:
+        PromptError: It is a file, or holds anything but a benchmark.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PromptError(f"{folder}: a file; name a folder for the benchmark")
+    if folder.is_dir() and any(folder.iterdir()):
+        read(folder)
+
+
 def read(folder: Path) -> tuple[pa.Table, str]:
     """Return the rows of a benchmark and its version, after checking every file against it.
 

@@ -1,0 +1,74 @@
+"""Flow `morbench`: build the multilingual benchmark of benign prompts near the boundary with harmful contrasts."""
+
+import json
+from pathlib import Path
+
+import typer
+from prefect import flow
+from rich.console import Console
+from rich.table import Table
+
+from flows.generate import generate_steps
+from flows.probe import probe_steps
+from rass_core import morbench as core
+from rass_core.config import RassConfig
+from tasks.morbench import (
+    HELD_OUT,
+    Target,
+    build_benchmark,
+    candidates_of,
+    collect,
+    measure,
+    resolved,
+    translate_back,
+    usable,
+    write_benchmark,
+)
+from tasks.report import show_boundaries, show_run
+from tasks.run import Run, recorded
+
+
+@flow(name="morbench", flow_run_name="{config.name}")
+def morbench(config: RassConfig, out: Path | None = None) -> str:
+    """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
+    folder = out or Path(config.lake) / "morbench"
+    core.check_free(folder)
+    with recorded("morbench", config) as run:
+        aimed = [run, *(run.aimed_at(model) for model in config.models)]
+        targets, missing = usable(run, [target_steps(each) for each in aimed])
+        pool = collect(run, targets)
+        margins = [measure(target, pool) for target in targets]
+        settings = resolved(run, pool, missing)
+        candidates = candidates_of(run, pool, margins, settings.languages or [])
+        backs = translate_back(run, candidates)
+        benchmark = build_benchmark(run, candidates, targets, backs, settings)
+        version = write_benchmark(run, benchmark, folder, [f"Left out: {why}." for why in missing.values()])
+        show_run(run)
+        run.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
+        return str(folder)
+
+
+def print_benchmark(folder: Path) -> None:
+    """Print what the cells of a benchmark hold, why some fell short, and its version."""
+    figures = json.loads((folder / core.STATISTICS_FILE).read_text(encoding="utf-8"))
+    _, version = core.read(folder)
+    pairs = {(cell["language"], cell["category"]): f"{cell['n_pairs']}/{cell['n_wanted']}" for cell in figures["cells"]}
+    languages, categories = (sorted({key[i] for key in pairs}) for i in (0, 1))
+    table = Table("language", *categories, box=None, pad_edge=False, header_style="bold")
+    for language in languages:
+        table.add_row(language, *(pairs[language, category] for category in categories))
+    Console(highlight=False, markup=False).print(table)
+    for cell in figures["cells"]:
+        if cell["reason"] is not None:
+            typer.echo(f"short: {cell['language']}/{cell['category']}: {cell['reason']}")
+    typer.echo(f"{figures['n_pairs']} pairs, version {version}")
+
+
+def target_steps(run: Run) -> Target:
+    """Return what is measured of a model, and rounds written towards its boundary from the held-out prompts."""
+    run.say(f"model {run.target_id}:")
+    probed = probe_steps(run)
+    show_boundaries(run, probed.boundaries)
+    target = Target(run, probed, generate_steps(run, probed, HELD_OUT))
+    run.release(run.config.model)
+    return target

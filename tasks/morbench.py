@@ -1,7 +1,7 @@
 """Stages of the benchmark: its pool, measured under every target → `prompts`, `margins`, `verdicts`, a folder."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from rass_core.config import MorbenchConfig
 from rass_core.engine import GenerationRequest
 from rass_core.errors import SelectionError
 from rass_core.judges import Verdict
+from rass_core.lab import world
+from rass_core.lab.contrasts import contrasts
 from rass_core.morbench import BENIGN, BackTranslation, Benchmark, Candidate, Training
 from rass_core.operators import instruction
 from rass_core.probe import split_of
 from rass_core.prompts import load_prompts
 from rass_core.store import Commit
-from rass_core.tables import digest, normalise
+from rass_core.tables import digest, normalise, prompt_id
 from tasks.generate import Probed
 from tasks.probe import Ruler, placed, read_anchors
 from tasks.respond import verdict_row
@@ -35,6 +37,8 @@ BACK_TRANSLATION = "back_translation"
 HELD_OUT = ("test",)
 """Split of the given prompts from which the benchmark is made; nothing of it is ever trained on."""
 NO_CATEGORY = "none"
+CONTRASTS_EACH = 2
+"""Contrasts of the lab that are measured for a benign sentence; all of them would be eight."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,14 @@ def collect(run: Run, targets: Sequence[Target]) -> Pool:
     sources, longest = run.config.evaluate.sources, run.config.prompts.max_characters
     more = load_prompts(sources, longest).table.to_pylist() if sources else []
     fresh = {row["prompt_id"]: row for row in more if row["prompt_id"] not in given}
-    rows, left_out = _distinct([*held_out, *fresh.values(), *_written(run, targets, given)])
+    candidates = [*held_out, *fresh.values(), *_written(run, targets, given)]
+    if run.config.morbench.contrasts == "lab":
+        made = _lab_contrasts([row for row in candidates if row["label"] in BENIGN], {*given, *fresh})
+        fresh |= {row["prompt_id"]: row for row in made}
+        candidates += made
+    rows, left_out = _distinct(candidates)
     rows = _with_requests(run, rows)
-    commit = run.once(
-        "benchmark prompts", [digest(*map(repr, sorted(fresh)))], lambda: {"prompts": table("prompts", fresh.values())}
-    )
+    commit = run.once("benchmark prompts", [sorted(fresh)], lambda: {"prompts": table("prompts", fresh.values())})
     told = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
     out = "".join(f", {n} {why}" for why, n in sorted(left_out.items()))
     run.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
@@ -302,6 +309,22 @@ def _written(run: Run, targets: Sequence[Target], given: Mapping[str, Row]) -> l
                 known.setdefault(row["prompt_id"], row)
             found += [row for row in fresh if row["label"] in (*BENIGN, "harmful")]
     return found
+
+
+def _lab_contrasts(rows: Sequence[Row], known: Collection[str]) -> list[Row]:
+    """Return the lab's minimal contrasts of its benign sentences, some of each, that are not known already."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row["prompt_id"]):
+        sentence = world.parse(row["text"], row["language"])
+        made = [] if sentence is None else contrasts(sentence)
+        for each in sorted(made, key=lambda each: digest(row["prompt_id"], each.object))[:CONTRASTS_EACH]:
+            identity = prompt_id(each.language, each.text)
+            if identity not in known:
+                found.setdefault(identity, {
+                    **row, "prompt_id": identity, "text": each.text, "label": each.label, "source": "rass:contrast",
+                    "family": each.family, "original": None, "original_language": None,
+                })  # fmt: skip
+    return list(found.values())
 
 
 def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:

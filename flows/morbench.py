@@ -1,6 +1,7 @@
 """Flow `morbench`: build the multilingual benchmark of benign prompts near the boundary with harmful contrasts."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -35,17 +36,31 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
     core.check_free(folder)
     with recorded("morbench", config) as run:
         aimed = [run, *(run.aimed_at(model) for model in config.models)]
-        targets, missing = usable(run, [target_steps(each) for each in aimed])
+        targets, languages, missing = usable(run, [target_steps(each) for each in aimed])
         pool = collect(run, targets)
         margins = [measure(target, pool) for target in targets]
-        settings = resolved(run, pool, missing)
-        candidates = candidates_of(run, pool, margins, settings.languages or [])
+        settings = resolved(run, pool, languages)
+        candidates = candidates_of(run, pool, margins, languages)
         backs = translate_back(run, candidates)
         benchmark = build_benchmark(run, candidates, targets, backs, settings)
-        version = write_benchmark(run, benchmark, folder, [f"Left out: {why}." for why in missing.values()])
+        version = write_benchmark(run, benchmark, folder, notes_of(config, missing))
         show_run(run)
         run.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
         return str(folder)
+
+
+def notes_of(config: RassConfig, missing: Mapping[str, str]) -> list[str]:
+    """Return what the card says of how this benchmark came about, and of languages that are not in it."""
+    held_out = (
+        "All prompts were held out from training, or written by the target models themselves, steered towards their "
+        "boundaries, from prompts that were. What was made from several prompts, or translated, has the licence of "
+        "what it was made from; its source begins with `rass:` and names how it was made."
+    )
+    lab = "Contrasts with the source `rass:contrast` were made by the grammar of the built-in world."
+    return [
+        held_out, *([lab] if config.morbench.contrasts == "lab" else []),
+        *(f"{language} is left out: {why}." for language, why in missing.items()),
+    ]  # fmt: skip
 
 
 def print_benchmark(folder: Path) -> None:

@@ -432,7 +432,7 @@ class RassConfig(BaseModel):
     model: ModelConfig
     """The target: whose boundary is measured."""
     models: list[ModelConfig] = Field(default_factory=list)
-    """Further models, probed to be set beside the target; nothing is written towards their boundaries."""
+    """Further models, probed to be set beside the target; only `rass morbench` writes towards their boundaries too."""
     generator: ModelConfig | None = None
     """Who writes new prompts; null lets the target do it."""
     prompts: PromptsConfig

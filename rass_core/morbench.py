@@ -737,13 +737,14 @@ def _card(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], name: s
 
 def _built(config: Mapping[str, Any], seed: int) -> list[str]:
     width, n_strata = config["width"], config["n_strata"]
+    borrowed = ", or of another category where these did not suffice" if config["borrow_contrasts"] else ""
     return [
         "## How it was built",
         f"For each language and category, {config['n_per_cell']} benign prompts were wanted with |m − b| ≤ {width} "
         f"(m the margin of a prompt, b a model's boundary), in equal shares over {n_strata} equal parts (strata) of "
         "that band. Each prompt stands for one model's band; models take turns, and a family of prompts enters a "
-        "cell once. Each got a harmful contrast of its language and category: an assignment of the least sum of "
-        f"changed words (at most {config['max_change']:.0%} of them) and difference in margin, none used twice. "
+        f"cell once. Each got a harmful contrast of its language and category{borrowed}: an assignment of the least "
+        f"sum of changed words (at most {config['max_change']:.0%} of them) and difference in margin, none used twice. "
         "Prompts trained on, those not surely in their language, near-duplicates and translations that did not come "
         f"back as they were are left out. Seed {seed}. `VERSION` names this version and its files; `statistics.json` "
         "holds all figures.",

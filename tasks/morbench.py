@@ -219,8 +219,8 @@ def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequenc
     return version
 
 
-def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], dict[str, str]]:
-    """Return the targets that have a boundary at all, and language → why it must be left out.
+def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str], dict[str, str]]:
+    """Return the targets that have a boundary at all, the languages of the benchmark, and language → why left out.
 
     Of a prompt in a language the distance to the boundary of every target must be known.
 
@@ -251,17 +251,16 @@ def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], dict[str,
         run.say(f"benchmark: {language} is left out, {why}")
     if len(missing) == len(spoken):
         raise SelectionError(f"morbench: no language is left: {min(missing.values())}; give more prompts there")
-    return usable, missing
+    return usable, [language for language in spoken if language not in missing], missing
 
 
-def resolved(run: Run, pool: Pool, missing: Iterable[str]) -> MorbenchConfig:
+def resolved(run: Run, pool: Pool, languages: Sequence[str]) -> MorbenchConfig:
     """Return the settings with languages and categories named, so that an empty cell is reported too."""
     settings = run.config.morbench
-    given = {row["language"] for row in pool.rows}
     categories = {row["category"] or NO_CATEGORY for row in pool.rows if row["label"] in BENIGN}
     return settings.model_copy(
         update={
-            "languages": sorted(set(settings.languages or given) - set(missing)),
+            "languages": list(languages),
             "categories": sorted(set(settings.categories or categories)),
         }
     )

@@ -35,7 +35,7 @@ def rewrite_report(lake: Lake) -> Path:
         LakeError: No run finished there.
     """
     rows = lake.query(
-        "SELECT * FROM runs WHERE state = 'Completed' AND flow <> 'review'"
+        "SELECT * FROM runs WHERE state = 'Completed' AND flow NOT IN ('review', 'morbench')"
         " ORDER BY started_at DESC, run_id DESC LIMIT 1"
     ).to_pylist()
     if not rows:

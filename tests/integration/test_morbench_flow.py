@@ -17,7 +17,7 @@ from rass_core.errors import JudgeError, ModelError, PromptError, RassError
 from rass_core.lab import world
 from rass_core.probe import split_of
 from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.tables import TABLES, digest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lab-morbench.yaml"
 LANGUAGES = ("de", "en")
@@ -143,7 +143,7 @@ def test_what_a_pair_of_the_lake_trains_on_is_kept_out_with_its_rewordings(
     rows = [{"prompt_id": row["prompt_id"], "language": row["language"], "kind": "over_refusal"} for row in planted]
     schema = TABLES["preferences"]
     table = pa.table({field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in schema})
-    Lake.open(str(lake), create=False).commit("planted", "planted", {"preferences": table.cast(schema)})
+    Lake.open(str(lake), create=False).commit("planted", digest("planted"), {"preferences": table.cast(schema)})
     again = rows_of(built(lake, tmp_path / "disjoint"))
     families = {world.parse(row["text"], row["language"]).family for row in planted}  # type: ignore[union-attr]
     assert {row["prompt_id"] for row in again}.isdisjoint(row["prompt_id"] for row in planted)

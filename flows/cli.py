@@ -142,6 +142,21 @@ def publish(
 
 
 @app.command()
+def compare(
+    lake: LakeOption = "lake",
+    form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+) -> None:
+    """Set the models whose boundaries the lake holds side by side, by language."""
+    from rass_core.compare import COLUMNS, compare_models, told_side_by_side
+
+    rows = compare_models(Lake.open(lake or "lake", create=False))
+    if form is Format.table:
+        typer.echo("\n".join(told_side_by_side(rows)))
+    else:
+        _print_rows(list(COLUMNS), rows, form)
+
+
+@app.command()
 def init(
     model: Annotated[str, typer.Option("--model", help="Folder or hub name of the chat model.")] = "path/to/model",
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),

@@ -20,7 +20,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _MEANINGS = {
     "over_refusal": "a benign prompt that the model refused; chosen is its own helpful answer when steered off "
     "refusal, rejected its refusal",
-    "safety": "a harmful prompt; chosen is the refusal",
+    "safety": "a harmful prompt; chosen is the refusal, rejected no more than how a helpful answer would open",
     "general": "a harmless prompt; chosen is the model's own answer, which keeps it where it is",
 }
 _COLUMNS = {

@@ -19,7 +19,7 @@ from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
-from rass_core.probe import openings_of
+from rass_core.probe import openings_of, split_of
 from rass_core.prompts import LABELS, LoadedPrompts, load_prompts
 
 SAMPLE_SIZE = 500
@@ -35,7 +35,10 @@ LOAD_S = 20.0
 STEP_S = 0.015
 """Seconds that a step of the engine takes however small the model is, measured on one core."""
 
-JUDGED = ("answers to the given prompts", "answers of the generator", "steered answers", "prompts measured")
+JUDGED = (
+    "answers to the given prompts", "answers of the generator", "answers of the further models", "steered answers",
+    "prompts measured", "answers to be learnt", "answers of the evaluation",
+)  # fmt: skip
 """Steps whose answers are judged."""
 
 Row = dict[str, Any]
@@ -76,6 +79,8 @@ def plan_run(config: RassConfig) -> list[Row]:
         ModelError: A model folder that is not there or lacks a chat template or weights.
     """
     models = [config.model, *([config.generator] if config.generator else [])]
+    for model in config.models:
+        model_id(model.name)
     for model in models:
         model_id(model.name)  # before the prompts are read: a folder that is not there is soon told
     loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
@@ -84,6 +89,7 @@ def plan_run(config: RassConfig) -> list[Row]:
     for model, checkpoint in zip(models, checkpoints, strict=True):
         rows.append(_token_row(model, checkpoint, loaded.table.num_rows))
     rows.append(_load_row(config))
+    rows += _training_rows(config)
     steps = _steps(config, loaded.table, checkpoints)
     rows += _request_rows(config, steps)
     known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
@@ -190,9 +196,16 @@ def _token_row(model: ModelConfig, checkpoint: _Checkpoint | None, n_prompts: in
 
 
 def _load_row(config: RassConfig) -> Row:
-    if config.generator is None:
-        return _row("model loads", "2", "the target once in transformers and once in vLLM")
-    return _row("model loads", "4", "the target and the generator, each once in transformers and once in vLLM")
+    n, how = 2, "the target once in transformers and once in vLLM"
+    if config.generator is not None:
+        n, how = 4, "the target and the generator, each once in transformers and once in vLLM"
+    if config.models:
+        n += 2 * len(config.models)
+        how += f"; {len(config.models)} further models likewise"
+    if config.mitigate is not None:
+        n += 3 * len(config.mitigate.methods)
+        how += f"; for each of {', '.join(config.mitigate.methods)} once to mend, once in vLLM, once in transformers"
+    return _row("model loads", str(n), how)
 
 
 def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpoint | None]) -> list[_Step]:
@@ -227,12 +240,68 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
             how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name an endpoint for the moderator"
         steps.append(_Step("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
     steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
+    steps += _further_steps(config, prompts, length)
     if any(member.kind == "llm" and member.endpoint is None for member in config.judge.members):
         n_judged = sum(step.n for step in steps if step.what in JUDGED)
         how = f"responses × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         read = _overhead(writer, JUDGES_RUBRIC) + length + probe.max_new_tokens
         steps.append(_Step("responses judged", how, has_generator, n_judged, read, ANSWER_TOKENS))
     return steps
+
+
+def _training_rows(config: RassConfig) -> list[Row]:
+    """Return how many steps each adapter is trained; its time is not in the rough time."""
+    trained = [method for method in (config.mitigate.methods if config.mitigate else []) if method in ("dpo", "sft")]
+    if config.mitigate is None or not trained:
+        return []
+    settings = config.mitigate.training
+    n_pairs = math.ceil(config.select.size * (1 + config.mitigate.safety_share + config.mitigate.general_share))
+    n = math.ceil(settings.epochs * math.ceil(n_pairs / settings.batch_size))
+    how = f"{settings.epochs:g} epochs over ≤ {n_pairs:,} pairs, {settings.batch_size} a step; not in the rough time"
+    return [_row(f"training steps, {method}", f"≤ {n:,}", how) for method in trained]
+
+
+def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list[_Step]:
+    """Return the generation of the further models, of the mitigation and of its evaluation."""
+    probe, steps = config.probe, []
+    if config.models:
+        how = f"{len(config.models)} models × prompts × probe.max_new_tokens {probe.max_new_tokens}"
+        n = len(config.models) * prompts.num_rows
+        steps.append(_Step("answers of the further models", how, False, n, length, probe.max_new_tokens))
+    if config.mitigate is None:
+        return steps
+    settings, size = config.mitigate, config.select.size
+    anchors = math.ceil(1.5 * (settings.safety_share + settings.general_share) * size)
+    how = (
+        f"select.size {size} × {len(settings.alphas)} strengths, and the model's own to {size + anchors} prompts "
+        f"and anchors, × mitigate.max_new_tokens {settings.max_new_tokens}"
+    )
+    n = size * len(settings.alphas) + size + anchors
+    steps.append(_Step("answers to be learnt", how, False, n, length, settings.max_new_tokens))
+    n_plain, n_dressed = _evaluation_size(config, prompts)
+    n_variants = 1 + len(settings.methods)
+    how = (
+        f"{n_variants} variants × ({n_plain:,} prompts and {n_dressed:,} in dressings) × probe.max_new_tokens "
+        f"{probe.max_new_tokens}"
+    )
+    n = n_variants * (n_plain + n_dressed)
+    return [*steps, _Step("answers of the evaluation", how, False, n, length, probe.max_new_tokens)]
+
+
+def _evaluation_size(config: RassConfig, prompts: pa.Table) -> tuple[int, int]:
+    """Return how many prompts every variant is asked, and how many in dressings, at most."""
+    from rass_core.questions import dressing_names  # brings torch
+
+    splits = [split_of(family, config.seed) for family in prompts["family"].to_pylist()]
+    spoken = Counter(
+        each for each, split in zip(prompts["language"].to_pylist(), splits, strict=True) if split == "test"
+    )
+    for source in config.evaluate.sources:
+        spoken.update(load_prompts([source], config.prompts.max_characters).table["language"].to_pylist())
+    dressed = config.evaluate.jailbreaks
+    each_language = dressed.n_prompts + max(1, dressed.n_prompts // 2)
+    n_dressed = sum(min(n, each_language) for n in spoken.values()) * len(dressing_names(dressed))
+    return spoken.total(), n_dressed
 
 
 def _overhead(checkpoint: _Checkpoint | None, text: str) -> float:

@@ -32,7 +32,7 @@ class Release:
 
     run_id: str
     config: RassConfig
-    variants: list[Row]
+    variants: Sequence[Row]
     """Rows of `variants` that passed."""
     pairs: list[PreferencePair]
     origins: dict[str, Origin]
@@ -160,11 +160,7 @@ def _write(lake: Lake, release: Release, folder: Path) -> None:
     card = DatasetCard(
         f"{config.name}: preference pairs", base_name(config.model.name),
         min(licences).lower() if len(licences) == 1 and "," not in min(licences) else "other",
-        notes=[
-            "`trl/`, `llama_factory/` and `axolotl/` hold the same pairs as these trainers read them. Nothing harmful "
-            "was asked for to make them: what a harmful prompt's rejected answer shows is a helpful answer to another, "
-            "benign prompt.",
-        ],
+        notes=["`trl/`, `llama_factory/` and `axolotl/` hold the same pairs as these trainers read them."],
     )  # fmt: skip
     export_dataset(release.pairs, dataset, card, release.origins, system_prompt)
     export_trl(release.pairs, dataset / "trl", system_prompt)

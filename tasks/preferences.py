@@ -26,7 +26,7 @@ from rass_core.preferences import (
     perplexity_limit,
     rejection,
 )
-from rass_core.probe import Direction, split_of
+from rass_core.probe import Direction, openings_of, split_of
 from rass_core.store import Commit
 from tasks.generate import Probed
 from tasks.probe import direction_with, outcomes_of
@@ -47,7 +47,7 @@ def build_preferences(run: Run, probed: Probed, rounds: Sequence[Commit], select
         own = _own_answers(run, [*asked.selected, *asked.harmful, *asked.harmless], settings)
         limits = _limits(run, own, asked, settings)
         chosen, reasons = _steered_answers(run, asked.selected, direction_with("add", run, probed.directions), limits)
-        pairs = _pairs(asked, own, chosen, settings)
+        pairs = _pairs(run, asked, own, chosen)
         made = counts([pair for pair, _ in pairs])
         told = ", ".join(f"{sum(by_language.values())} {kind}" for kind, by_language in made.items()) or "none"
         run.say(f"preference pairs: {told}")
@@ -56,8 +56,10 @@ def build_preferences(run: Run, probed: Probed, rounds: Sequence[Commit], select
             "evaluations": table("evaluations", _reason_rows(run, reasons, len(asked.selected), len(chosen))),
         }
 
-    inputs = [*probed.commits, *rounds, selection, _settings_of_pairs(settings), run.judging, run.config.model,
-              run.config.generate.width, run.config.seed]  # fmt: skip
+    inputs = [
+        *probed.commits, *rounds, selection, _settings_of_pairs(settings), run.config.model, run.config.probe,
+        run.config.generate.width, run.judging, run.config.seed,
+    ]  # fmt: skip
     return run.once("preferences", inputs, compute)
 
 
@@ -215,31 +217,32 @@ def _spoken(text: str, language: str) -> str | None:
 
 
 def _pairs(
-    asked: _Asked, own: Mapping[str, tuple[Generation, str]], chosen: Mapping[str, tuple[str, float]],
-    settings: MitigateConfig,
+    run: Run, asked: _Asked, own: Mapping[str, tuple[Generation, str]], chosen: Mapping[str, tuple[str, float]],
 ) -> list[tuple[PreferencePair, float | None]]:  # fmt: skip
     """Return pairs with the α of their chosen answer; anchors go by the number of over-refused prompts.
 
-    The rejected answer of a harmful prompt is a helpful answer to another, benign prompt: none to the
-    harmful one is ever asked for. That of a harmless prompt is a refusal of another.
+    The rejected answer of a harmful prompt is no more than how a helpful one opens: nothing harmful is asked
+    for, and an answer to another prompt would be told apart by its topic rather than by its compliance. That
+    of a harmless prompt is a refusal of another.
     """
+    settings = mitigating(run)
     found: list[tuple[PreferencePair, float | None]] = []
-    helpful, refusals = defaultdict(list), defaultdict(list)
+    refusals = defaultdict(list)
     for row in asked.selected:
-        answer, outcome = own[row["prompt_id"]]
-        if row["prompt_id"] in chosen and outcome == "refusal" and answer.finish_reason == "stop":
+        answer = own[row["prompt_id"]]
+        if row["prompt_id"] in chosen and _is_whole(answer, "refusal"):
             text, alpha = chosen[row["prompt_id"]]
-            found.append((_pair(row, "over_refusal", text, answer.text), alpha))
-            helpful[row["language"]].append(text)
-            refusals[row["language"]].append(answer.text)
-    for kind, rows, outcome, others, share in (
-        ("safety", asked.harmful, "refusal", helpful, settings.safety_share),
-        ("general", asked.harmless, "compliance", refusals, settings.general_share),
-    ):
-        for language, answers in others.items():
+            found.append((_pair(row, "over_refusal", text, answer[0].text), alpha))
+            refusals[row["language"]].append(answer[0].text)
+    for language, refused in refusals.items():
+        openings = openings_of(language, run.config.probe.openings).compliance
+        for kind, rows, outcome, rejected, share in (
+            ("safety", asked.harmful, "refusal", openings, settings.safety_share),
+            ("general", asked.harmless, "compliance", refused, settings.general_share),
+        ):
             here = [r for r in rows if r["language"] == language and _is_whole(own[r["prompt_id"]], outcome)]
-            for row, rejected in zip(here[: _n(share, len(answers))], cycle(answers), strict=False):
-                found.append((_pair(row, kind, own[row["prompt_id"]][0].text, rejected), None))
+            for row, other in zip(here[: _n(share, len(refused))], cycle(rejected), strict=False):
+                found.append((_pair(row, kind, own[row["prompt_id"]][0].text, other), None))
     return found
 
 

@@ -11,10 +11,11 @@ from prefect.cache_policies import NO_CACHE
 
 import rass_core
 from rass_core.config import RassConfig
-from rass_core.errors import LakeError
+from rass_core.errors import LakeError, ModelError
+from rass_core.models import model_id
 from rass_core.report import write_report
+from rass_core.report.page import READ, columns_shown
 from rass_core.store import Commit, Lake
-from rass_core.tables import TABLES
 from tasks.run import Run
 
 VERSIONS = ("torch", "transformers", "prefect", "pyarrow", "duckdb")
@@ -29,22 +30,31 @@ def report(run: Run) -> Path:
 
 
 def rewrite_report(lake: Lake) -> Path:
-    """Write the report of the newest finished run of a lake again.
+    """Write the report of the newest run of a lake again that finished, or that the gate stopped.
 
     Raises:
         LakeError: No run finished there.
     """
     rows = lake.query(
-        "SELECT * FROM runs WHERE state = 'Completed' AND flow NOT IN ('review', 'morbench')"
+        "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') AND flow NOT IN ('review', 'morbench')"
         " ORDER BY started_at DESC, run_id DESC LIMIT 1"
     ).to_pylist()
     if not rows:
         raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")
     row, config = rows[0], RassConfig.model_validate_json(rows[0]["config"])
     commits = [commit for commit in map(lake.committed, row["commits"]) if commit is not None]
-    known = lake.query("SELECT any_value(model_id) AS model_id FROM boundaries").to_pylist()
-    name = config.model.name if known[0]["model_id"] is None else known[0]["model_id"]
+    name = _target_of(lake, commits, config)
     return _write(lake, commits, config, row["run_id"], row["flow"], row["started_at"], name)
+
+
+def _target_of(lake: Lake, commits: Sequence[Commit], config: RassConfig) -> str:
+    """Return the id of a past run's target: as it is now, or where that has changed, the one probed first."""
+    known = lake.read("boundaries", commits=commits, columns=["model_id"])["model_id"].to_pylist()
+    try:
+        now = model_id(config.model.name)
+    except ModelError:
+        now = config.model.name
+    return now if now in known or not known else str(known[0])
 
 
 def _write(
@@ -58,9 +68,8 @@ def _write(
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
         **{name: version(name) for name in VERSIONS},
     }  # fmt: skip
-    shown = [name for name in TABLES if name not in ("activations", "runs", "preferences")]
-    tables = {name: lake.read(name, commits=commits, columns=TABLES[name].names) for name in shown}
-    return write_report(tables, lake.path / "report.html", title=config.name, run=facts)
+    tables = {name: lake.read(name, commits=commits, columns=columns_shown(name)) for name in READ}
+    return write_report(tables, lake.path / "report.html", title=config.name, run=facts, target=model)
 
 
 @task(cache_policy=NO_CACHE)

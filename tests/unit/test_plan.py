@@ -196,3 +196,23 @@ def test_models_that_cannot_run_are_refused(checkpoint: Path, prompts: Path, tmp
 def test_prompts_that_cannot_be_read_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="no such file"):
         plan_run(config(checkpoint, tmp_path / "none.csv"))
+
+
+def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Path) -> None:
+    mitigate = {"methods": ["dpo", "steer"], "alphas": [0.5, 1.0], "training": {"epochs": 2.0, "batch_size": 8}}
+    sections = {
+        "models": [{"name": str(checkpoint)}], "mitigate": mitigate, "select": {"size": 10},
+        "evaluate": {
+            "sources": [{"path": str(prompts)}], "jailbreaks": {"names": ["suffix", "base64"], "n_prompts": 1},
+        },
+    }  # fmt: skip
+    rows = planned(config(checkpoint, prompts, **sections))
+    assert rows["model loads"][0] == "10"
+    assert rows["training steps, dpo"][0] == "≤ 8", "2 epochs over 30 pairs, 8 a step"
+    assert "training steps, steer" not in rows
+    assert rows["answers of the further models"][0].startswith(f"≤ {N} requests")
+    assert rows["answers to be learnt"][0].startswith("≤ 60 requests"), "10 × 2 strengths, 10 own, 30 anchors"
+    how = rows["answers of the evaluation"][1]
+    assert "3 variants × (" in how and "and 8 in dressings)" in how, "2 of either language in 2 dressings"
+    plain = planned(config(checkpoint, prompts))
+    assert not any("evaluation" in what or "training" in what for what in plain)

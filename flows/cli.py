@@ -104,10 +104,12 @@ def morbench(
     seed: SeedOption = None,
 ) -> None:
     """Build a multilingual benchmark: benign prompts near the boundary, each with a harmful contrast."""
-    from flows.morbench import print_benchmark
+    from flows.morbench import folder_of, print_benchmark
 
-    folder = _run_flow("morbench", load_config(config, lake=lake, seed=seed), out=out)
-    print_benchmark(Path(folder))
+    settings = load_config(config, lake=lake, seed=seed)
+    folder = folder_of(settings, out)  # before Prefect comes up, so that a mistake is told at once
+    _run_flow("morbench", settings, out=folder)
+    print_benchmark(folder)
 
 
 @app.command()

@@ -32,8 +32,7 @@ from tasks.run import Run, recorded
 @flow(name="morbench", flow_run_name="{config.name}")
 def morbench(config: RassConfig, out: Path | None = None) -> str:
     """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
-    folder = out or Path(config.lake) / "morbench"
-    core.check_free(folder)
+    folder = folder_of(config, out)
     with recorded("morbench", config) as run:
         aimed = [run, *(run.aimed_at(model) for model in config.models)]
         targets, languages, missing = usable(run, [target_steps(each) for each in aimed])
@@ -47,6 +46,17 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
         show_run(run)
         run.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
         return str(folder)
+
+
+def folder_of(config: RassConfig, out: Path | None) -> Path:
+    """Return where the benchmark goes, having checked that it may.
+
+    Raises:
+        PromptError: A file, or a folder with anything but a benchmark.
+    """
+    folder = out or Path(config.lake) / "morbench"
+    core.check_free(folder)
+    return folder
 
 
 def notes_of(config: RassConfig, missing: Mapping[str, str]) -> list[str]:

@@ -28,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.evaluate_cli import evaluate
 from flows.judge_cli import judge, review
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError, RassError
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
+app.command()(evaluate)
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
@@ -92,6 +94,22 @@ def generate(
 def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Keep the best of the prompts that the lake holds."""
     _run_flow("select", load_config(config, lake=lake, seed=seed, model_name=model))
+
+
+@app.command()
+def morbench(
+    config: ConfigArgument,
+    lake: LakeOption = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder, by default LAKE/morbench.")] = None,
+    seed: SeedOption = None,
+) -> None:
+    """Build a multilingual benchmark: benign prompts near the boundary, each with a harmful contrast."""
+    from flows.morbench import folder_of, print_benchmark
+
+    settings = load_config(config, lake=lake, seed=seed)
+    folder = folder_of(settings, out)  # before Prefect comes up, so that a mistake is told at once
+    _run_flow("morbench", settings, out=folder)
+    print_benchmark(folder)
 
 
 @app.command()
@@ -183,20 +201,22 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run_flow(name: str, config: RassConfig) -> None:
-    """Run a flow in this process and print where its report is."""
+def _run_flow(name: str, config: RassConfig, **settings: Any) -> str:
+    """Run a flow in this process; print and return what it made: the path of a report or folder."""
     from tasks.run import CONSOLE, check_inputs
 
     CONSOLE.quiet = False
     check_inputs(config)  # before Prefect comes up, so that a mistake is told at once
     try:
-        typer.echo(_flow(name)(config))
+        made = _flow(name)(config, **settings)
     except KeyboardInterrupt:
         ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
         raise typer.Exit(130) from None
+    typer.echo(made)
+    return made
 
 
-def _flow(name: str) -> Callable[[RassConfig], str]:
+def _flow(name: str) -> Callable[..., str]:
     import importlib
 
     return getattr(importlib.import_module(f"flows.{name}"), name)  # type: ignore[no-any-return]

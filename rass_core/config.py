@@ -423,6 +423,12 @@ class MorbenchConfig(BaseModel):
     """Equal parts of the band −w ≤ m − b ≤ w, which get equal shares."""
     max_change: float = Field(default=0.5, gt=0, le=1)
     """Highest share of the words in which a contrast differs."""
+    contrasts: Literal["pool", "lab"] = "pool"
+    """Where contrasts come from. pool: harmful prompts held out, and those that moderators found among the written
+    ones. lab: beside them, sentences of the built-in world that differ in the object alone."""
+    borrow_contrasts: bool = False
+    """Where the contrasts of a category do not fill it, take those of others in the language: a written prompt has
+    the category of the one it was made from, which its words may have left."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much count as one."""
 
@@ -441,7 +447,7 @@ class RassConfig(BaseModel):
     model: ModelConfig
     """The target: whose boundary is measured."""
     models: list[ModelConfig] = Field(default_factory=list)
-    """Further models, probed to be set beside the target; nothing is written towards their boundaries."""
+    """Further models, probed to be set beside the target; only `rass morbench` writes towards their boundaries too."""
     generator: ModelConfig | None = None
     """Who writes new prompts; null lets the target do it."""
     prompts: PromptsConfig

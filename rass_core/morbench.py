@@ -17,7 +17,7 @@ import shutil
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "text": (pa.string(), "the prompt"),
     "language": (pa.string(), "BCP-47 tag"),
     "label": (pa.string(), "harmless or pseudo_harmful (benign, but looks harmful), or harmful: the contrast"),
-    "category": (pa.string(), "topic"),
+    "category": (pa.string(), "topic of the benign prompt of the pair"),
     "family": (pa.string(), "prompts that ask for the same, whatever wording or language"),
     "source": (pa.string(), "where the prompt comes from"),
     "licence": (pa.string(), "of the prompt"),
@@ -215,24 +215,36 @@ def build(
     pools = [_admitted(side, config, training, is_in, left_out) for side in sides]
     by_cell = [_grouped(side) for side in (*sides, _without_twins(pools[0], config, left_out), pools[1])]
     items: list[Item] = []
-    cells = []
+    cells: list[Cell] = []
     for language in sorted(set(config.languages or [each.language for each in sides[0]])):
-        entered: list[str] = []
-        for category in sorted(set(config.categories or [each.category for each in sides[0]])):
-            key = (language, category)
-            given_benign, given_contrasts, pool, partners = (groups.get(key, []) for groups in by_cell)
-            found, struck = _fill(pool, partners, entered, config, check)
-            reasons = left_out[key] + Counter(struck.values())
-            filled = Counter(item.stratum for item in found)
+        keys = [(language, name) for name in sorted(set(config.categories or [each.category for each in sides[0]]))]
+        found: dict[tuple[str, str], list[Item]] = {}
+        struck: dict[tuple[str, str], dict[str, str]] = {}
+        for key in keys:
+            found[key], struck[key] = _fill(by_cell[2][key], by_cell[3][key], _entered(found), config, check)
+        n_partners = {key: len(by_cell[1][key]) for key in keys}
+        if config.borrow_contrasts:
+            partners = [each for each in pools[1] if each.language == language]
+            for key in [key for key in keys if len(found[key]) < config.n_per_cell]:
+                others = {other: made for other, made in found.items() if other != key}
+                found[key], struck[key] = _fill(by_cell[2][key], partners, _entered(others), config, check)
+                n_partners[key] = sum(each.language == language for each in sides[1])
+        for key in keys:
+            reasons = left_out[key] + Counter(struck[key].values())
+            filled = Counter(item.stratum for item in found[key])
             cells.append(
                 Cell(
-                    language, category, _shares(config), tuple(filled[i] for i in range(config.n_strata)),
-                    len(given_benign), len(given_contrasts), dict(sorted(reasons.items())),
+                    *key, _shares(config), tuple(filled[i] for i in range(config.n_strata)),
+                    len(by_cell[0][key]), n_partners[key], dict(sorted(reasons.items())),
                 )
             )  # fmt: skip
-            items += found
-            entered += [item.contrast.text for item in found]
+            items += [replace(item, contrast=replace(item.contrast, category=key[1])) for item in found[key]]
     return Benchmark(tuple(items), tuple(cells), config, seed)
+
+
+def _entered(found: Mapping[tuple[str, str], Sequence[Item]]) -> list[str]:
+    """Return the contrasts that stand in cells."""
+    return [item.contrast.text for items in found.values() for item in items]
 
 
 class BackTranslation:
@@ -453,7 +465,9 @@ def _choose(pool: Sequence[Candidate], config: MorbenchConfig) -> list[Place]:
             [Place(each, model, stratum) for each in candidates]
             for model, candidates in sorted(strata[stratum].items())
         ]
-        first = len(chosen)
+        first, turns = len(chosen), Counter(place.model_id for place in chosen)
+        # Who had fewest turns so far comes first; between equals the cell decides, so that no model always does.
+        places.sort(key=lambda each: (turns[each[0].model_id], digest(each[0].benign.category, each[0].model_id)))
         for place in _in_turns(places, families):
             if len(chosen) - first == wanted[stratum]:
                 break
@@ -623,6 +637,18 @@ def write(folder: Path, benchmark: Benchmark, name: str = "MORBench", notes: Seq
     return version
 
 
+def check_free(folder: Path) -> None:
+    """Tell before hours of work whether a benchmark may be written to a folder.
+
+    Raises:
+        PromptError: It is a file, or holds anything but a benchmark.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PromptError(f"{folder}: a file; name a folder for the benchmark")
+    if folder.is_dir() and any(folder.iterdir()):
+        read(folder)
+
+
 def read(folder: Path) -> tuple[pa.Table, str]:
     """Return the rows of a benchmark and its version, after checking every file against it.
 
@@ -711,13 +737,14 @@ def _card(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], name: s
 
 def _built(config: Mapping[str, Any], seed: int) -> list[str]:
     width, n_strata = config["width"], config["n_strata"]
+    borrowed = ", or of another category where these did not suffice" if config["borrow_contrasts"] else ""
     return [
         "## How it was built",
         f"For each language and category, {config['n_per_cell']} benign prompts were wanted with |m − b| ≤ {width} "
         f"(m the margin of a prompt, b a model's boundary), in equal shares over {n_strata} equal parts (strata) of "
         "that band. Each prompt stands for one model's band; models take turns, and a family of prompts enters a "
-        "cell once. Each got a harmful contrast of its language and category: an assignment of the least sum of "
-        f"changed words (at most {config['max_change']:.0%} of them) and difference in margin, none used twice. "
+        f"cell once. Each got a harmful contrast of its language and category{borrowed}: an assignment of the least "
+        f"sum of changed words (at most {config['max_change']:.0%} of them) and difference in margin, none used twice. "
         "Prompts trained on, those not surely in their language, near-duplicates and translations that did not come "
         f"back as they were are left out. Seed {seed}. `VERSION` names this version and its files; `statistics.json` "
         "holds all figures.",

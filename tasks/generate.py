@@ -23,6 +23,9 @@ from tasks.probe import Ruler, direction_with, placed, read_anchors
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import Run, table
 
+TRAINED_SPLITS = ("train", "validation")
+"""Given prompts of the test split stay out of what models are trained on."""
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -85,8 +88,18 @@ class Candidate:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="round-{number}")
-def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]) -> Commit:
-    """Write, check, re-encode unsteered, answer and judge the prompts of one round."""
+def write_round(
+    run: Run, number: int, probed: Probed, earlier: Sequence[Commit], splits: Sequence[str] = TRAINED_SPLITS
+) -> Commit:
+    """Write, check, re-encode unsteered, answer and judge the prompts of one round.
+
+    Args:
+        run: Whose target is measured.
+        number: Of the round, from 0.
+        probed: What the probe measured.
+        earlier: Rounds before this one.
+        splits: Whose given prompts are parents.
+    """
 
     def compute() -> Mapping[str, pa.Table]:
         ruler = Ruler.of(
@@ -94,7 +107,7 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         )
         add = direction_with("add", run, probed.generator_directions)
         slots = plan_round(
-            number, _seeds(run, probed), _survivors(run, earlier), _history(run, earlier), run.config.generate,
+            number, _seeds(run, probed, splits), _survivors(run, earlier), _history(run, earlier), run.config.generate,
             run.config.seed,
         )  # fmt: skip
         known = {
@@ -104,7 +117,7 @@ def write_round(run: Run, number: int, probed: Probed, earlier: Sequence[Commit]
         _measure(run, number, candidates, ruler, _b(run, probed))
         return _tables(run, number, candidates, ruler, add)
 
-    settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed]
+    settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
 
 
@@ -247,14 +260,14 @@ def _yields(name: str, number: int, candidates: Sequence[Candidate], width: floa
     return rows
 
 
-def _seeds(run: Run, probed: Probed) -> list[Parent]:
-    """Return the given prompts that may be parents: those of the test split stay out of generated data."""
+def _seeds(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
+    """Return the given prompts that may be parents: those of these splits."""
     distance = {row["prompt_id"]: row["distance"] for row in run.read("margins", probed.boundaries).to_pylist()}
     rows = sorted(run.read("prompts", probed.prompts).to_pylist(), key=lambda row: row["prompt_id"])
     return [
         _parent(row, distance[row["prompt_id"]])
         for row in rows
-        if distance[row["prompt_id"]] is not None and split_of(row["family"], run.config.seed) != "test"
+        if distance[row["prompt_id"]] is not None and split_of(row["family"], run.config.seed) in splits
     ]
 
 

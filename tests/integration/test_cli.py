@@ -52,7 +52,9 @@ def assert_one_clear_line(result: subprocess.CompletedProcess[str], lake: Path, 
     assert not lake.exists()
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["sql"], ["plan"], ["doctor"], ["init"], ["report"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["run"], ["sql"], ["plan"], ["doctor"], ["init"], ["report"], ["morbench"], ["evaluate"]]
+)
 def test_every_help_reads_well_in_a_narrow_terminal(command: list[str]) -> None:
     result = rass(*command, "--help")
     assert result.returncode == 0

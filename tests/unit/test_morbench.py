@@ -223,6 +223,46 @@ def test_a_contrast_of_another_language_or_category_is_none() -> None:
     assert built([one("a b c")], contrast, small()).items == ()
 
 
+def test_contrasts_are_borrowed_only_for_what_a_category_cannot_fill() -> None:
+    benign = [one("a b c"), one("p q r", category="d")]
+    contrast = [harmful("a b y"), harmful("a b z", category="d"), harmful("p q z", category="e")]
+    result = built(benign, contrast, small(n_per_cell=1, borrow_contrasts=True))
+    assert pairs(result) == {"a b c": "a b y", "p q r": "p q z"}
+    assert [(item.benign.category, item.contrast.category) for item in result.items] == [("c", "c"), ("d", "d")]
+    assert [cell.n_contrasts for cell in result.cells] == [1, 3]
+    assert pairs(built(benign, contrast, small(n_per_cell=1))) == {"a b c": "a b y"}
+
+
+def test_a_borrowed_contrast_stands_in_one_cell_only() -> None:
+    benign = [one("a b c"), one("a b d", category="d")]
+    result = built(benign, [harmful("a b y")], small(n_per_cell=1, borrow_contrasts=True))
+    assert pairs(result) == {"a b c": "a b y"}
+    assert result.cells[1].reason is not None and "1 near-duplicates" in result.cells[1].reason
+
+
+def test_a_model_that_had_fewer_turns_comes_first_in_the_next_stratum() -> None:
+    models = ("a", "b", "c")
+    benign = [
+        one(f"{stratum} {number} x", margins=dict.fromkeys(models, place), distances=dict.fromkeys(models, place))
+        for stratum, place in enumerate((-0.3, -0.1, 0.1, 0.3)) for number in range(3)
+    ]  # fmt: skip
+    contrast = [
+        replace(each, text=each.text.replace("x", "y"), label="harmful", family=f"harm {each.text}") for each in benign
+    ]
+    result = built(benign, contrast, small(n_per_cell=8, n_strata=4))
+    assert sorted(Counter(item.model_id for item in result.items).values()) == [2, 3, 3]
+
+
+def test_a_folder_with_something_else_is_told_before_the_work(tmp_path: Path) -> None:
+    morbench.check_free(tmp_path / "new")
+    morbench.check_free(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(PromptError, match="no benchmark"):
+        morbench.check_free(tmp_path)
+    with pytest.raises(PromptError, match="a file; name a folder"):
+        morbench.check_free(tmp_path / "notes.txt")
+
+
 def test_scripts_without_spaces_are_matched_by_character() -> None:
     assert morbench.words_of("How do I, kill weeds?") == ["how", "do", "i", "kill", "weeds"]
     assert morbench.words_of("我kill杂草。") == ["我", "kill", "杂", "草"]

@@ -1,0 +1,134 @@
+"""`rass evaluate`: over-refusal and safety of any model on a benchmark or a file of labelled prompts."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rass_core.config import ModelConfig, ProbeConfig, RassConfig, load_config
+from rass_core.errors import ConfigError
+from rass_core.judges.panel import default_panel, panel_of
+from rass_core.models import model_id
+
+TERMINAL = Console(stderr=True, highlight=False, emoji=False)
+RATES = {"over_refusal_rate": "over-refusal %", "over_refusal_rate_wide": "wide %", "safety_rate": "safety %"}
+COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
+ALL = "all"
+
+Row = Mapping[str, Any]
+
+
+def evaluate(
+    dataset: Annotated[
+        Path, typer.Option("--dataset", metavar="DIR|FILE", help="A MORBench folder, or a file of labelled prompts.")
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option("--model", metavar="MODEL", help="Folder, hub name or adapter folder; several may be given."),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="CONFIG.yaml", help="Whose judge, and settings of its model and probe, hold."),
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Model that the adapters belong to.")] = None,
+    language: Annotated[
+        list[str] | None, typer.Option("--language", metavar="TAG", help="Ask only prompts of this language.")
+    ] = None,
+    family_column: Annotated[
+        str | None, typer.Option(help="Of a file: prompts that share its value are one draw of the bootstrap.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
+) -> None:
+    """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
+    from rass_core import scoring  # with torch and vLLM: seconds that no other command should wait
+    from tasks.run import chat_of
+
+    if out is not None:
+        scoring.check_format(out)
+    settings = None if config is None else load_config(config)
+    name, questions = scoring.read_questions(dataset, language, family_column)
+    panel = default_panel() if settings is None else panel_of(settings.judge)
+    panel.check_covers(sorted({each.language for each in questions}))
+    models = []
+    for each in model:
+        wanted = _settings_of(each, settings, dtype)
+        of = scoring.base_of(each, base or (settings.model.name if settings else None))
+        whole = wanted if of is None else wanted.model_copy(update={"name": of})
+        model_id(whole.name)
+        chat_of(whole)
+        models.append((wanted, of))
+    n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
+    asked = Counter((each.language, each.label == "harmful") for each in questions)
+    rows: list[dict[str, Any]] = []
+    for wanted, of in models:
+        with _progress(f"{Path(wanted.name).name}: answering", len(questions)) as done:
+            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done)
+        _print_rates(found, name, asked)
+        rows += found
+        if out is not None:  # after each model: what was measured stays when the next one fails
+            scoring.write_rows(rows, out)
+    if out is not None:
+        typer.echo(out)
+
+
+def _settings_of(name: str, settings: RassConfig | None, dtype: str | None) -> ModelConfig:
+    """Return how a model is loaded and spoken to: as the configuration's, or by default."""
+    if dtype is None and settings is None:
+        import torch
+
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    given = {} if settings is None else settings.model.model_dump()
+    try:
+        return ModelConfig.model_validate({**given, "name": name} | ({} if dtype is None else {"dtype": dtype}))
+    except ValueError as error:
+        raise ConfigError(f"--dtype {dtype}: unknown; take float32, bfloat16 or float16") from error
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal; call what is yielded with the number done so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=TERMINAL, transient=True, disable=not TERMINAL.is_terminal) as bars:
+        bar = bars.add_task(what, total=total)
+        yield lambda done: bars.update(bar, completed=done)
+
+
+def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:
+    """Print a model's rates by language and over all, with the number of benign and harmful prompts asked."""
+    found = {(row["language"], row["metric"]): row for row in rows if row["dataset"] == dataset}
+    languages = sorted({language for language, _ in asked})
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("language", "benign", "harmful", *RATES.values(), *COUNTS.values()):
+        table.add_column(name, justify="left" if name == "language" else "right", no_wrap=True)
+    for language in [*languages, ALL] if len(languages) > 1 else languages:
+        here = [language] if language in languages else languages
+        numbers = [str(sum(asked.get((each, harmful), 0) for each in here)) for harmful in (False, True)]
+        shown = [_rate(found.get((language, metric))) for metric in RATES]
+        counts = [_count(found.get((language, metric))) for metric in COUNTS]
+        table.add_row(language, *numbers, *shown, *counts)
+    typer.echo(f"{rows[0]['model_id']} on {dataset}")
+    console = Console(highlight=False, markup=False, emoji=False)
+    # A narrow terminal folds the lines; cutting columns would show other figures.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table, crop=False, soft_wrap=True)
+    typer.echo()
+
+
+def _rate(row: Row | None) -> str:
+    if row is None or row["value"] is None:
+        return "·"
+    return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _count(row: Row | None) -> str:
+    return "·" if row is None or row["value"] is None else str(round(row["value"] * row["n"]))

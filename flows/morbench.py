@@ -1,0 +1,99 @@
+"""Flow `morbench`: build the multilingual benchmark of benign prompts near the boundary with harmful contrasts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+from prefect import flow
+from rich.console import Console
+from rich.table import Table
+
+from flows.generate import generate_steps
+from flows.probe import probe_steps
+from rass_core import morbench as core
+from rass_core.config import RassConfig
+from tasks.morbench import (
+    HELD_OUT,
+    Target,
+    build_benchmark,
+    candidates_of,
+    collect,
+    measure,
+    resolved,
+    translate_back,
+    usable,
+    write_benchmark,
+)
+from tasks.report import show_boundaries, show_run
+from tasks.run import Run, recorded
+
+
+@flow(name="morbench", flow_run_name="{config.name}")
+def morbench(config: RassConfig, out: Path | None = None) -> str:
+    """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
+    folder = folder_of(config, out)
+    with recorded("morbench", config) as run:
+        aimed = [run, *(run.aimed_at(model) for model in config.models)]
+        targets, languages, missing = usable(run, [target_steps(each) for each in aimed])
+        pool = collect(run, targets)
+        margins = [measure(target, pool) for target in targets]
+        settings = resolved(run, pool, languages)
+        candidates = candidates_of(run, pool, margins, languages)
+        backs = translate_back(run, candidates)
+        benchmark = build_benchmark(run, candidates, targets, backs, settings)
+        version = write_benchmark(run, benchmark, folder, notes_of(config, missing))
+        show_run(run)
+        run.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
+        return str(folder)
+
+
+def folder_of(config: RassConfig, out: Path | None) -> Path:
+    """Return where the benchmark goes, having checked that it may.
+
+    Raises:
+        PromptError: A file, or a folder with anything but a benchmark.
+    """
+    folder = out or Path(config.lake) / "morbench"
+    core.check_free(folder)
+    return folder
+
+
+def notes_of(config: RassConfig, missing: Mapping[str, str]) -> list[str]:
+    """Return what the card says of how this benchmark came about, and of languages that are not in it."""
+    held_out = (
+        "All prompts were held out from training, or written by the target models themselves, steered towards their "
+        "boundaries, from prompts that were. What was made from several prompts, or translated, has the licence of "
+        "what it was made from; its source begins with `rass:` and names how it was made."
+    )
+    lab = "Contrasts with the source `rass:contrast` were made by the grammar of the built-in world."
+    return [
+        held_out, *([lab] if config.morbench.contrasts == "lab" else []),
+        *(f"{language} is left out: {why}." for language, why in missing.items()),
+    ]  # fmt: skip
+
+
+def print_benchmark(folder: Path) -> None:
+    """Print what the cells of a benchmark hold, why some fell short, and its version."""
+    figures = json.loads((folder / core.STATISTICS_FILE).read_text(encoding="utf-8"))
+    _, version = core.read(folder)
+    pairs = {(cell["language"], cell["category"]): f"{cell['n_pairs']}/{cell['n_wanted']}" for cell in figures["cells"]}
+    languages, categories = (sorted({key[i] for key in pairs}) for i in (0, 1))
+    table = Table("language", *categories, box=None, pad_edge=False, header_style="bold")
+    for language in languages:
+        table.add_row(language, *(pairs[language, category] for category in categories))
+    Console(highlight=False, markup=False).print(table)
+    for cell in figures["cells"]:
+        if cell["reason"] is not None:
+            typer.echo(f"short: {cell['language']}/{cell['category']}: {cell['reason']}")
+    typer.echo(f"{figures['n_pairs']} pairs, version {version}")
+
+
+def target_steps(run: Run) -> Target:
+    """Return what is measured of a model, and rounds written towards its boundary from the held-out prompts."""
+    run.say(f"model {run.target_id}:")
+    probed = probe_steps(run)
+    show_boundaries(run, probed.boundaries)
+    target = Target(run, probed, generate_steps(run, probed, HELD_OUT))
+    run.release(run.config.model)
+    return target

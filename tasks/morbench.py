@@ -1,0 +1,349 @@
+"""Stages of the benchmark: its pool, measured under every target → `prompts`, `margins`, `verdicts`, a folder."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from rass_core import morbench
+from rass_core.chat import check_length
+from rass_core.config import MorbenchConfig
+from rass_core.engine import GenerationRequest
+from rass_core.errors import SelectionError
+from rass_core.judges import Verdict
+from rass_core.lab import world
+from rass_core.lab.contrasts import contrasts
+from rass_core.morbench import BENIGN, BackTranslation, Benchmark, Candidate, Training
+from rass_core.operators import instruction
+from rass_core.probe import split_of
+from rass_core.prompts import load_prompts
+from rass_core.store import Commit
+from rass_core.tables import digest, normalise, prompt_id
+from tasks.generate import Probed
+from tasks.probe import Ruler, placed, read_anchors
+from tasks.respond import verdict_row
+from tasks.run import Run, table
+
+Row = dict[str, Any]
+BACK_TRANSLATION = "back_translation"
+"""Under this name stands in `verdicts` whether a translated prompt came back the same."""
+HELD_OUT = ("test",)
+"""Split of the given prompts from which the benchmark is made; nothing of it is ever trained on."""
+NO_CATEGORY = "none"
+CONTRASTS_EACH = 2
+"""Contrasts of the lab that are measured for a benign sentence; all of them would be eight."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model near whose boundary the benchmark is to lie, with what was measured and written for it."""
+
+    run: Run
+    """Aimed at it."""
+    probed: Probed
+    rounds: list[Commit]
+
+    @property
+    def model_id(self) -> str:
+        """Return the id of the model."""
+        return self.run.target_id
+
+    def boundaries(self) -> dict[str, Row]:
+        """Return language → row of `boundaries`."""
+        return {row["language"]: row for row in self.run.read("boundaries", self.probed.boundaries).to_pylist()}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Prompts that may enter the benchmark, each once, in the order of their ids."""
+
+    rows: list[Row]
+    """As in `prompts`, with `original` and `original_language` of what was translated."""
+    left_out: dict[str, int]
+    """Why → prompts that cannot be candidates."""
+    commit: Commit
+    """Holds those that the lake has nowhere else."""
+
+    @property
+    def key(self) -> str:
+        """Return the digest of what is in it."""
+        return digest(*(repr(sorted(row.items())) for row in self.rows))
+
+
+@task(cache_policy=NO_CACHE)
+def collect(run: Run, targets: Sequence[Target]) -> Pool:
+    """Bring together what was held out and what was written from it, benign and harmful."""
+    given = {row["prompt_id"]: row for row in run.read("prompts", targets[0].probed.prompts).to_pylist()}
+    held_out = [row for row in given.values() if split_of(row["family"], run.config.seed) in HELD_OUT]
+    sources, longest = run.config.evaluate.sources, run.config.prompts.max_characters
+    more = load_prompts(sources, longest).table.to_pylist() if sources else []
+    fresh = {row["prompt_id"]: row for row in more if row["prompt_id"] not in given}
+    candidates = [*held_out, *fresh.values(), *_written(run, targets, given)]
+    if run.config.morbench.contrasts == "lab":
+        made = _lab_contrasts([row for row in candidates if row["label"] in BENIGN], {*given, *fresh})
+        fresh |= {row["prompt_id"]: row for row in made}
+        candidates += made
+    rows, left_out = _distinct(candidates)
+    rows = _with_requests(run, rows)
+    commit = run.once("benchmark prompts", [sorted(fresh)], lambda: {"prompts": table("prompts", fresh.values())})
+    told = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
+    out = "".join(f", {n} {why}" for why, n in sorted(left_out.items()))
+    run.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
+    return Pool(rows, left_out, commit)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="measure-{target.model_id}")
+def measure(target: Target, pool: Pool) -> Commit:
+    """Place every prompt of the pool on the margin of a target, unsteered."""
+    run = target.run
+
+    def compute() -> Mapping[str, pa.Table]:
+        probed = target.probed
+        ruler = Ruler.of(
+            run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
+        )
+        engine = run.engine(run.config.model)
+        engine.set_capture([ruler.layer], [ruler.position])
+        requests = [GenerationRequest(engine.chat.ids(row["text"]), 1, capture=True) for row in pool.rows]
+        for row, request in zip(pool.rows, requests, strict=True):
+            check_length(request.prompt_ids, engine.max_model_len - 1, f"{row['source']}: prompt {row['text'][:40]!r}")
+        with run.progress(f"{run.target_id}: measuring", len(requests)) as done:
+            answers = engine.generate(requests, done)
+        streams = np.stack([answer.captured[0, 0] for answer in answers])  # type: ignore[index]
+        margins = ruler.margins(streams, [row["language"] for row in pool.rows])
+        across, b = ruler.axis.scores(streams), {name: row["b"] for name, row in target.boundaries().items()}
+        margins_rows = [
+            {"prompt_id": row["prompt_id"], "model_id": run.target_id, "direction_id": ruler.direction_id,
+             "split": "benchmark"} | placed(margin, float(orthogonal), b.get(row["language"]))
+            for row, margin, orthogonal in zip(pool.rows, margins, across, strict=True)
+        ]  # fmt: skip
+        return {"margins": table("margins", margins_rows)}
+
+    return run.once(
+        f"benchmark margins of {run.target_id}", [*target.probed.commits, pool.key, run.config.model], compute
+    )
+
+
+def candidates_of(run: Run, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]) -> list[Candidate]:
+    """Return the prompts of these languages with their place under every target."""
+    placed_at: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in run.read("margins", *margins).to_pylist():
+        placed_at[row["prompt_id"]][row["model_id"]] = row
+    return [
+        Candidate(
+            **{name: row[name] for name in ("text", "language", "label", "family", "source", "licence")},
+            category=row["category"] or NO_CATEGORY,
+            margins={model: here["margin"] for model, here in placed_at[row["prompt_id"]].items()},
+            distances={model: here["distance"] for model, here in placed_at[row["prompt_id"]].items()},
+            original=row.get("original"), original_language=row.get("original_language"),
+        )
+        for row in pool.rows if row["language"] in languages
+    ]  # fmt: skip
+
+
+@task(cache_policy=NO_CACHE)
+def translate_back(run: Run, candidates: Sequence[Candidate]) -> Commit:
+    """Let the generator translate back what was translated, and compare; `verdicts` tell same or changed."""
+    asked = [
+        each for each in candidates
+        if each.original is not None and (each.label not in BENIGN or each.near(run.config.morbench.width))
+    ]  # fmt: skip
+    generator = run.config.generator or run.config.model
+
+    def compute() -> Mapping[str, pa.Table]:
+        said = BackTranslation(lambda *each: _translated(run, *each), lambda *each: _is_same(run, *each))(asked)
+        verdicts = [
+            Verdict("same" if why is None else "changed", None, f"translated back into {each.original_language}")
+            for each, why in zip(asked, said, strict=True)
+        ]
+        n_changed = sum(why is not None for why in said)
+        run.say(f"benchmark: {len(asked)} translations translated back, {n_changed} came back changed")
+        rows = [verdict_row(each.prompt_id, BACK_TRANSLATION, word) for each, word in zip(asked, verdicts, strict=True)]
+        return {"verdicts": table("verdicts", rows)}
+
+    inputs = [[[each.prompt_id, each.original, each.original_language] for each in asked], generator,
+              run.config.generate.max_new_tokens, run.config.generate.instructions, run.moderating]  # fmt: skip
+    return run.once("back-translation", inputs, compute)
+
+
+@task(cache_policy=NO_CACHE)
+def build_benchmark(
+    run: Run, candidates: Sequence[Candidate], targets: Sequence[Target], backs: Commit, settings: MorbenchConfig
+) -> Benchmark:
+    """Choose, match and check the pairs of every cell."""
+    changed = {row["subject_id"] for row in run.read("verdicts", backs, where="outcome = 'changed'").to_pylist()}
+
+    def check(asked: Sequence[Candidate]) -> list[str | None]:
+        return ["changed in back-translation" if each.prompt_id in changed else None for each in asked]
+
+    sides = [[each for each in candidates if (each.label in BENIGN) == is_benign] for is_benign in (True, False)]
+    return morbench.build(*sides, settings, run.config.seed, training_of(run, targets[0].probed), check)
+
+
+def training_of(run: Run, probed: Probed) -> Training:
+    """Return what models were or may be trained on: every pair of the lake, and given prompts not held out."""
+    pairs = run.lake.query("""
+        SELECT DISTINCT p.prompt_id, p.text, p.language, p.family FROM preferences JOIN prompts p USING (prompt_id)
+    """).to_pylist()
+    given = run.read("prompts", probed.prompts).to_pylist()
+    rows = [*pairs, *(row for row in given if split_of(row["family"], run.config.seed) not in HELD_OUT)]
+    families = {row["family"] for row in [*rows, *_with_requests(run, rows)]} - {None}
+    return Training({row["prompt_id"] for row in rows}, families, sorted({row["text"] for row in rows}))
+
+
+@task(cache_policy=NO_CACHE)
+def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequence[str]) -> str:
+    """Write the folder, show its cells, and return its version."""
+    version = morbench.write(folder, benchmark, notes=notes)
+    for cell in benchmark.cells:
+        if cell.reason is not None:
+            run.say(f"{cell.language}/{cell.category}: {cell.reason}")
+    rows = [
+        {
+            "language": cell.language, "category": cell.category, "pairs": sum(cell.filled),
+            "wanted": sum(cell.wanted), "benign candidates": cell.n_benign, "contrasts": cell.n_contrasts,
+            "shortage": cell.reason or "",
+        }
+        for cell in benchmark.cells
+    ]  # fmt: skip
+    create_table_artifact(key="rass-morbench", table=rows, description=f"# MORBench {version}: `{folder}`")
+    card = (folder / morbench.CARD_FILE).read_text(encoding="utf-8")
+    create_markdown_artifact(key="rass-morbench-card", markdown=card.split("---\n", 2)[2], description="Dataset card")
+    return version
+
+
+def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str], dict[str, str]]:
+    """Return the targets that have a boundary at all, the languages of the benchmark, and language → why left out.
+
+    Of a prompt in a language the distance to the boundary of every target must be known.
+
+    Raises:
+        SelectionError: No target has a boundary, or no language has one of every target.
+    """
+    known = {target.model_id: target.boundaries() for target in targets}
+    usable = [target for target in targets if any(row["b"] is not None for row in known[target.model_id].values())]
+    if not usable:
+        reasons = {row["reason"] for rows in known.values() for row in rows.values()} - {None}
+        raise SelectionError(
+            f"morbench: no model has an identified boundary ({min(reasons, default='no prompts')}); "
+            "give more prompts or models that refuse some of them"
+        )
+    for target in targets:
+        if target not in usable:
+            run.say(f"benchmark: {target.model_id} is left out, it has no identified boundary in any language")
+    given = {row["language"] for row in run.read("prompts", targets[0].probed.prompts).to_pylist()}
+    spoken = sorted(set(run.config.morbench.languages or given))
+    missing = {}
+    for language in spoken:
+        for target in usable:
+            row = known[target.model_id].get(language)
+            if row is None or row["b"] is None:
+                why = "no given prompts" if row is None else row["reason"]
+                missing.setdefault(language, f"{target.model_id} has no identified boundary in {language}: {why}")
+    for language, why in missing.items():
+        run.say(f"benchmark: {language} is left out, {why}")
+    if len(missing) == len(spoken):
+        raise SelectionError(f"morbench: no language is left: {min(missing.values())}; give more prompts there")
+    return usable, [language for language in spoken if language not in missing], missing
+
+
+def resolved(run: Run, pool: Pool, languages: Sequence[str]) -> MorbenchConfig:
+    """Return the settings with languages and categories named, so that an empty cell is reported too."""
+    settings = run.config.morbench
+    categories = {row["category"] or NO_CATEGORY for row in pool.rows if row["label"] in BENIGN}
+    return settings.model_copy(
+        update={
+            "languages": list(languages),
+            "categories": sorted(set(settings.categories or categories)),
+        }
+    )
+
+
+def _distinct(rows: Iterable[Row]) -> tuple[list[Row], dict[str, int]]:
+    """Return each prompt once by its first row, in the order of ids, and how many can be no candidates for what."""
+    first: dict[str, Row] = {}
+    sides: dict[str, set[bool]] = defaultdict(set)
+    for row in rows:
+        first.setdefault(row["prompt_id"], row)
+        sides[row["prompt_id"]].add(row["label"] in BENIGN)
+    kept, left_out = [], Counter[str]()
+    for _, row in sorted(first.items()):
+        if len(sides[row["prompt_id"]]) > 1:
+            left_out["labelled both benign and harmful"] += 1
+        elif not row["licence"]:
+            left_out["without a licence"] += 1
+        else:
+            kept.append(row)
+    return kept, dict(left_out)
+
+
+def _written(run: Run, targets: Sequence[Target], given: Mapping[str, Row]) -> list[Row]:
+    """Return the written prompts that moderators labelled, with the licence of what they were made from."""
+    known: dict[str, Row] = dict(given)
+    found = []
+    for target in targets:
+        for commit in target.rounds:
+            derivations: dict[str, Row] = {}
+            rows = run.read("derivations", commit).to_pylist()
+            for row in sorted(rows, key=lambda row: (row["operator"], row["parent_ids"], row["alpha"])):
+                derivations.setdefault(row["prompt_id"], row)
+            fresh = []
+            for row in sorted(run.read("prompts", commit).to_pylist(), key=lambda row: row["prompt_id"]):
+                derivation = derivations[row["prompt_id"]]
+                parents = [known[parent] for parent in derivation["parent_ids"]]
+                licences = sorted({parent["licence"] or "" for parent in parents})
+                made = {**row, "licence": " and ".join(licences) if all(licences) else None}
+                if derivation["operator"] == "translate":
+                    made |= {"original": parents[0]["text"], "original_language": parents[0]["language"]}
+                fresh.append(made)
+            # Parents come from earlier rounds; one prompt may be written for several targets.
+            for row in fresh:
+                known.setdefault(row["prompt_id"], row)
+            found += [row for row in fresh if row["label"] in (*BENIGN, "harmful")]
+    return found
+
+
+def _lab_contrasts(rows: Sequence[Row], known: Collection[str]) -> list[Row]:
+    """Return the lab's minimal contrasts of its benign sentences, some of each, that are not known already."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: row["prompt_id"]):
+        sentence = world.parse(row["text"], row["language"])
+        made = [] if sentence is None else contrasts(sentence)
+        for each in sorted(made, key=lambda each: digest(row["prompt_id"], each.object))[:CONTRASTS_EACH]:
+            identity = prompt_id(each.language, each.text)
+            if identity not in known:
+                found.setdefault(identity, {
+                    **row, "prompt_id": identity, "text": each.text, "label": each.label, "source": "rass:contrast",
+                    "family": each.family, "original": None, "original_language": None,
+                })  # fmt: skip
+    return list(found.values())
+
+
+def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with what each asks for as its family, where a moderator knows."""
+    requests = run.quorum.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    return [row if request is None else {**row, "family": request} for row, request in zip(rows, requests, strict=True)]
+
+
+def _translated(run: Run, texts: Sequence[str], language: str, target: str) -> list[str]:
+    """Return the generator's greedy, unsteered translations."""
+    engine, settings = run.engine(run.config.generator or run.config.model), run.config.generate
+    asked = [instruction("translate", target, [text], settings.instructions) for text in texts]
+    requests = [GenerationRequest(engine.chat.ids(each), settings.max_new_tokens) for each in asked]
+    with run.progress(f"translating back, {language} to {target}", len(requests)) as done:
+        return [normalise(answer.text) for answer in engine.generate(requests, done)]
+
+
+def _is_same(run: Run, language: str, original: str, back: str) -> bool:
+    """Tell whether both ask for the same: by a moderator that knows what they ask for, else by their characters."""
+    first, second = run.quorum.requests([original, back], [language, language])
+    if first is not None:
+        return first == second
+    return morbench.character_similarity(original, back) >= morbench.MIN_SIMILARITY

@@ -11,7 +11,8 @@ from scipy.stats import t as student
 
 from rass_core.errors import BoundaryError, LakeError
 
-RATES = {
+LAB = {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)}
+RATES: dict[str, dict[str, tuple[str, ...]]] = {
     "public": {
         "XSTest safe + OR-Bench-Hard": ("xstest_safe", "or_bench_hard"),
         "XSTest safe": ("xstest_safe",),
@@ -19,11 +20,12 @@ RATES = {
         "StrongREJECT": ("strongreject",),
         "XSTest unsafe": ("xstest_unsafe",),
     },
-    "lab": {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)},
+    "lab": LAB,
+    "lab_short": LAB,
 }
 """setting → rate → the datasets whose prompts it is over."""
-OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful"}
-SAFETY = {"public": "StrongREJECT", "lab": "harmful"}
+OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful", "lab_short": "pseudo_harmful"}
+SAFETY = {"public": "StrongREJECT", "lab": "harmful", "lab_short": "harmful"}
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # The lab after an ordinary training is at 0 and 100 whatever was selected: nothing to draw.
-    settings = [s for s in ("public", "lab_short") if any(row.setting == s for row in rows)]
+    # The lab after a short training is in the tables: two columns can still be read at 1,000 pixels.
+    settings = [s for s in ("public", "lab") if any(row.setting == s for row in rows)]
     figure, axes = pyplot.subplots(2, len(settings), figsize=(8 * len(settings), 11.5), dpi=100, squeeze=False)
     for column, setting in enumerate(settings):
         for row, (rate_of, title) in enumerate(PANELS):
@@ -58,8 +58,8 @@ def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, n
         points = []
         for n in ns:
             values = list(results.rates(rows, setting, method, n, rate).values())
-            if len(values) > 1:
-                points.append((n * 1.022 ** (number - 3), *(100 * x for x in results.interval(values))))
+            if len(values) >= 3:
+                points.append((n * 1.03 ** (number - 3), *(100 * x for x in results.interval(values))))
         if points:
             x, mean, low, high = zip(*points, strict=True)
             errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
@@ -71,6 +71,8 @@ def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, n
     if base:
         level = 100 * sum(base) / len(base)
         axis.axhline(level, color="black", linestyle=":", linewidth=1.5, label="before training")  # type: ignore[attr-defined]
+    low, high = axis.get_ylim()  # type: ignore[attr-defined]
+    axis.set_ylim(max(low, -2), min(high, 102))  # type: ignore[attr-defined]
     axis.set_xscale("log")  # type: ignore[attr-defined]
     axis.set_xticks(ns, [str(n) for n in ns])  # type: ignore[attr-defined]
     axis.minorticks_off()  # type: ignore[attr-defined]

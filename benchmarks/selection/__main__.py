@@ -130,7 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/selection.csv"))
     parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
+    parser.add_argument("--tables", type=Path, help="write the tables of what is there into this page, and stop")
     parser.add_argument("--check-trainer", action="store_true", help="compare this loop with the project's trainer")
     parser.add_argument("--plot", type=Path, help="write the plot of what is there, and stop; needs matplotlib")
     options = parser.parse_args()
@@ -143,7 +143,8 @@ def main() -> None:
 def _main(options: argparse.Namespace) -> None:
     known = results.read(options.results)
     if options.tables:
-        print(results.report(known, NS))
+        order = tuple(dict.fromkeys(("rass", "random_refused", *methods.MAIN, *methods.ABLATIONS)))
+        results.write_into(options.tables, results.report(known, NS, order))
         return
     if options.plot:
         from benchmarks.selection.plot import draw

@@ -16,7 +16,6 @@ NAMES = {
     "rewriting": "rewriting, no boundary",
     "uncertainty": "uncertainty",
 }
-TITLES = {"public": "public prompts", "lab": "lab", "lab_short": "lab, 12 steps"}
 COLOURS = ("#c0272d", "#9e9e9e", "#1f5fa8", "#e0a100", "#2e8b57", "#8d5fb0", "#4db6c6")
 MARKERS = "osD^vPX"
 PANELS = ((results.OVER_REFUSAL, "over-refusal, %"), (results.SAFETY, "harmful prompts refused, %"))
@@ -42,7 +41,7 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
         for row, (rate_of, title) in enumerate(PANELS):
             axis, rate = axes[row][column], rate_of[setting]
             _panel(axis, rows, setting, rate, ns)
-            axis.set_title(f"{TITLES[setting]}: {rate}", fontsize=15)
+            axis.set_title(f"{results.TITLES[setting]}: {rate}", fontsize=15)
             axis.set_ylabel(title, fontsize=14)
             axis.set_xlabel("training prompts n (log scale)", fontsize=14)
     handles, labels = axes[0][0].get_legend_handles_labels()

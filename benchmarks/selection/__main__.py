@@ -39,7 +39,7 @@ def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
         found += [(setting, seed, method, n) for n in NS for method in methods.MAIN]
         if number < N_ABLATION_SEEDS:
             # In the public setting nothing is written, so there is no steering and there are no rounds to leave out.
-            here = methods.ABLATIONS if setting == "lab" else ("no_diversity", "near_boundary", "no_safety")
+            here = methods.ABLATIONS if setting != "public" else ("no_diversity", "near_boundary", "no_safety")
             found += [(setting, seed, method, n) for n in NS for method in here]
     return found
 
@@ -81,8 +81,8 @@ def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) ->
         mine = [run for run in left if run[0] == setting]
         total += each * len(mine)
         seeds = {run[1] for run in mine}
-        total += len(seeds) * (GUESSED_S["lake"] if setting == "lab" else GUESSED_S["base"] + GUESSED_S["probe"])
-        if setting == "lab":
+        total += len(seeds) * (GUESSED_S["lake"] if setting != "public" else GUESSED_S["base"] + GUESSED_S["probe"])
+        if setting == "lab":  # whose lakes are those of lab_short too
             total += 2 * GUESSED_S["lake"] * len({run[1] for run in mine if run[2] in methods.ABLATIONS})
     return total
 
@@ -118,7 +118,9 @@ def check_trainer(data: public.Data, out: Path, seed: int, panel: Panel) -> None
 def main() -> None:
     """Run what is asked for, or say how long it would take."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
-    parser.add_argument("--setting", choices=("lab", "public", "both"), default="both")
+    parser.add_argument(
+        "--setting", choices=("lab", "lab_short", "public"), nargs="+", default=["lab", "lab_short", "public"]
+    )
     parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
@@ -128,7 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/selection.csv"))
     parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is there, and stop")
+    parser.add_argument("--tables", type=Path, help="write the tables of what is there into this page, and stop")
     parser.add_argument("--check-trainer", action="store_true", help="compare this loop with the project's trainer")
     parser.add_argument("--plot", type=Path, help="write the plot of what is there, and stop; needs matplotlib")
     options = parser.parse_args()
@@ -141,7 +143,8 @@ def main() -> None:
 def _main(options: argparse.Namespace) -> None:
     known = results.read(options.results)
     if options.tables:
-        print(results.report(known, NS))
+        order = tuple(dict.fromkeys(("rass", "random_refused", *methods.MAIN, *methods.ABLATIONS)))
+        results.write_into(options.tables, results.report(known, NS, order))
         return
     if options.plot:
         from benchmarks.selection.plot import draw
@@ -154,7 +157,7 @@ def _main(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
         check_trainer(public.load(options.data), options.out, options.seeds[0], default_panel())
         return
-    settings = ("lab", "public") if options.setting == "both" else (options.setting,)
+    settings = options.setting
     if "public" in settings and options.data is None and not options.plan:
         raise PromptError("--data: name the folder with the public prompts, or --setting lab")
     asked = [r for setting in settings for r in wanted(setting, options.seeds)]
@@ -177,7 +180,7 @@ def _main(options: argparse.Namespace) -> None:
         if setting == "public":
             bench = public.bench(data, options.out, seed, panel)
         else:
-            bench = lab.bench(options.out, seed, panel, any(r[2] in ("no_steering", "no_rounds") for r in mine))
+            bench = lab.bench(setting, options.out, seed, any(r[2] in ("no_steering", "no_rounds") for r in mine))
         for number, each in enumerate(mine):
             rows = run(bench, *each, panel)
             results.append(options.results, rows)

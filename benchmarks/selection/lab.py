@@ -17,7 +17,6 @@ from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig, load_config
 from rass_core.disjoint import overlaps
 from rass_core.errors import PromptError
-from rass_core.judges.panel import Panel
 from rass_core.lab import world
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.mitigation.settings import TrainingSettings
@@ -30,7 +29,11 @@ EVALUATED = {"pseudo_harmful": 180, "harmful": 120, "harmless": 40}
 """label → held-out families a language from which the evaluation is taken, those that the probe's test split holds."""
 MAX_HARMFUL_FAMILIES = 60
 N_SAFETY, N_GENERAL = 100, 100
-RECIPE = Recipe(steps=12, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=5e-4))
+RECIPES = {
+    "lab": Recipe(steps=30, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=1e-3)),
+    "lab_short": Recipe(steps=12, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=5e-4)),
+}
+"""lab: an ordinary training. lab_short: one that ends while over-refusal is still there, as the other leaves none."""
 CANDIDATES = """
 SELECT p.prompt_id, p.text, p.language, p.label, coalesce(p.category, 'none') AS category,
        arg_min(d.operator, (d.round, d.operator, d.alpha)) AS operator,
@@ -78,7 +81,7 @@ def lake_of(kind: str, out: Path, seed: int) -> tuple[Lake, RassConfig]:
     return Lake.open(str(folder)), config
 
 
-def bench(out: Path, seed: int, panel: Panel, with_ablations: bool) -> Bench:
+def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     """Return what the runs of a seed need."""
     lake, config = lake_of("rass", out, seed)
     model, tokenizer = load_causal_lm(config.model.name)
@@ -101,7 +104,7 @@ def bench(out: Path, seed: int, panel: Panel, with_ablations: bool) -> Bench:
     anchors += [_pair(harmless[i], "general") for i in rng.permutation(len(harmless))[:N_GENERAL]]
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
-    return Bench(model, chat, pool, extra, anchors, _pair_of, questions, RECIPE, MAX_NEW_TOKENS)
+    return Bench(model, chat, pool, extra, anchors, _pair_of, questions, RECIPES[setting], MAX_NEW_TOKENS)
 
 
 def _evaluated(given: list[dict[str, Any]], seed: int) -> list[world.Sentence]:

@@ -34,13 +34,14 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    settings = [setting for setting in results.RATES if any(row.setting == setting for row in rows)]
+    # The lab after a short training is in the tables: two columns can still be read at 1,000 pixels.
+    settings = [s for s in ("public", "lab") if any(row.setting == s for row in rows)]
     figure, axes = pyplot.subplots(2, len(settings), figsize=(8 * len(settings), 11.5), dpi=100, squeeze=False)
     for column, setting in enumerate(settings):
         for row, (rate_of, title) in enumerate(PANELS):
             axis, rate = axes[row][column], rate_of[setting]
             _panel(axis, rows, setting, rate, ns)
-            axis.set_title(f"{'lab' if setting == 'lab' else 'public prompts'}: {rate}", fontsize=15)
+            axis.set_title(f"{results.TITLES[setting]}: {rate}", fontsize=15)
             axis.set_ylabel(title, fontsize=14)
             axis.set_xlabel("training prompts n (log scale)", fontsize=14)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -56,8 +57,8 @@ def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, n
         points = []
         for n in ns:
             values = list(results.rates(rows, setting, method, n, rate).values())
-            if len(values) > 1:
-                points.append((n * 1.022 ** (number - 3), *(100 * x for x in results.interval(values))))
+            if len(values) >= 3:
+                points.append((n * 1.03 ** (number - 3), *(100 * x for x in results.interval(values))))
         if points:
             x, mean, low, high = zip(*points, strict=True)
             errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
@@ -69,6 +70,8 @@ def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, n
     if base:
         level = 100 * sum(base) / len(base)
         axis.axhline(level, color="black", linestyle=":", linewidth=1.5, label="before training")  # type: ignore[attr-defined]
+    low, high = axis.get_ylim()  # type: ignore[attr-defined]
+    axis.set_ylim(max(low, -2), min(high, 102))  # type: ignore[attr-defined]
     axis.set_xscale("log")  # type: ignore[attr-defined]
     axis.set_xticks(ns, [str(n) for n in ns])  # type: ignore[attr-defined]
     axis.minorticks_off()  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from scipy.stats import t as student
 
 from rass_core.errors import BoundaryError, LakeError
 
-RATES = {
+LAB = {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)}
+RATES: dict[str, dict[str, tuple[str, ...]]] = {
     "public": {
         "XSTest safe + OR-Bench-Hard": ("xstest_safe", "or_bench_hard"),
         "XSTest safe": ("xstest_safe",),
@@ -19,11 +20,14 @@ RATES = {
         "StrongREJECT": ("strongreject",),
         "XSTest unsafe": ("xstest_unsafe",),
     },
-    "lab": {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)},
+    "lab": LAB,
+    "lab_short": LAB,
 }
 """setting → rate → the datasets whose prompts it is over."""
-OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful"}
-SAFETY = {"public": "StrongREJECT", "lab": "harmful"}
+TITLES = {"public": "Public prompts", "lab": "The lab, 30 steps", "lab_short": "The lab, 12 steps"}
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful", "lab_short": "pseudo_harmful"}
+SAFETY = {"public": "StrongREJECT", "lab": "harmful", "lab_short": "harmful"}
 
 
 @dataclass(frozen=True)
@@ -142,25 +146,60 @@ def table(rows: Sequence[Row], setting: str, methods: Sequence[str], ns: Sequenc
     return "\n".join(lines)
 
 
-def claim(rows: Sequence[Row], setting: str, ns: Sequence[int] = (25, 50, 100), other: str = "random_refused") -> str:
-    """Return the Markdown of RASS with n against another method with 2n, paired over seeds."""
+def balance(rows: Sequence[Row], setting: str, first: tuple[str, int], second: tuple[str, int]) -> list[float]:
+    """Return by how much first − second gains more in safety than it loses in over-refusal, of each seed.
+
+    A method that only refuses more or less often gains nothing here where both rates move alike.
+    """
+    safety = paired(rows, setting, SAFETY[setting], first, second)
+    over_refusal = paired(rows, setting, OVER_REFUSAL[setting], first, second)
+    return [gained - lost for gained, lost in zip(safety, over_refusal, strict=True)]
+
+
+def claim(rows: Sequence[Row], setting: str, other: str, factor: int, ns: Sequence[int] = (25, 50, 100)) -> str:
+    """Return the Markdown of RASS with n against another method with factor × n, paired over seeds."""
     names = list(RATES[setting])
-    lines = ["| n | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    lines = ["| n | " + " | ".join([*names, "balance"]) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
     for n in ns:
-        cells = [shown(paired(rows, setting, rate, ("rass", n), (other, 2 * n)), signed=True) for rate in names]
-        lines.append(f"| {n} against {2 * n} | " + " | ".join(cells) + " |")
+        pair = (("rass", n), (other, factor * n))
+        cells = [shown(paired(rows, setting, rate, *pair), signed=True) for rate in names]
+        cells.append(shown(balance(rows, setting, *pair), signed=True))
+        lines.append(f"| {n} against {factor * n} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def report(rows: Sequence[Row], ns: Sequence[int]) -> str:
-    """Return every table of what was run."""
+def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> str:
+    """Return every table of what was run, in Markdown."""
     parts = []
-    for setting in RATES:
-        names = list(dict.fromkeys(row.method for row in rows if row.setting == setting))
-        base = {rate: shown(list(rates(rows, setting, "base", 0, rate).values())) for rate in RATES[setting]}
-        if not names:
+    for setting, title in TITLES.items():
+        seeds = {m: len({r.seed for r in rows if (r.setting, r.method) == (setting, m)}) for m in ("base", *methods)}
+        if not seeds["base"]:
             continue
-        parts.append(f"## {setting}\n\nUntrained: " + ", ".join(f"{rate} {value}" for rate, value in base.items()))
-        parts.append("### rass with n − random_refused with 2n\n\n" + claim(rows, setting))
-        parts += [f"### {rate}\n\n" + table(rows, setting, names, ns, rate) for rate in RATES[setting]]
+        base = ", ".join(
+            f"{rate} {shown(list(rates(rows, setting, 'base', 0, rate).values()))}" for rate in RATES[setting]
+        )
+        parts.append(f"### {title}\n\nBefore training: {base}.")
+        parts.append("Seeds run: " + ", ".join(f"{method} {n}" for method, n in seeds.items() if n) + ".")
+        for factor in (2, 1):
+            parts.append(
+                f"rass with n − random_refused with {'2n' if factor == 2 else 'n'}, points, "
+                "paired over seeds; balance is the gain in safety less the gain in over-refusal:"
+            )
+            parts.append(claim(rows, setting, "random_refused", factor))
+        for rate in RATES[setting]:
+            parts += [f"{rate}:", table(rows, setting, methods, ns, rate)]
     return "\n\n".join(parts)
+
+
+def write_into(path: Path, tables: str) -> None:
+    """Put the tables between the two marks of a page.
+
+    Raises:
+        LakeError: The page lacks the marks.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise LakeError(f"{path}: has no line {BEGIN} before a line {END}; put them where the tables go")
+    path.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")

@@ -101,7 +101,25 @@ def test_the_claim_is_paired_over_seeds_with_twice_as_many() -> None:
     rows += [r for seed in (0, 1) for r in run(seed, "random_refused", 25, 90)]
     found = results.paired(rows, "lab", "pseudo_harmful", ("rass", 25), ("random_refused", 50))
     assert found == pytest.approx([-0.1, -0.1])
-    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in results.claim(rows, "lab")
+    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in results.claim(rows, "lab", "random_refused", 2)
+
+
+def test_balance_sets_safety_against_over_refusal() -> None:
+    rows = run(0, "rass", 25, 10) + run(0, "random_refused", 50, 30)
+    rows += [replace(r, seed=1) for r in rows]
+    rows = [replace(r, n_refused=25) if (r.method, r.dataset) == ("rass", "harmful") else r for r in rows]
+    assert results.balance(rows, "lab", ("rass", 25), ("random_refused", 50)) == pytest.approx([0.15, 0.15])
+
+
+def test_tables_go_between_the_marks_and_the_rest_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"head\n{results.BEGIN}\nold\n{results.END}\ntail\n", encoding="utf-8")
+    for _ in range(2):
+        results.write_into(page, "new")
+    assert page.read_text(encoding="utf-8") == f"head\n{results.BEGIN}\n\nnew\n\n{results.END}\ntail\n"
+    page.write_text("head", encoding="utf-8")
+    with pytest.raises(LakeError, match="tables"):
+        results.write_into(page, "new")
 
 
 def test_the_interval_is_students() -> None:

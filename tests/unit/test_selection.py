@@ -234,6 +234,7 @@ def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
     cells = [(language, "violence", f"operator{n}") for language in ("de", "en", "fr") for n in range(4)]
     rows = [row for cell in cells for row in candidates(5, cell)]
     vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
+    vectors[[row["operator"] == "operator0" for row in rows]] *= 100  # the farthest ones, again and again
     chosen, report = fill_quotas(rows, vectors, cells, SelectionConfig(size=6))
     assert sorted(rows[i]["language"] for i in chosen) == ["de", "de", "en", "en", "fr", "fr"]
     assert max(cell.n_selected for cell in report) == 1

@@ -222,10 +222,10 @@ def tables(rows: Rows) -> dict[str, pa.Table]:
     return {name: pa.Table.from_pylist(rows.get(name, []), schema=schema) for name, schema in TABLES.items()}
 
 
-def hostile(rows: Rows) -> Rows:
-    """Return the rows with markup in every text column that is neither an id nor a word of the vocabulary."""
+def hostile(rows: Rows, *trusted: str) -> Rows:
+    """Return the rows with markup in every text column that is neither an id nor of the vocabulary nor trusted."""
     kept = {"prompt_id", "response_id", "subject_id", "direction_id", "parent_ids", "outcome", "label", "split"}
-    kept |= {"variant"}
+    kept |= {"variant", *trusted}
     return {
         name: [
             {
@@ -248,11 +248,14 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.text = ""
+        self.headings: list[str] = []
         self._inside: list[str] = []
+        self._heading = False
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self._heading = tag == "h2"
         if tag in ("script", "style"):
             self._inside.append(tag)
             self.scripts += [""] if tag == "script" else []
@@ -260,12 +263,14 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if self._inside and tag == self._inside[-1]:
             self._inside.pop()
+        self._heading = False
         if tag in ("td", "th"):
             self.text += " "
 
     def handle_data(self, data: str) -> None:
         if not self._inside:
             self.text += data
+            self.headings += [data] if self._heading else []
         elif self._inside[-1] == "script":
             self.scripts[-1] += data
 

@@ -20,7 +20,7 @@ from rass_core.report.figures import (
     lay_out,
 )
 from rass_core.report.points import Row, over_refusal_band
-from rass_core.report.words import inert, language_name, show_interval, show_number, show_share
+from rass_core.report.words import distinct_names, inert, language_name, show_interval, show_number, show_share
 
 
 def forest(boundaries: Mapping[str, Row]) -> go.Figure:
@@ -122,29 +122,29 @@ def _model_cells(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def _mark(row: Row, column: str, name: str, lanes: Lanes) -> Mark:
+def _mark(row: Row, column: str, name: str, language: str, lanes: Lanes) -> Mark:
     """Return a dot of the plot: where b or b* of one model in one language lies."""
     value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
-    language = language_name(row["language"])
     hover = f"{inert(language)}, {inert(row['model_id'])}<br>{name} = {show_interval(value, low, high)}"
     return value, lanes.at(language, row["model_id"]), low, high, hover
 
 
 def _models_plot(rows: Sequence[Row], models: Sequence[str]) -> go.Figure:
     """Draw b and b* of each model in each language, the band between them as a bar."""
-    lanes = Lanes(list(dict.fromkeys(language_name(row["language"]) for row in rows)), models)
+    names = distinct_names(dict.fromkeys(row["language"] for row in rows))
+    lanes = Lanes(list(names.values()), models)
     figure = lanes.lay_out("margin m")
     for model, colour in zip(models, cycle(PALETTE), strict=False):
         mine = [row for row in rows if row["model_id"] == model]
         for row in mine:
-            band, y = over_refusal_band(row), lanes.at(language_name(row["language"]), model)
+            band, y = over_refusal_band(row), lanes.at(names[row["language"]], model)
             if band:
                 line = {"color": colour, "width": 9}
                 figure.add_scatter(
                     x=band, y=[y, y], mode="lines", showlegend=False, hoverinfo="skip", line=line, opacity=0.22
                 )
         for column, name, symbol in (("b", "b", "circle"), ("b_oracle", "b*", "diamond-open")):
-            marks = [_mark(row, column, name, lanes) for row in mine if row[column] is not None]
+            marks = [_mark(row, column, name, names[row["language"]], lanes) for row in mine if row[column] is not None]
             if marks or column == "b":
                 figure.add_trace(interval_marks(marks, model, color=colour, symbol=symbol))
                 figure.data[-1].showlegend = column == "b"

@@ -16,6 +16,7 @@ from rass_core.report.directions import auc_plots, direction_table
 from rass_core.report.evaluations import evaluation_table
 from rass_core.report.figures import Plot
 from rass_core.report.generation import arm_table, offspring_plot, selected_rows
+from rass_core.report.mitigation import mitigation_section
 from rass_core.report.points import (
     Offspring,
     Point,
@@ -48,9 +49,13 @@ READ = (
     "quotas",
     "rounds",
     "evaluations",
+    "preferences",
+    "variants",
+    "gates",
 )
 UNSHOWN = {
     "directions": ("vector",), "responses": ("text", "text_sha256"), "rounds": ("distances",),
+    "preferences": ("chosen", "rejected"),
 }  # fmt: skip
 
 
@@ -195,6 +200,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         forest=_forest_plot(boundaries),
         boundary_rows=boundary_table(rows["boundaries"]),
         models=models,
+        mended=mitigation_section(rows),
         auc_plots=auc_plots(rows["directions"]),
         direction_rows=direction_table(rows["directions"]),
         arm_rows=arm_table(rows["rounds"]),

@@ -5,7 +5,7 @@ import math
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rass_core.operators import LANGUAGE_NAMES
 from rass_core.report.points import Row, over_refusal_band
@@ -19,6 +19,13 @@ def language_name(code: str) -> str:
     return LANGUAGE_NAMES.get(code) or LANGUAGE_NAMES.get(code.split("-")[0], code)
 
 
+def distinct_names(codes: Iterable[str]) -> dict[str, str]:
+    """Return code → name, with the code behind it where two languages would share a name."""
+    names = {code: language_name(code) for code in codes}
+    shared = Counter(names.values())
+    return {code: f"{name} ({code})" if shared[name] > 1 else name for code, name in names.items()}
+
+
 def show_number(value: float | None, digits: int = 2) -> str:
     """Write a number with a true minus sign; – for none."""
     if value is None or not math.isfinite(value):
@@ -27,9 +34,32 @@ def show_number(value: float | None, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
 
 
-def show_percent(value: float | None) -> str:
-    """Write a share as a whole percentage; – for none."""
-    return "–" if value is None else f"{100 * value:.0f}%"
+def show_percent(value: float | None, digits: int = 0) -> str:
+    """Write a share as a percentage, with more digits where it would be rounded to 0% or 100%; – for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    while digits < 4 and 0 < value < 1 and float(f"{100 * value:.{digits}f}") in (0, 100):
+        digits += 1
+    return f"{100 * value:.{digits}f}%"
+
+
+def show_points(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Write a change of a share in percentage points, with its sign and interval, −41.0 [−47.1, −35.2]."""
+
+    def signed(share: float) -> str:
+        text = f"{100 * share:+.1f}"
+        return text.replace("-", "−") if float(text) else "0.0"
+
+    if value is None:
+        return "–"
+    return signed(value) if low is None or high is None else f"{signed(value)} [{signed(low)}, {signed(high)}]"
+
+
+def show_p(value: float | None) -> str:
+    """Write a p-value; – for none."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def show_interval(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:

@@ -74,7 +74,7 @@ def folder(lake: Path) -> Path:
 @pytest.fixture(scope="module")
 def all_that_may(lake: Path, folder: Path) -> Path:
     """More is wanted than there is, so that whatever may enter does."""
-    return built(lake, lake.parent / "all", n_per_cell=200)
+    return built(lake, lake.parent / "all", n_per_cell=60)
 
 
 def test_every_cell_is_filled_and_true_by_the_oracle(folder: Path) -> None:

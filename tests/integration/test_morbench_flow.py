@@ -33,17 +33,20 @@ def small(lake: Path) -> RassConfig:
         [source.model_copy(update=fewer) for source in section.sources] for section in (config.prompts, config.evaluate)
     )
     return config.model_copy(update={
-        "models": config.models[:1], "prompts": config.prompts.model_copy(update={"sources": given}),
+        "models": config.models[:1], "probe": config.probe.model_copy(update={"n_bootstrap": 100}),
+        "prompts": config.prompts.model_copy(update={"sources": given}),
         "evaluate": config.evaluate.model_copy(update={"sources": more}),
         "generate": config.generate.model_copy(update={"rounds": 1, "candidates_per_round": 160}),
         "morbench": config.morbench.model_copy(update={"n_per_cell": N_PER_CELL, "n_strata": 2}),
     })  # fmt: skip
 
 
-def built(lake: Path, out: Path | None = None) -> Path:
+def built(lake: Path, out: Path | None = None, n_per_cell: int = N_PER_CELL) -> Path:
     from flows.morbench import morbench as flow
 
-    return Path(flow(small(lake), out))
+    config = small(lake)
+    wanted = config.morbench.model_copy(update={"n_per_cell": n_per_cell})
+    return Path(flow(config.model_copy(update={"morbench": wanted}), out))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -66,6 +69,12 @@ def lake(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Path
 @pytest.fixture(scope="module")
 def folder(lake: Path) -> Path:
     return built(lake)
+
+
+@pytest.fixture(scope="module")
+def all_that_may(lake: Path, folder: Path) -> Path:
+    """More is wanted than there is, so that whatever may enter does."""
+    return built(lake, lake.parent / "all", n_per_cell=60)
 
 
 def test_every_cell_is_filled_and_true_by_the_oracle(folder: Path) -> None:
@@ -104,18 +113,17 @@ def test_pairs_change_little(folder: Path) -> None:
     assert same_verb >= 0.8 * len(by_pair)
 
 
-def test_nothing_stems_from_the_splits_that_are_trained_on(folder: Path) -> None:
-    config = small(folder)
+def test_nothing_stems_from_the_splits_that_are_trained_on(lake: Path, all_that_may: Path) -> None:
+    config = small(lake)
     given = pq.read_table(str(config.prompts.sources[0].path)).to_pylist()
     trained = {
         row["family"] for row in given
         if row["language"] in LANGUAGES and split_of(f"lab/{row['family']}", config.seed) != "test"
     }  # fmt: skip
-    lake = Lake.open(str(config.lake).removesuffix("/morbench"), create=False)
-    read = {row["family"].removeprefix("lab/") for row in lake.query("SELECT family FROM prompts").to_pylist()}
-    trained &= read
+    rows = Lake.open(str(lake), create=False).query("SELECT family FROM prompts").to_pylist()
+    trained &= {row["family"].removeprefix("lab/") for row in rows}  # those that were sampled
     assert len(trained) > 50
-    assert {row["family"] for row in rows_of(folder)}.isdisjoint(trained)
+    assert {row["family"] for row in rows_of(all_that_may)}.isdisjoint(trained)
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_lake(folder: Path, tmp_path: Path) -> None:
@@ -152,13 +160,14 @@ def test_what_a_pair_of_the_lake_trains_on_is_kept_out_with_its_rewordings(
         built(lake)
 
 
-def test_translations_that_came_back_changed_did_not_enter(lake: Path, folder: Path) -> None:
+def test_translations_that_came_back_changed_did_not_enter(lake: Path, all_that_may: Path) -> None:
     rows = Lake.open(str(lake), create=False).query("""
         SELECT subject_id, outcome FROM verdicts WHERE judge = 'back_translation'
     """)
     said = {row["subject_id"]: row["outcome"] for row in rows.to_pylist()}
     assert set(said.values()) == {"same", "changed"}
-    entered = {row["prompt_id"] for row in rows_of(folder)}
+    entered = {row["prompt_id"] for row in rows_of(all_that_may)}
+    assert entered & set(said)
     assert all(said.get(prompt_id, "same") == "same" for prompt_id in entered)
 
 
@@ -196,7 +205,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
         for language, n in (("de", 10), ("en", 10), ("all", 20)):
             safety, over = (found[name, language, metric] for metric in ("safety_rate", "over_refusal_rate"))
             assert safety["value"] >= 0.9 and safety["n"] == n
-            assert 0 < over["low"] <= over["value"] <= over["high"] <= 1 and over["n"] == n
+            assert 0 <= over["low"] <= over["value"] <= over["high"] <= 1 and over["n"] == n
             assert found[name, language, "unscored_rate"]["value"] == 0.0
         shown = next(line for line in result.output.splitlines() if line.startswith(f"{name}@"))
         assert f"on morbench@{morbench.read(folder)[1]}" in shown

@@ -187,7 +187,11 @@ def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> st
             )
             parts.append(claim(rows, setting, "random_refused", factor))
         for rate in RATES[setting]:
-            parts += [f"{rate}:", table(rows, setting, methods, ns, rate)]
+            seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate).values()}
+            if len(seen) == 1:
+                parts.append(f"{rate}: {100 * seen.pop():.1f} in every run.")
+            else:
+                parts += [f"{rate}:", table(rows, setting, methods, ns, rate)]
     return "\n\n".join(parts)
 
 

@@ -151,7 +151,7 @@ def _cards(rows: Mapping[str, list[Row]], points: Sequence[Point]) -> list[tuple
     return [
         (f"{len(given):,}", "prompts measured", f"{n_languages} language{'s' if n_languages != 1 else ''}"),
         (f"{n_new:,}", "candidates generated", f"{len(points) - len(given):,} of them measured"),
-        (f"{len(rows['selections']):,}", "prompts selected", "benign, refused, near b"),
+        (f"{len(rows['selections']):,}", "prompts selected", "benign and refused"),
         (show_percent(over["value"]), "over-refusal rate", counts(over) + wide),
         (show_percent(safe["value"]), "safety rate", counts(safe)),
     ]

@@ -7,7 +7,7 @@ from flows.mitigate import mitigate_steps
 from flows.probe import compare_steps, probe_steps
 from rass_core.config import RassConfig
 from tasks.evaluate import stop_at_gate
-from tasks.report import report, show_boundaries, show_report, show_run
+from tasks.report import report, show_boundaries, show_evaluation, show_gate, show_report, show_run
 from tasks.run import recorded
 from tasks.select import select_prompts
 
@@ -28,6 +28,8 @@ def refresh(config: RassConfig) -> str:
             selection = select_prompts(run, probed, rounds)
             if config.mitigate is not None:
                 gates = mitigate_steps(run, probed, rounds, selection)
+                show_evaluation(run, run.commits)
+                show_gate(run, gates)
         show_run(run)
         path = report(run)
         show_report(run, path)

@@ -8,12 +8,14 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 import rass_core
 from rass_core.config import RassConfig
 from rass_core.errors import LakeError, ModelError
 from rass_core.models import model_id
 from rass_core.report import write_report
+from rass_core.report.mitigation import change_rows_shown, gate_markdown
 from rass_core.report.page import READ, columns_shown
 from rass_core.store import Commit, Lake
 from tasks.run import Run
@@ -33,7 +35,7 @@ def rewrite_report(lake: Lake) -> Path:
     """Write the report of the newest run of a lake again that finished, or that the gate stopped.
 
     Raises:
-        LakeError: No run finished there.
+        LakeError: No run finished there, or its configuration is of another version.
     """
     rows = lake.query(
         "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') AND flow NOT IN ('review', 'morbench')"
@@ -41,7 +43,15 @@ def rewrite_report(lake: Lake) -> Path:
     ).to_pylist()
     if not rows:
         raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")
-    row, config = rows[0], RassConfig.model_validate_json(rows[0]["config"])
+    row = rows[0]
+    try:
+        config = RassConfig.model_validate_json(row["config"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise LakeError(
+            f"{lake.path}: run {row['run_id']} was configured for RASS {row['code_version']}, this one does not know"
+            f" its {where}; `rass run CONFIG.yaml` makes one of this version"
+        ) from error
     commits = [commit for commit in map(lake.committed, row["commits"]) if commit is not None]
     name = _target_of(lake, commits, config)
     return _write(lake, commits, config, row["run_id"], row["flow"], row["started_at"], name)
@@ -104,6 +114,26 @@ def show_boundaries(run: Run, boundaries: Commit) -> None:
     create_table_artifact(
         key="rass-boundaries", table=rows, description=f"# Where {run.target_id} begins to refuse, by language"
     )
+
+
+@task(cache_policy=NO_CACHE)
+def show_evaluation(run: Run, commits: Sequence[Commit]) -> None:
+    """Put before and after into the Prefect UI, a row a variant and language."""
+    rows = [row for row in run.read("evaluations", *commits).to_pylist() if row["model_id"] == run.target_id]
+    create_table_artifact(
+        key="rass-before-after", table=change_rows_shown(rows),
+        description=f"# What mending changed in {run.target_id}, before → after, in percent",
+    )  # fmt: skip
+
+
+@task(cache_policy=NO_CACHE)
+def show_gate(run: Run, commits: Sequence[Commit]) -> None:
+    """Put the gate's word on each variant into the Prefect UI."""
+    rows = run.read("gates", *commits).to_pylist()
+    create_markdown_artifact(
+        key="rass-gate", markdown=f"# The gate on {run.target_id}\n\n{gate_markdown(rows)}",
+        description="Which variants may be published",
+    )  # fmt: skip
 
 
 @task(cache_policy=NO_CACHE)

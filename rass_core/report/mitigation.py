@@ -36,14 +36,26 @@ class Rate:
 
     metric: str
     name: str
+    axis: str
+    """Title of its axis in a plot."""
     partial: str | None
     """Metric of its partial refusals."""
+    dataset: str = ALL
+    """What is pooled."""
+    falls_are_good: bool = False
 
 
-OVER_REFUSAL = Rate("over_refusal_rate", "over-refusal", "partial_rate")
-SAFETY = Rate("safety_rate", "safety", "harmful_partial_rate")
-DRESSED_SAFETY = Rate("jailbreak_safety_rate", "safety under jailbreaks", None)
-DRESSED_OVER_REFUSAL = Rate("jailbreak_over_refusal_rate", "over-refusal under jailbreaks", None)
+OVER_REFUSAL = Rate(
+    "over_refusal_rate", "over-refusal", "refused share of benign prompts", "partial_rate", falls_are_good=True
+)
+SAFETY = Rate("safety_rate", "safety", "refused share of harmful prompts", "harmful_partial_rate")
+DRESSED_SAFETY = Rate(
+    "jailbreak_safety_rate", "safety under jailbreaks", "refused share of dressed harmful prompts", None, JAILBREAK
+)
+DRESSED_OVER_REFUSAL = Rate(
+    "jailbreak_over_refusal_rate", "over-refusal under jailbreaks", "refused share of dressed benign prompts", None,
+    JAILBREAK, falls_are_good=True,
+)  # fmt: skip
 
 
 class Figures:
@@ -108,27 +120,63 @@ def _order(variant: str) -> tuple[int, str]:
 
 def _summary(variant: str, figures: Figures, gates: Sequence[Row]) -> Section:
     """Say of one variant whether over-refusal fell, whether safety held, and what the gate says."""
-    said = [told_change(rate, variant, figures) for rate in (OVER_REFUSAL, SAFETY)]
+    rates = [OVER_REFUSAL, SAFETY]
+    if figures.of(variant, f"{DRESSED_SAFETY.metric}_change", JAILBREAK).get("value") is not None:
+        rates.append(DRESSED_SAFETY)
     passed = next((row["passed"] for row in gates if row["variant"] == variant), None)
     word = {True: "The gate lets it pass.", False: "The gate does not let it pass.", None: "No gate has judged it."}
-    return {"variant": variant, "passed": passed, "said": f"{said[0]}; {said[1]}. {word[passed]}"}
+    said = "; ".join(told_change(rate, variant, figures) for rate in rates)
+    return {"variant": variant, "passed": passed, "said": f"{said}. {word[passed]}"}
 
 
 def told_change(rate: Rate, variant: str, figures: Figures, language: str = ALL) -> str:
-    """Say in plain words how a rate changed, over all prompts that are not dressed."""
-    before, after = (figures.of(name, rate.metric, ALL, language) for name in ("base", variant))
-    change = figures.of(variant, f"{rate.metric}_change", ALL, language)
+    """Say in plain words how a rate changed, over all prompts that it pools."""
+    before, after = (figures.of(name, rate.metric, rate.dataset, language) for name in ("base", variant))
+    change = figures.of(variant, f"{rate.metric}_change", rate.dataset, language)
     value, low, high = (change.get(name) for name in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return f"{rate.name} cannot be compared ({change.get('reason') or 'it was not measured'})"
     moved = f"from {show_percent(before.get('value'), 1)} to {show_percent(after.get('value'), 1)}"
     by = f"{show_points(value, low, high)} points"
     if change.get("n_gained") == 0 and change.get("n_lost") == 0:
-        worst = show_points(high if rate is OVER_REFUSAL else low)
-        return f"{rate.name} did not change on any of {change['n']} prompts ({worst} points at worst)"
+        worst = show_points(high if rate.falls_are_good else low)
+        return f"{rate.name} did not change on any of {change['n'] or 0:,} prompts ({worst} points at worst)"
     if high < 0 or low > 0:
         return f"{rate.name} {'fell' if high < 0 else 'rose'} {moved} ({by})"
     return f"{rate.name} did not clearly change, {moved} ({by})"
+
+
+def change_rows_shown(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return a row a variant × language in words: each rate before and after, its change and p.
+
+    Args:
+        rows: Of `evaluations`, of one model.
+    """
+    figures = Figures(rows)
+    found = []
+    for variant in figures.variants:
+        for code in figures.languages(OVER_REFUSAL.metric, ALL):
+            shown = {"variant": variant, "language": code}
+            for rate in (OVER_REFUSAL, SAFETY, DRESSED_SAFETY):
+                before, after = (figures.of(name, rate.metric, rate.dataset, code) for name in ("base", variant))
+                change = figures.of(variant, f"{rate.metric}_change", rate.dataset, code)
+                values = (show_percent(row.get("value"), 1) for row in (before, after))
+                shown[rate.name] = _arrow(*values)
+                shown[f"{rate.name}, points"] = _change(change)
+                shown[f"{rate.name}, p"] = show_p(change.get("p_value"))
+            found.append(shown)
+    return found
+
+
+def gate_markdown(rows: Sequence[Row]) -> str:
+    """Return the gate's word on each variant as markdown; rows are those of `gates`."""
+    lines = []
+    for row in sorted(rows, key=lambda row: _order(row["variant"] or "")):
+        lines += [f"## {row['variant']} {'passes' if row['passed'] else 'does not pass'}", ""]
+        lines += [f"- {reason}" for reason in row["refusals"] or []]
+        lines += [f"- (only to be read) {reason}" for reason in row["warnings"] or []]
+        lines.append("")
+    return "\n".join(lines)
 
 
 # Before and after, and under jailbreaks
@@ -199,16 +247,20 @@ def _cells(
     """Return a table's row: one rate of one variant at one place, before and after."""
     before, after = (figures.of(name, rate.metric, dataset, language) for name in ("base", variant))
     change = figures.of(variant, f"{rate.metric}_change", dataset, language)
-    why = "" if change.get("value") is not None else change.get("reason") or "not compared"
     cells = [
-        *opening, variant, *(show_share(*_ends(row)) for row in (before, after)),
-        why or show_points(*_ends(change)), show_p(change.get("p_value")),
+        *opening, variant, *(show_share(*_ends(row), 1) for row in (before, after)), _change(change),
+        show_p(change.get("p_value")),
     ]  # fmt: skip
     if rate.partial is not None:
         partial = [figures.of(name, rate.partial, dataset, language).get("value") for name in ("base", variant)]
         cells.append(_arrow(*map(show_percent, partial)))
     counts = [str(row["n_unscored"]) if row.get("n_unscored") is not None else "–" for row in (before, after)]
     return [*cells, _arrow(*counts), f"{change['n']:,}" if change.get("n") is not None else "–"]
+
+
+def _change(row: Row) -> str:
+    """Write a change in points, or why there is none."""
+    return show_points(*_ends(row)) if row.get("value") is not None else row.get("reason") or "not compared"
 
 
 def _ends(row: Row) -> tuple[float | None, float | None, float | None]:
@@ -222,8 +274,10 @@ def _arrow(before: str, after: str) -> str:
 def _dots(figures: Figures, rate: Rate, groups: Mapping[tuple[str, str], str], empty: str) -> Plot:
     """Draw a rate before and after at each place: base hollow and grey, a line from it to each variant."""
     lanes = Lanes(list(groups.values()), ["base", *figures.variants])
-    figure = lanes.lay_out(f"{rate.name} rate")
+    figure = lanes.lay_out(rate.axis)
     base = _marks(figures, rate, "base", groups, lanes)
+    hollow = {"symbol": "circle-open", "line": {"width": 2}}
+    figure.add_trace(interval_marks(list(base.values()), "base, before", color=GREY, **hollow))
     starts = {place: mark[:2] for place, mark in base.items()}
     n_drawn = len(base)
     for variant, colour in zip(figures.variants, cycle(PALETTE), strict=False):
@@ -236,9 +290,6 @@ def _dots(figures: Figures, rate: Rate, groups: Mapping[tuple[str, str], str], e
             mode="lines", line={"color": colour, "width": 1.4}, opacity=0.55, showlegend=False, hoverinfo="skip",
         )  # fmt: skip
         figure.add_trace(interval_marks(list(marks.values()), variant, color=colour))
-    figure.add_trace(
-        interval_marks(list(base.values()), "base, before", color=GREY, symbol="circle-open", line={"width": 2})
-    )
     figure.update_xaxes(range=[-0.03, 1.03], tickformat=".0%")
     return Plot(figure if n_drawn else None, empty)
 
@@ -252,7 +303,7 @@ def _marks(
         row = figures.of(variant, rate.metric, *place)
         value, low, high = _ends(row)
         if value is not None:
-            hover = f"{inert(group)}, {inert(variant)}<br>{rate.name} {show_share(value, low, high)}"
+            hover = f"{inert(group)}, {inert(variant)}<br>{rate.name} {show_share(value, low, high, 1)}"
             hover += f"<br>{row['n']:,} scored, {row['n_unscored'] or 0:,} without an outcome" if row["n"] else ""
             marks[place] = (value, lanes.at(group, variant), low, high, hover)
     return marks
@@ -283,7 +334,7 @@ def _cost_cells(figures: Figures, variant: str, tasks: Sequence[str]) -> list[st
 
     was = figures.of(variant, "perplexity_base").get("value", figures.of("base", "perplexity").get("value"))
     return [
-        variant, measured("kl", 4), _arrow(show_number(was), measured("perplexity", 2)),
+        variant, measured("kl", 4), _arrow(show_number(was, 3), measured("perplexity", 3)),
         both("response_tokens", lambda value: show_number(value, 1)), measured("response_tokens_change", 2),
         both("harmless_compliance_rate", lambda value: show_percent(value, 1)),
         show_points(*_ends(figures.of(variant, "harmless_compliance_rate_change"))),
@@ -293,13 +344,14 @@ def _cost_cells(figures: Figures, variant: str, tasks: Sequence[str]) -> list[st
 
 
 def _utility(figures: Figures, variant: str, task: str) -> str:
-    """Return a benchmark's score before and after; its first metric stands for it."""
-    scores = {}
-    for name in ("base", variant):
-        rows = [row for metric in figures.metrics(name, task) if (row := figures.of(name, metric, task))]
-        known = next((row for row in rows if row["value"] is not None), None)
-        scores[name] = show_number(known["value"], 3) if known else f"– ({_why(rows[0] if rows else {})})"
-    return _arrow(scores["base"], scores[variant])
+    """Return a benchmark's metrics before and after; of one without a value the reason."""
+    metrics = dict.fromkeys([*figures.metrics("base", task), *figures.metrics(variant, task)])
+    told = []
+    for metric in metrics:
+        rows = [figures.of(name, metric, task) for name in ("base", variant)]
+        scores = (show_interval(*_ends(row), 3) if row.get("value") is not None else f"– ({_why(row)})" for row in rows)
+        told.append(f"{metric} {_arrow(*scores)}")
+    return "; ".join(told)
 
 
 def _why(row: Row) -> str:

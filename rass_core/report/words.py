@@ -69,11 +69,11 @@ def show_interval(value: float | None, low: float | None, high: float | None, di
     return f"{show_number(value, digits)} [{show_number(low, digits)}, {show_number(high, digits)}]"
 
 
-def show_share(value: float | None, low: float | None, high: float | None) -> str:
-    """Write a share with its interval in whole percent, 72% [59, 83]."""
+def show_share(value: float | None, low: float | None, high: float | None, digits: int = 0) -> str:
+    """Write a share with its interval in percent, 72% [59, 83]."""
     if value is None or low is None or high is None:
-        return show_percent(value)
-    return f"{show_percent(value)} [{100 * low:.0f}, {100 * high:.0f}]"
+        return show_percent(value, digits)
+    return f"{show_percent(value, digits)} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
 def visible(text: str) -> str:

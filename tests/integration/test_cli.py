@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ import yaml
 
 from flows.cli import DEMO_CONFIG
 from rass_core.lab.training import build_model, build_tokenizer, save
+from rass_core.store import Lake
+from rass_core.tables import TABLES
+from tests.report_pages import boundary
 
 LAB = Path(DEMO_CONFIG).parent
 
@@ -53,7 +57,20 @@ def assert_one_clear_line(result: subprocess.CompletedProcess[str], lake: Path, 
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["run"], ["sql"], ["plan"], ["doctor"], ["init"], ["report"], ["morbench"], ["evaluate"]]
+    "command",
+    [
+        [],
+        ["demo"],
+        ["run"],
+        ["sql"],
+        ["plan"],
+        ["doctor"],
+        ["init"],
+        ["report"],
+        ["compare"],
+        ["morbench"],
+        ["evaluate"],
+    ],
 )
 def test_every_help_reads_well_in_a_narrow_terminal(command: list[str]) -> None:
     result = rass(*command, "--help")
@@ -137,6 +154,40 @@ def test_sql_prints_tables_csv_and_json(tmp_path: Path) -> None:
     wrong = rass("sql", "SELECT * FROM promts", "--lake", lake.path)
     assert wrong.returncode == 2
     assert "prompts" in wrong.stderr
+
+
+def test_compare_prints_a_table_csv_and_json(tmp_path: Path) -> None:
+    lake = Lake.open(tmp_path / "lake")
+    for number, model in enumerate(("careful", "lenient")):
+        rows = [boundary("en", 0.1 * number, 0.4, model_id=model)]
+        lake.commit(
+            f"run-{number}", f"{number:032x}", {"boundaries": pa.Table.from_pylist(rows, schema=TABLES["boundaries"])}
+        )
+    lines = rass("compare", "--lake", lake.path).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["careful", "en", "lenient", "en"]
+    assert max(map(len, lines)) <= 80
+    rows = json.loads(rass("compare", "--lake", lake.path, "--format", "json").stdout)
+    assert [(row["model_id"], row["language"], row["b"]) for row in rows] == [
+        ("careful", "en", 0.0), ("lenient", "en", 0.1)
+    ]  # fmt: skip
+    head = rass("compare", "--lake", lake.path, "--format", "csv").stdout.splitlines()[0]
+    assert head.startswith("model_id,language,b,b_low,b_high,b_oracle,")
+    result = rass("compare", "--lake", Lake.open(tmp_path / "empty").path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "no boundary was measured there" in result.stderr
+
+
+def test_a_run_of_another_version_is_not_reported_on_but_named(tmp_path: Path) -> None:
+    lake = Lake.open(tmp_path / "lake")
+    now = datetime.now(UTC)
+    row = {
+        "flow": "refresh", "config": '{"model": {"name": "m"}, "prompts": {"sources": []}, "colour": 1}',
+        "code_version": "0.0.9+1234", "commits": [], "started_at": now, "finished_at": now, "state": "Completed",
+    }  # fmt: skip
+    lake.commit("run-1", "a" * 32, {"runs": pa.Table.from_pylist([row], schema=TABLES["runs"])})
+    result = rass("report", "--lake", lake.path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert "run run-1 was configured for RASS 0.0.9+1234, this one does not know its " in result.stderr
 
 
 def test_init_writes_a_config_that_plan_reads(tmp_path: Path) -> None:

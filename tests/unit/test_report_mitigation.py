@@ -9,7 +9,7 @@ import pytest
 
 from rass_core.evaluation import Measured, Outcome, change_rows, measured_row, variant_rows
 from rass_core.gate import GateConfig, judge_gate
-from rass_core.report.mitigation import OVER_REFUSAL, SAFETY, Figures, told_change
+from rass_core.report.mitigation import OVER_REFUSAL, SAFETY, Figures, change_rows_shown, gate_markdown, told_change
 from rass_core.report.words import distinct_names, show_p, show_percent, show_points
 from rass_core.tables import TABLES
 from tests.report_pages import HOSTILE, TARGET, Page, Rows, hostile, hovers, plausible, render, words
@@ -128,7 +128,10 @@ def test_the_head_says_at_once_whether_over_refusal_fell_and_safety_held(page: P
     assert f"✓ dpo: over-refusal fell from 38.2% to 13.0% ({by} points)" in said
     assert by.startswith("−25.2 [−")
     worst = show_points(find(rows, "dpo", "safety_rate_change")["low"])
-    assert f"safety did not change on any of 800 prompts ({worst} points at worst). The gate lets it pass." in said
+    assert f"safety did not change on any of 800 prompts ({worst} points at worst); safety under" in said
+    dressed = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak")
+    by = show_points(dressed["value"], dressed["low"], dressed["high"])
+    assert f"safety under jailbreaks fell from 90.0% to 86.9% ({by} points). The gate lets it pass." in said
     assert "✗ steer: over-refusal did not change on any of 476 prompts" in said
     assert "safety fell from 99.5% to 94.5% (−5.0 [−" in said
     assert said.index("dpo: over-refusal") < said.index("Across languages"), "above the fold"
@@ -158,8 +161,8 @@ def test_tables_hold_each_rate_with_its_change_partial_refusals_and_unscored(pag
     after = find(rows, "dpo", "over_refusal_rate", "held_out", "en")
     assert change["p_value"] < 0.001
     expected = (
-        f"English dpo 31% [25, 38] {show_percent(after['value'])} "
-        f"[{100 * after['low']:.0f}, {100 * after['high']:.0f}] "
+        f"English dpo 30.8% [24.8, 37.6] {show_percent(after['value'], 1)} "
+        f"[{100 * after['low']:.1f}, {100 * after['high']:.1f}] "
         f"{show_points(change['value'], change['low'], change['high'])} < 0.001 1% → 1% 2 → 2 198"
     )
     assert expected in said
@@ -171,7 +174,7 @@ def test_tables_hold_each_rate_with_its_change_partial_refusals_and_unscored(pag
 
 
 def test_dots_join_before_and_after(page: Page, rows: Rows) -> None:
-    figure = drawn(page, "over-refusal rate")[0]
+    figure = drawn(page, "share of benign")[0]
     traces = {trace.get("name"): trace for trace in figure["data"] if trace["mode"] == "markers"}
     assert set(traces) == {"base, before", "dpo", "steer"}
     places = figure["layout"]["yaxis"]["ticktext"]
@@ -193,20 +196,20 @@ def test_dressings_stand_apart(page: Page, rows: Rows) -> None:
     change = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak:fiction")
     assert change["value"] == pytest.approx(-5 / 80)
     by = show_points(change["value"], change["low"], change["high"])
-    assert f"fiction all dpo 90% [81, 95] 84% [74, 90] {by} 0.062 0 → 0 80" in said
-    assert "prefix injection all dpo 90% [81, 95] 90% [81, 95] 0.0 [" in said
+    assert f"fiction all dpo 90.0% [81.5, 94.8] 83.8% [74.2, 90.3] {by} 0.062 0 → 0 80" in said
+    assert "prefix injection all dpo 90.0% [81.5, 94.8] 90.0% [81.5, 94.8] 0.0 [" in said
     assert "all dressings German dpo" in said
-    figure = drawn(page, "safety under jailbreaks rate")[0]
+    figure = drawn(page, "share of dressed harmful")[0]
     assert figure["layout"]["yaxis"]["ticktext"] == ["all dressings", "fiction", "prefix injection"]
     assert "Benign prompts, dressed" in said
 
 
 def test_costs_are_told_with_what_could_not_be_measured(page: Page) -> None:
     said = words(page)
-    assert "dpo 0.0123 [0.0111, 0.0135] 3.21 → 3.45 [3.11, 3.80] 12.0 → 12.0 0.00 [0.00, 0.00]" in said
+    assert "dpo 0.0123 [0.0111, 0.0135] 3.210 → 3.450 [3.105, 3.795] 12.0 → 12.0 0.00 [0.00, 0.00]" in said
     assert "99.0% → 99.0% 0.0 [" in said
-    assert "0.410 → 0.400" in said
-    assert "0.410 → – (weights as they are)" in said
+    assert "score 0.410 → 0.400" in said
+    assert "score 0.410 → – (weights as they are)" in said
 
 
 def test_the_gate_speaks_in_plain_sentences(page: Page, rows: Rows) -> None:
@@ -266,7 +269,7 @@ def test_null_rows_say_why_and_draw_nothing(rows: Rows, tmp_path: Path) -> None:
     ]  # fmt: skip
     page = render(kept, tmp_path)
     assert "German dpo – – none of 9 prompts scored –" in words(page)
-    figure = drawn(page, "safety rate")[0]
+    figure = drawn(page, "share of harmful")[0]
     assert [len(t["x"]) for t in figure["data"] if t["mode"] == "markers"] == [2, 2, 2]
 
 
@@ -302,3 +305,20 @@ def test_numbers_are_never_rounded_into_certainty() -> None:
     assert show_points(-0.0001) == "0.0"
     assert [show_p(v) for v in (None, 0.0004, 0.0621)] == ["–", "< 0.001", "0.062"]
     assert distinct_names(["en", "en-GB", "de"]) == {"en": "English (en)", "en-GB": "English (en-GB)", "de": "German"}
+
+
+def test_the_prefect_ui_gets_a_row_a_variant_and_language_and_the_gates_reasons(rows: Rows) -> None:
+    shown = change_rows_shown(rows["evaluations"])
+    assert [(row["variant"], row["language"]) for row in shown] == [
+        (variant, language) for variant in ("dpo", "steer") for language in ("all", "en", "de")
+    ]
+    change = find(rows, "dpo", "over_refusal_rate_change")
+    assert shown[0]["over-refusal"] == "38.2% → 13.0%"
+    assert shown[0]["over-refusal, points"] == show_points(change["value"], change["low"], change["high"])
+    assert shown[0]["over-refusal, p"] == "< 0.001"
+    assert shown[0]["safety under jailbreaks"] == "90.0% → 86.9%"
+    assert change_rows_shown([row for row in rows["evaluations"] if row["variant"] == "base"]) == []
+    markdown = gate_markdown(rows["gates"])
+    assert markdown.index("## dpo passes") < markdown.index("## steer does not pass")
+    refusals = next(row for row in rows["gates"] if row["variant"] == "steer")["refusals"]
+    assert all(f"\n- {reason}\n" in markdown for reason in refusals)

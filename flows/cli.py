@@ -44,6 +44,8 @@ app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
 app.command()(evaluate)
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
+TINY_BYTES = 50_000_000
+"""Of weights: the lab's take one and a half million."""
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
@@ -65,8 +67,6 @@ class Format(StrEnum):
 @app.command()
 def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
     """Run the whole job on the built-in lab: a small world, a small model, minutes on a laptop."""
-    # The lab's matrices are too small to be shared: two busy threads wait for each other most of the time.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     _run_flow("refresh", load_config(DEMO_CONFIG, lake=lake, seed=seed))
 
 
@@ -203,6 +203,7 @@ def main() -> None:
 
 def _run_flow(name: str, config: RassConfig, **settings: Any) -> str:
     """Run a flow in this process; print and return what it made: the path of a report or folder."""
+    _spare_threads(config)
     from tasks.run import CONSOLE, check_inputs
 
     CONSOLE.quiet = False
@@ -214,6 +215,13 @@ def _run_flow(name: str, config: RassConfig, **settings: Any) -> str:
         raise typer.Exit(130) from None
     typer.echo(made)
     return made
+
+
+def _spare_threads(config: RassConfig) -> None:
+    """Give a tiny model one thread: its matrices are too small to be shared, two would wait for each other."""
+    weights = Path(config.model.name).expanduser().glob("*.safetensors")
+    if 0 < sum(file.stat().st_size for file in weights) < TINY_BYTES:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _flow(name: str) -> Callable[..., str]:

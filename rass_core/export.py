@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from rass_core.errors import PromptError
+from rass_core.markdown import table
 from rass_core.preferences import KINDS, PreferencePair, check_pairs, counts
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -179,12 +180,12 @@ def _readme(pairs: Sequence[PreferencePair], card: DatasetCard, origins: Mapping
         "safety boundary; for another model make them anew.",
         *card.notes,
         "## Pairs",
-        _table(["kind", *languages], [[kind, *(n.get(each, 0) for each in languages)] for kind, n in by_kind.items()]),
+        table(["kind", *languages], [[kind, *(n.get(each, 0) for each in languages)] for kind, n in by_kind.items()]),
         "\n".join(f"- `{kind}`: {_MEANINGS[kind]}" for kind in KINDS if kind in by_kind),
         "## Columns",
-        _table(["column", "what it is"], list(_COLUMNS.items())),
+        table(["column", "what it is"], list(_COLUMNS.items())),
         "## Sources and licences",
-        _table(["source", "licence", "pairs"], [[*key, number[key]] for key in sorted(sources)]),
+        table(["source", "licence", "pairs"], [[*key, number[key]] for key in sorted(sources)]),
     ]
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---\n\n" + "\n\n".join(lines) + "\n"
 
@@ -217,10 +218,3 @@ def _write_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + " --- |" * len(columns), *lines[1:]])

@@ -31,6 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from rass_core import languages
 from rass_core.config import MorbenchConfig
 from rass_core.errors import PromptError, SelectionError
+from rass_core.markdown import table
 from rass_core.selection import without_near_duplicates
 from rass_core.tables import STRINGS, digest, normalise, prompt_id
 
@@ -754,7 +755,7 @@ def _built(config: Mapping[str, Any], seed: int) -> list[str]:
 def _targets(figures: Mapping[str, Any]) -> list[str]:
     models = figures["models"].items()
     columns = ["model", "pairs near it", "pairs standing for it", "median m − b", "median gap to the contrast"]
-    return ["## Target models", _table(columns, [[f"`{model}`", *each.values()] for model, each in models])]
+    return ["## Target models", table(columns, [[f"`{model}`", *each.values()] for model, each in models])]
 
 
 def _counted(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> list[str]:
@@ -765,17 +766,10 @@ def _counted(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> l
     sources = Counter((row["source"], row["licence"]) for row in rows)
     return [
         "## Pairs, of those wanted",
-        _table(["language", *categories], [[each, *(pairs[each, c] for c in categories)] for each in spoken]),
+        table(["language", *categories], [[each, *(pairs[each, c] for c in categories)] for each in spoken]),
         *(["## Shortages", "\n".join(short)] if short else []),
         "## Columns",
-        _table(["column", "what it is"], [[column, meaning] for column, (_, meaning) in _COLUMNS.items()]),
+        table(["column", "what it is"], [[column, meaning] for column, (_, meaning) in _COLUMNS.items()]),
         "## Sources and licences",
-        _table(["source", "licence", "prompts"], [[*key, sources[key]] for key in sorted(sources)]),
+        table(["source", "licence", "prompts"], [[*key, sources[key]] for key in sorted(sources)]),
     ]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
-    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (columns, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + " --- |" * len(columns), *lines[1:]])

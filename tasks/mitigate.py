@@ -61,7 +61,14 @@ def mend(run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed)
     """Mend the target by one method; a training that was stopped goes on from its last checkpoint."""
     settings = mitigating(run)
     direction = None if method in TRAINED else false_refusal_direction(run, pairs, probed)
-    how = [method, run.target_id, run.config.model, *_settings_of(run, method), [pair.__dict__ for pair in pairs]]
+    how = [
+        method,
+        run.target_id,
+        run.config.model,
+        *_settings_of(run, method),
+        direction,
+        [pair.__dict__ for pair in pairs],
+    ]
     folder = run.lake.path / "models" / f"{method}-{run.key(how)[:8]}"
     run.say(f"{method}: {len(pairs)} pairs")
 

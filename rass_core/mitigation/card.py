@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from rass_core.markdown import table
 from rass_core.models import model_id
 
 
@@ -64,13 +65,10 @@ def write_card(folder: Path, card: ModelCard) -> Path:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a Markdown table; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    return table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

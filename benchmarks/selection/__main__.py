@@ -31,6 +31,12 @@ GUESSED_S = {"run": 12.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
 """Seconds until something is measured: one core of two shared ones."""
 
 
+def ablations(setting: str) -> tuple[str, ...]:
+    """Return what is left out in a setting; in public ones nothing is written, so no steering and no rounds."""
+    written = ("no_steering", "no_rounds")
+    return tuple(m for m in methods.ABLATIONS if setting not in public.RECIPES or m not in written)
+
+
 def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
     """Return the runs of a setting, a seed's together."""
     found = []
@@ -38,9 +44,7 @@ def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
         found.append((setting, seed, "base", 0))
         found += [(setting, seed, method, n) for n in NS for method in methods.MAIN]
         if number < N_ABLATION_SEEDS:
-            # In the public setting nothing is written, so there is no steering and there are no rounds to leave out.
-            here = methods.ABLATIONS if setting != "public" else ("no_diversity", "near_boundary", "no_safety")
-            found += [(setting, seed, method, n) for n in NS for method in here]
+            found += [(setting, seed, method, n) for n in NS for method in ablations(setting)]
     return found
 
 
@@ -81,7 +85,7 @@ def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) ->
         mine = [run for run in left if run[0] == setting]
         total += each * len(mine)
         seeds = {run[1] for run in mine}
-        total += len(seeds) * (GUESSED_S["lake"] if setting != "public" else GUESSED_S["base"] + GUESSED_S["probe"])
+        total += len(seeds) * (GUESSED_S["lake"] if setting in lab.RECIPES else GUESSED_S["base"] + GUESSED_S["probe"])
         if setting == "lab":  # whose lakes are those of lab_short too
             total += 2 * GUESSED_S["lake"] * len({run[1] for run in mine if run[2] in methods.ABLATIONS})
     return total
@@ -89,7 +93,7 @@ def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) ->
 
 def check_trainer(data: public.Data, out: Path, seed: int, panel: Panel) -> None:
     """Train the same pairs by the benchmark's loop and by the project's trainer, and print what both come to."""
-    bench, n = public.bench(data, out, seed, panel), 96
+    bench, n = public.bench("public", data, out, seed, panel), 96
     chosen = methods.choose("random_refused", bench.pool, n, seed)
     pairs = [bench.pair_of(bench.pool.candidates[i]) for i in chosen]
     for kind in ("safety", "general"):
@@ -118,9 +122,8 @@ def check_trainer(data: public.Data, out: Path, seed: int, panel: Panel) -> None
 def main() -> None:
     """Run what is asked for, or say how long it would take."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
-    parser.add_argument(
-        "--setting", choices=("lab", "lab_short", "public"), nargs="+", default=["lab", "lab_short", "public"]
-    )
+    settings = [*lab.RECIPES, *public.RECIPES]
+    parser.add_argument("--setting", choices=settings, nargs="+", default=settings)
     parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
@@ -158,7 +161,8 @@ def _main(options: argparse.Namespace) -> None:
         check_trainer(public.load(options.data), options.out, options.seeds[0], default_panel())
         return
     settings = options.setting
-    if "public" in settings and options.data is None and not options.plan:
+    is_public = bool(public.RECIPES.keys() & set(settings))
+    if is_public and options.data is None and not options.plan:
         raise PromptError("--data: name the folder with the public prompts, or --setting lab")
     asked = [r for setting in settings for r in wanted(setting, options.seeds)]
     if options.methods:
@@ -174,11 +178,11 @@ def _main(options: argparse.Namespace) -> None:
         return
     torch.set_num_threads(1)
     panel = default_panel()
-    data = public.load(options.data) if "public" in settings else None
+    data = public.load(options.data) if is_public else None
     for setting, seed in dict.fromkeys((r[0], r[1]) for r in left):
         mine = [r for r in left if r[:2] == (setting, seed)]
-        if setting == "public":
-            bench = public.bench(data, options.out, seed, panel)
+        if setting in public.RECIPES:
+            bench = public.bench(setting, data, options.out, seed, panel)
         else:
             bench = lab.bench(setting, options.out, seed, any(r[2] in ("no_steering", "no_rounds") for r in mine))
         for number, each in enumerate(mine):

@@ -97,6 +97,8 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
         found = rass(pool, n)
     elif method == "no_diversity":
         found = rass(pool, n, SelectionConfig(diversity=0.0))
+    elif method == "more_depth":
+        found = rass(pool, n, SelectionConfig(diversity=0.9))
     elif method == "near_boundary":
         found = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")][:n]
     elif method == "random_benign":
@@ -124,4 +126,4 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
 MAIN = (
     "rass", "random_benign", "random_refused", "keyword", "most_refused", "rewriting", "uncertainty",
 )  # fmt: skip
-ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "near_boundary", "no_safety")
+ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "more_depth", "near_boundary", "no_safety")

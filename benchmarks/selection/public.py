@@ -49,7 +49,13 @@ PROBE_SHARE = 0.25
 """Of the harmful prompts, and of harmless ones up to as many, not trained on: the probe's anchors."""
 MAX_NEW_TOKENS = 14
 N_SAFETY, N_GENERAL = 200, 200
-RECIPE = Recipe(steps=40, over_refusal=8, safety=8, general=8, settings=TrainingSettings(learning_rate=1e-3))
+_SETTINGS = TrainingSettings(learning_rate=1e-3)
+RECIPES = {
+    "public": Recipe(steps=40, over_refusal=8, safety=8, general=8, settings=_SETTINGS),
+    "public_safe": Recipe(steps=40, over_refusal=8, safety=16, general=8, settings=_SETTINGS),
+}
+"""public: as many safety as over-refusal pairs, which loses safety whatever was selected. public_safe: twice as many,
+which holds it where it was."""
 VOCABULARY = 3000
 MAX_LENGTH = 1024
 EPOCHS = 4
@@ -251,8 +257,8 @@ def _batches(lessons: Sequence[tuple[list[int], list[int]]], rng: np.random.Gene
         yield [lessons[i] for i in groups[number]]
 
 
-def bench(data: Data, out: Path, seed: int, panel: Panel) -> Bench:
-    """Return what the runs of a seed need; its model is trained where it is not there."""
+def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench:
+    """Return what the runs of a seed need; its model, the same for both recipes, is trained where it is not there."""
     model, tokenizer = load_causal_lm(str(train_base(data, out / f"public-{seed}", seed)))
     chat = ChatFormat(tokenizer)
     openings = Openings(refusal=list(REFUSALS[:3]), compliance=list(COMPLIANCES[:3]))
@@ -297,7 +303,7 @@ def bench(data: Data, out: Path, seed: int, panel: Panel) -> Bench:
         raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")
     return Bench(
         model, chat, pool, {}, pairs, lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
-        _questions(data.evaluation, chat), RECIPE, MAX_NEW_TOKENS,
+        _questions(data.evaluation, chat), RECIPES[setting], MAX_NEW_TOKENS,
     )  # fmt: skip
 
 

@@ -12,22 +12,28 @@ from scipy.stats import t as student
 from rass_core.errors import BoundaryError, LakeError
 
 LAB = {"pseudo_harmful": ("pseudo_harmful",), "harmless": ("harmless",), "harmful": ("harmful",)}
-RATES: dict[str, dict[str, tuple[str, ...]]] = {
-    "public": {
-        "XSTest safe + OR-Bench-Hard": ("xstest_safe", "or_bench_hard"),
-        "XSTest safe": ("xstest_safe",),
-        "OR-Bench-Hard": ("or_bench_hard",),
-        "StrongREJECT": ("strongreject",),
-        "XSTest unsafe": ("xstest_unsafe",),
-    },
-    "lab": LAB,
-    "lab_short": LAB,
+PUBLIC = {
+    "XSTest safe + OR-Bench-Hard": ("xstest_safe", "or_bench_hard"),
+    "XSTest safe": ("xstest_safe",),
+    "OR-Bench-Hard": ("or_bench_hard",),
+    "XSTest unsafe + StrongREJECT": ("xstest_unsafe", "strongreject"),
+    "StrongREJECT": ("strongreject",),
+    "XSTest unsafe": ("xstest_unsafe",),
 }
+RATES: dict[str, dict[str, tuple[str, ...]]] = {"public": PUBLIC, "public_safe": PUBLIC, "lab": LAB, "lab_short": LAB}
 """setting → rate → the datasets whose prompts it is over."""
-TITLES = {"public": "Public prompts", "lab": "The lab, 30 steps", "lab_short": "The lab, 12 steps"}
+TITLES = {
+    "public": "Public prompts",
+    "public_safe": "Public prompts, twice as many safety pairs",
+    "lab": "The lab, 30 steps",
+    "lab_short": "The lab, 12 steps",
+}
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
-OVER_REFUSAL = {"public": "XSTest safe + OR-Bench-Hard", "lab": "pseudo_harmful", "lab_short": "pseudo_harmful"}
-SAFETY = {"public": "StrongREJECT", "lab": "harmful", "lab_short": "harmful"}
+_OVER_REFUSAL, _SAFETY = "XSTest safe + OR-Bench-Hard", "XSTest unsafe + StrongREJECT"
+OVER_REFUSAL = {
+    "public": _OVER_REFUSAL, "public_safe": _OVER_REFUSAL, "lab": "pseudo_harmful", "lab_short": "pseudo_harmful",
+}  # fmt: skip
+SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 
 
 @dataclass(frozen=True)

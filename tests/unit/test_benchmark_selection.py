@@ -39,6 +39,7 @@ def pool() -> Pool:
         ("rewriting", 6, {1, 3}),
         ("rass", 6, {2, 3, 4, 5}),
         ("no_diversity", 2, {4, 5}),
+        ("more_depth", 6, {2, 3, 4, 5}),
         ("near_boundary", 2, {2, 3}),
     ],
 )

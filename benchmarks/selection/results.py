@@ -33,6 +33,13 @@ _OVER_REFUSAL, _SAFETY = "XSTest safe + OR-Bench-Hard", "XSTest unsafe + StrongR
 OVER_REFUSAL = {
     "public": _OVER_REFUSAL, "public_safe": _OVER_REFUSAL, "lab": "pseudo_harmful", "lab_short": "pseudo_harmful",
 }  # fmt: skip
+COMPARISONS = (
+    (("rass", 1), ("random_refused", 2)),
+    (("rass", 1), ("random_refused", 1)),
+    (("more_depth", 1), ("random_refused", 2)),
+    (("random_refused", 2), ("random_refused", 1)),
+)
+"""What is set against what, each a method and by what its n is multiplied; the last says what twice as many bring."""
 SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 
 
@@ -162,16 +169,24 @@ def balance(rows: Sequence[Row], setting: str, first: tuple[str, int], second: t
     return [gained - lost for gained, lost in zip(safety, over_refusal, strict=True)]
 
 
-def claim(rows: Sequence[Row], setting: str, other: str, factor: int, ns: Sequence[int] = (25, 50, 100)) -> str:
-    """Return the Markdown of RASS with n against another method with factor × n, paired over seeds."""
+def compared(
+    rows: Sequence[Row], setting: str, first: tuple[str, int], second: tuple[str, int],
+    ns: Sequence[int] = (25, 50, 100),
+) -> str:  # fmt: skip
+    """Return the Markdown of first − second, paired over seeds, each a method and by what its n is multiplied."""
     names = list(RATES[setting])
     lines = ["| n | " + " | ".join([*names, "balance"]) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
     for n in ns:
-        pair = (("rass", n), (other, factor * n))
+        pair = ((first[0], first[1] * n), (second[0], second[1] * n))
         cells = [shown(paired(rows, setting, rate, *pair), signed=True) for rate in names]
         cells.append(shown(balance(rows, setting, *pair), signed=True))
-        lines.append(f"| {n} against {factor * n} | " + " | ".join(cells) + " |")
+        if set(cells) != {"–"}:
+            lines.append(f"| {pair[0][1]} against {pair[1][1]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _named(method: str, factor: int) -> str:
+    return f"{method} with {'n' if factor == 1 else f'{factor}n'}"
 
 
 def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> str:
@@ -186,12 +201,11 @@ def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> st
         )
         parts.append(f"### {title}\n\nBefore training: {base}.")
         parts.append("Seeds run: " + ", ".join(f"{method} {n}" for method, n in seeds.items() if n) + ".")
-        for factor in (2, 1):
-            parts.append(
-                f"rass with n − random_refused with {'2n' if factor == 2 else 'n'}, points, "
-                "paired over seeds; balance is the gain in safety less the gain in over-refusal:"
-            )
-            parts.append(claim(rows, setting, "random_refused", factor))
+        for first, second in COMPARISONS:
+            told = compared(rows, setting, first, second)
+            if told.count("\n") > 1:
+                parts.append(f"{_named(*first)} − {_named(*second)}, points, paired over seeds:")
+                parts.append(told)
         for rate in RATES[setting]:
             seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate).values()}
             if len(seen) == 1:

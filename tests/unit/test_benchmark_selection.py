@@ -102,7 +102,9 @@ def test_the_claim_is_paired_over_seeds_with_twice_as_many() -> None:
     rows += [r for seed in (0, 1) for r in run(seed, "random_refused", 25, 90)]
     found = results.paired(rows, "lab", "pseudo_harmful", ("rass", 25), ("random_refused", 50))
     assert found == pytest.approx([-0.1, -0.1])
-    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in results.claim(rows, "lab", "random_refused", 2)
+    told = results.compared(rows, "lab", ("rass", 1), ("random_refused", 2))
+    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in told
+    assert "| 50 against" not in told, "what was not run is left out"
 
 
 def test_balance_sets_safety_against_over_refusal() -> None:

@@ -54,8 +54,8 @@ RECIPES = {
     "public": Recipe(steps=40, over_refusal=8, safety=8, general=8, settings=_SETTINGS),
     "public_safe": Recipe(steps=40, over_refusal=8, safety=16, general=8, settings=_SETTINGS),
 }
-"""public: as many safety as over-refusal pairs, which loses safety whatever was selected. public_safe: twice as many,
-which holds it where it was."""
+"""public: as many safety as over-refusal pairs, by which safety falls along with over-refusal. public_safe: twice as
+many, which holds safety and leaves more over-refusal."""
 VOCABULARY = 3000
 MAX_LENGTH = 1024
 EPOCHS = 4

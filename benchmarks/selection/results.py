@@ -33,6 +33,7 @@ _OVER_REFUSAL, _SAFETY = "XSTest safe + OR-Bench-Hard", "XSTest unsafe + StrongR
 OVER_REFUSAL = {
     "public": _OVER_REFUSAL, "public_safe": _OVER_REFUSAL, "lab": "pseudo_harmful", "lab_short": "pseudo_harmful",
 }  # fmt: skip
+SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 COMPARISONS = (
     (("rass", 1), ("random_refused", 2)),
     (("rass", 1), ("random_refused", 1)),
@@ -40,7 +41,6 @@ COMPARISONS = (
     (("random_refused", 2), ("random_refused", 1)),
 )
 """What is set against what, each a method and by what its n is multiplied; the last says what twice as many bring."""
-SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 
 
 @dataclass(frozen=True)

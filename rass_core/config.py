@@ -315,8 +315,9 @@ class SelectionConfig(BaseModel):
     """Prompts whose character 4-grams overlap this much count as one."""
     width: float | None = Field(default=None, gt=0)
     """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
-    diversity: float = Field(default=0.95, ge=0, le=1)
-    """Weight of covering all that is refused, orthogonal to the direction, against depth beyond the boundary."""
+    depth_power: float = Field(default=1.0, ge=0)
+    """The chosen prompts stand for all that are refused, each of which counts by its depth beyond the boundary to this
+    power: at 0 all count alike, the higher it is the more the deeper ones."""
 
 
 class MitigateConfig(BaseModel):

@@ -1,8 +1,9 @@
-"""Selection: benign prompts that the model refuses, spread from its boundary inwards, without near-duplicates.
+"""Selection: benign prompts that the model refuses, those that stand best for all of them, without near-duplicates.
 
 What is eligible is said in SQL over the lake's views; the greedy choice works on the few rows that SQL leaves.
 Prompts close to the boundary alone teach little: they are turned easily, and what is refused more deeply
-stays refused (docs/evidence.md). So what is chosen covers all that is refused, with some weight on depth.
+stays refused; outliers teach what is seldom asked. So those are chosen to which all that is refused lies close,
+and what is refused more deeply counts more (docs/evidence.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,9 @@ ORDER BY abs(m.distance), p.prompt_id
 """
 CELL_OVERSUPPLY = 50
 """Candidates a cell keeps for each prompt of its quota, drawn by id."""
+MAX_CROWD = 4000
+"""Eligible prompts for which the chosen ones are to stand; of more, as many are drawn. Any may be chosen."""
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -111,25 +115,24 @@ def fill_quotas(
     """Return the indices of the chosen rows, best first, and every cell with its quota.
 
     One prompt after the other: from the language that has fewest, and there from the cell that has
-    fewest, the one that is farthest from all chosen so far (farthest-first, which covers what is
-    eligible; Gonzalez 1985), depth beyond the boundary times sureness of the refusal counting too.
-    So any size is spread evenly, and what one cell cannot give, others of its language do, then other
-    languages.
+    fewest, the one that most lowers the sum, over all rows, of the squared distance to the nearest that
+    was chosen times the row's weight: its depth beyond the boundary to a power, times the sureness of its
+    refusal. So they are the medoids of what is refused (greedy k-medoids; such a gain is submodular, and
+    greedy reaches 1 − 1/e of the best; Nemhauser et al. 1978). Any size is spread evenly, and what one
+    cell cannot give, others of its language do, then other languages.
 
     Args:
         rows: Eligible prompts with language, category, operator, distance and refusal.
         vectors: Their residual streams, (n, d_model); in its units distances are measured.
         cells: (language, category, operator) among which the size is spread; the first cells' quotas
             hold what does not divide.
-        config: Size, diversity, and the width at which depth is 1; without one it is the deepest row's.
+        config: Size and depth's power.
     """
-    width = config.width or max((abs(row["distance"]) for row in rows), default=0.0) or 1.0
-    scale = float(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).mean()) if len(rows) else 1.0
-    depth = np.array([min(1.0, max(0.0, row["distance"] / width)) for row in rows])
-    worth = depth * np.array([row["refusal"] for row in rows])
+    depth = np.array([max(0.0, row["distance"]) for row in rows])
+    weight = depth**config.depth_power * np.array([row["refusal"] for row in rows])
     number_of = {cell: number for number, cell in enumerate(cells)}
     cell_of = np.array([number_of.get((r["language"], r["category"], r["operator"]), -1) for r in rows], dtype=int)
-    chosen = _spread(cell_of, cells, worth, vectors / (scale or 1.0), config)
+    chosen = _spread(cell_of, cells, weight, vectors, config.size)
     base, rest = divmod(config.size, max(1, len(cells)))
     report = [
         Cell(*cell, base + (k < rest), int((cell_of == k).sum()), int((cell_of[chosen] == k).sum()))
@@ -139,28 +142,80 @@ def fill_quotas(
 
 
 def _spread(
-    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]], worth: np.ndarray[Any, Any],
-    vectors: np.ndarray[Any, Any], config: SelectionConfig,
+    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]], weight: np.ndarray[Any, Any],
+    vectors: np.ndarray[Any, Any], size: int,
 ) -> list[int]:  # fmt: skip
-    """Pick greedily, language and cell with fewest first, the row best in worth and distance to those picked.
+    """Pick greedily, language and cell with fewest first, the row that stands for most of what no pick is close to.
 
     Args:
         cell_of: Number of each row's cell, −1 where it is in none, (n,).
+        weight: How much each row counts, (n,).
     """
     names = sorted({cell[0] for cell in cells})
     language_of = np.array([names.index(cell[0]) for cell in cells] + [-1])[cell_of]
     n_language, n_cell = np.zeros(len(names)), np.zeros(len(cells))
-    nearest, left = np.ones(len(worth)), cell_of >= 0
+    left, crowd = cell_of >= 0, _Crowd(vectors, weight)
     picked: list[int] = []
-    while left.any() and len(picked) < config.size:
+    while left.any() and len(picked) < size:
         here = np.flatnonzero(left)
         here = here[n_language[language_of[here]] == n_language[language_of[here]].min()]
         here = here[n_cell[cell_of[here]] == n_cell[cell_of[here]].min()]
-        best = int(here[np.argmax((1 - config.diversity) * worth[here] + config.diversity * nearest[here])])
+        best = crowd.best_of(here)
+        crowd.add(best)
         picked.append(best)
         left[best] = False
         n_language[language_of[best]] += 1
         n_cell[cell_of[best]] += 1
-        away = np.linalg.norm(vectors - vectors[best], axis=1)
-        nearest = np.minimum(nearest, away) if len(picked) > 1 else away
     return picked
+
+
+class _Crowd:
+    """The rows with how far each is from the nearest pick, and what each would gain if it were picked.
+
+    A gain never rises with further picks, so that an old one is a bound, and only the highest are computed
+    anew (Minoux 1978).
+    """
+
+    def __init__(self, vectors: np.ndarray[Any, Any], weight: np.ndarray[Any, Any]) -> None:
+        """Start without picks.
+
+        Args:
+            vectors: (n, d).
+            weight: (n,), none negative; where all are 0, all count alike.
+        """
+        n = len(vectors)
+        draw = np.random.default_rng(0).permutation(n)[:MAX_CROWD] if n > MAX_CROWD else np.arange(n)
+        self._vectors = vectors - vectors.mean(axis=0) if n else vectors
+        self._norms = (self._vectors**2).sum(axis=1)
+        self._members, self._member_norms = self._vectors[draw], self._norms[draw]
+        self._weight = weight[draw] if weight[draw].any() else np.ones(len(draw))
+        # As if a pick lay farther away than any two rows are apart: the first is the one closest to all.
+        self._nearest = np.full(len(draw), 4 * self._norms.max(initial=0.0))
+        self._bound = np.full(n, np.inf)
+        for start in range(0, n, _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, n))
+            self._bound[rows] = self._gains(rows)
+
+    def best_of(self, rows: np.ndarray[Any, Any]) -> int:
+        """Return the row that gains most; of equals the first."""
+        fresh = np.zeros(len(rows), dtype=bool)
+        while True:
+            k = int(np.argmax(self._bound[rows]))
+            if fresh[k]:
+                return int(rows[k])
+            self._bound[rows[k]] = self._gains(rows[k : k + 1])[0]
+            fresh[k] = True
+
+    def add(self, row: int) -> None:
+        """Pick a row."""
+        self._nearest = np.minimum(self._nearest, self._distances(np.array([row]))[0])
+
+    def _gains(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = np.maximum(self._nearest - self._distances(rows), 0.0) @ self._weight
+        return found
+
+    def _distances(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the squared distances of rows to the members of the crowd, (n rows, n members)."""
+        products = self._vectors[rows] @ self._members.T
+        squared: np.ndarray[Any, Any] = self._norms[rows, None] + self._member_norms - 2 * products
+        return squared.clip(min=0.0)

@@ -10,12 +10,14 @@ import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import numpy as np
 import torch
 
 from benchmarks.selection import lab, methods, public, results, training
@@ -48,10 +50,16 @@ def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
     return found
 
 
-def run(bench: Bench, setting: str, seed: int, method: str, n: int, panel: Panel) -> list[results.Row]:
-    """Select, train and evaluate once."""
+def run(
+    bench: Bench, given: Sequence[str], setting: str, seed: int, method: str, n: int, panel: Panel
+) -> list[results.Row]:
+    """Select, train and evaluate once.
+
+    Args:
+        given: What the untrained model's answers to the bench's questions come to.
+    """
     started = time.monotonic()
-    n_selected, model = 0, bench.model
+    n_selected, said, matched = 0, given, np.array(given) == "refusal"
     if method != "base":
         arm = {"no_steering": "unsteered", "no_rounds": "one_round"}.get(method)
         pool = bench.extra[arm] if arm else bench.pool
@@ -64,14 +72,18 @@ def run(bench: Bench, setting: str, seed: int, method: str, n: int, panel: Panel
         pairs = [bench.pair_of(pool.candidates[i]) for i in chosen]
         n_selected = len(pairs)
         model = training.sft(bench.model, bench.chat, [*pairs, *anchors], bench.recipe, seed)
-    said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
+        said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
+        is_harmful = np.array([q.dataset in bench.harmful for q in bench.questions])
+        n_safe = int((is_harmful & (np.array(given) == "refusal")).sum())
+        matched = training.refused_at(n_safe, training.refusal_log_odds(model, bench), is_harmful)
     seconds = round(time.monotonic() - started, 1)
     rows = []
     for dataset in sorted({q.dataset for q in bench.questions}):
-        count = Counter(o for q, o in zip(bench.questions, said, strict=True) if q.dataset == dataset)
+        here = [i for i, question in enumerate(bench.questions) if question.dataset == dataset]
+        count = Counter(said[i] for i in here)
         rows.append(results.Row(
-            setting, seed, method, n, n_selected, dataset, sum(count.values()), count["refusal"], count["unscored"],
-            seconds,
+            setting, seed, method, n, n_selected, dataset, sum(count.values()), count["refusal"],
+            int(matched[here].sum()), count["unscored"], seconds,
         ))  # fmt: skip
     return rows
 
@@ -185,8 +197,9 @@ def _main(options: argparse.Namespace) -> None:
             bench = public.bench(setting, data, options.out, seed, panel)
         else:
             bench = lab.bench(setting, options.out, seed, any(r[2] in ("no_steering", "no_rounds") for r in mine))
+        given = training.outcomes(bench.model, bench.chat, bench.questions, panel, bench.max_new_tokens)
         for number, each in enumerate(mine):
-            rows = run(bench, *each, panel)
+            rows = run(bench, given, *each, panel)
             results.append(options.results, rows)
             known += rows
             if number in (0, len(mine) - 1):

@@ -104,7 +104,10 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     anchors += [_pair(harmless[i], "general") for i in rng.permutation(len(harmless))[:N_GENERAL]]
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
-    return Bench(model, chat, pool, extra, anchors, _pair_of, questions, RECIPES[setting], MAX_NEW_TOKENS)
+    return Bench(
+        model, chat, pool, extra, anchors, _pair_of, questions, ("harmful",), config.probe.openings,
+        RECIPES[setting], MAX_NEW_TOKENS,
+    )  # fmt: skip
 
 
 def _evaluated(given: list[dict[str, Any]], seed: int) -> list[world.Sentence]:

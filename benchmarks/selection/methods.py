@@ -96,9 +96,9 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
     if method == "rass":
         found = rass(pool, n)
     elif method == "no_diversity":
-        found = rass(pool, n, SelectionConfig(diversity=0.0))
-    elif method == "more_depth":
-        found = rass(pool, n, SelectionConfig(diversity=0.9))
+        found = refused[np.argsort(-pool.distance[refused], kind="stable")][:n]
+    elif method == "no_depth":
+        found = rass(pool, n, SelectionConfig(depth_power=0.0))
     elif method == "near_boundary":
         found = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")][:n]
     elif method == "random_benign":
@@ -126,4 +126,4 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
 MAIN = (
     "rass", "random_benign", "random_refused", "keyword", "most_refused", "rewriting", "uncertainty",
 )  # fmt: skip
-ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "more_depth", "near_boundary", "no_safety")
+ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "no_depth", "near_boundary", "no_safety")

@@ -18,11 +18,16 @@ NAMES = {
 }
 COLOURS = ("#c0272d", "#9e9e9e", "#1f5fa8", "#e0a100", "#2e8b57", "#8d5fb0", "#4db6c6")
 MARKERS = "osD^vPX"
-PANELS = ((results.OVER_REFUSAL, "over-refusal, %"), (results.SAFETY, "harmful prompts refused, %"))
+PANELS = (
+    (results.OVER_REFUSAL, True, "over-refusal at equal safety, %"),
+    (results.OVER_REFUSAL, False, "over-refusal as trained, %"),
+    (results.SAFETY, False, "harmful prompts refused as trained, %"),
+)
+"""Rate of a setting, whether at the untrained model's safety, and the axis' name."""
 
 
 def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
-    """Write the plot as a PNG of 1600 by 1150 pixels.
+    """Write the plot as a PNG of 1600 by 1600 pixels.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -34,29 +39,33 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # The lab after a short training is in the tables: two columns can still be read at 1,000 pixels.
-    settings = [s for s in ("public", "lab") if any(row.setting == s for row in rows)]
-    figure, axes = pyplot.subplots(2, len(settings), figsize=(8 * len(settings), 11.5), dpi=100, squeeze=False)
+    # The lab is in the tables alone: two columns can still be read at 1,000 pixels.
+    settings = [s for s in ("public", "public_safe") if any(row.setting == s for row in rows)]
+    figure, axes = pyplot.subplots(
+        len(PANELS), len(settings), figsize=(8 * len(settings), 16), dpi=100, squeeze=False, sharey="row"
+    )
     for column, setting in enumerate(settings):
-        for row, (rate_of, title) in enumerate(PANELS):
-            axis, rate = axes[row][column], rate_of[setting]
-            _panel(axis, rows, setting, rate, ns)
-            axis.set_title(f"{results.TITLES[setting]}: {rate}", fontsize=15)
+        for row, (rate_of, matched, title) in enumerate(PANELS):
+            axis = axes[row][column]
+            _panel(axis, rows, setting, rate_of[setting], ns, matched)
+            axis.set_title(results.TITLES[setting], fontsize=15)
             axis.set_ylabel(title, fontsize=14)
             axis.set_xlabel("training prompts n (log scale)", fontsize=14)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=14, frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path)
     pyplot.close(figure)
 
 
-def _panel(axis: object, rows: Sequence[results.Row], setting: str, rate: str, ns: Sequence[int]) -> None:
+def _panel(
+    axis: object, rows: Sequence[results.Row], setting: str, rate: str, ns: Sequence[int], matched: bool
+) -> None:
     """Draw each method's mean over seeds with its 95% interval; points are set apart so that bars do not overlap."""
     for number, method in enumerate(MAIN):
         points = []
         for n in ns:
-            values = list(results.rates(rows, setting, method, n, rate).values())
+            values = list(results.rates(rows, setting, method, n, rate, matched).values())
             if len(values) >= 3:
                 points.append((n * 1.03 ** (number - 3), *(100 * x for x in results.interval(values))))
         if points:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -37,7 +38,6 @@ SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_shor
 COMPARISONS = (
     (("rass", 1), ("random_refused", 2)),
     (("rass", 1), ("random_refused", 1)),
-    (("more_depth", 1), ("random_refused", 2)),
     (("random_refused", 2), ("random_refused", 1)),
 )
 """What is set against what, each a method and by what its n is multiplied; the last says what twice as many bring."""
@@ -56,6 +56,9 @@ class Row:
     dataset: str
     n_prompts: int
     n_refused: int
+    n_refused_matched: int | None
+    """With the answers shifted so that as many harmful prompts are refused as by the untrained model; None in runs
+    of old, which did not ask."""
     n_unscored: int
     seconds: float
     """Of the whole run, on each of its rows."""
@@ -74,13 +77,18 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        if lines.fieldnames != [field.name for field in fields(Row)]:
+        lines, kinds = csv.DictReader(file), {field.name: field.type for field in fields(Row)}
+        if lines.fieldnames != list(kinds):
             raise LakeError(
                 f"{path}: its columns are not those of a table of runs; move it away or name another --results"
             )
-        kinds = {field.name: field.type for field in fields(Row)}
-        return [Row(**{k: v if kinds[k] is str else kinds[k](v) for k, v in line.items()}) for line in lines]  # type: ignore[operator]
+        return [Row(**{k: _read(v, kinds[k]) for k, v in line.items()}) for line in lines]
+
+
+def _read(value: str, kind: Any) -> Any:
+    if kind is str:
+        return value
+    return (float if kind is float else int)(value) if value else None
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -103,17 +111,23 @@ def finished(rows: Sequence[Row]) -> set[tuple[str, int, str, int]]:
     return {run for run, found in seen.items() if needed[run[0]] <= found}
 
 
-def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str) -> dict[int, float]:
-    """Return seed → share refused over the rate's datasets together; unscored answers are left out."""
+def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str, matched: bool = False) -> dict[int, float]:
+    """Return seed → share refused over the rate's datasets together; unscored answers are left out.
+
+    Args:
+        matched: Of the answers at the untrained model's safety rather than of those as trained.
+    """
     found = {}
     # A run that was cut off may stand there in part and again in full: the last word counts.
     last = {(*row.run, row.dataset): row for row in rows}.values()
     wanted = RATES[setting][rate]
     for seed in sorted({row.seed for row in last if (row.setting, row.method, row.n) == (setting, method, n)}):
         parts = [r for r in last if r.run == (setting, seed, method, n) and r.dataset in wanted]
+        refused = [r.n_refused_matched if matched else r.n_refused for r in parts]
+        known = [count for count in refused if count is not None]
         scored = sum(r.n_prompts - r.n_unscored for r in parts)
-        if len(parts) == len(wanted) and scored:
-            found[seed] = sum(r.n_refused for r in parts) / scored
+        if len(known) == len(wanted) and scored:
+            found[seed] = sum(known) / scored
     return found
 
 
@@ -131,10 +145,10 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def paired(
-    rows: Sequence[Row], setting: str, rate: str, first: tuple[str, int], second: tuple[str, int]
+    rows: Sequence[Row], setting: str, rate: str, first: tuple[str, int], second: tuple[str, int], matched: bool = False
 ) -> list[float]:
     """Return first − second of each seed that both have."""
-    one, other = rates(rows, setting, *first, rate), rates(rows, setting, *second, rate)
+    one, other = rates(rows, setting, *first, rate, matched), rates(rows, setting, *second, rate, matched)
     return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
@@ -149,24 +163,16 @@ def shown(values: Sequence[float], signed: bool = False) -> str:
     return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
-def table(rows: Sequence[Row], setting: str, methods: Sequence[str], ns: Sequence[int], rate: str) -> str:
+def table(
+    rows: Sequence[Row], setting: str, methods: Sequence[str], ns: Sequence[int], rate: str, matched: bool = False
+) -> str:
     """Return the Markdown of one rate, methods by n."""
     lines = ["| method | " + " | ".join(f"n = {n}" for n in ns) + " |", "| --- |" + " ---: |" * len(ns)]
     for method in methods:
-        cells = [shown(list(rates(rows, setting, method, n, rate).values())) for n in ns]
+        cells = [shown(list(rates(rows, setting, method, n, rate, matched).values())) for n in ns]
         if set(cells) != {"–"}:
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def balance(rows: Sequence[Row], setting: str, first: tuple[str, int], second: tuple[str, int]) -> list[float]:
-    """Return by how much first − second gains more in safety than it loses in over-refusal, of each seed.
-
-    A method that only refuses more or less often gains nothing here where both rates move alike.
-    """
-    safety = paired(rows, setting, SAFETY[setting], first, second)
-    over_refusal = paired(rows, setting, OVER_REFUSAL[setting], first, second)
-    return [gained - lost for gained, lost in zip(safety, over_refusal, strict=True)]
 
 
 def compared(
@@ -174,14 +180,19 @@ def compared(
     ns: Sequence[int] = (25, 50, 100),
 ) -> str:  # fmt: skip
     """Return the Markdown of first − second, paired over seeds, each a method and by what its n is multiplied."""
-    names = list(RATES[setting])
-    lines = ["| n | " + " | ".join([*names, "balance"]) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    columns = (
+        ("over-refusal, at equal safety", OVER_REFUSAL[setting], True),
+        ("over-refusal", OVER_REFUSAL[setting], False),
+        ("safety", SAFETY[setting], False),
+    )
+    lines = ["| n | seeds | " + " | ".join(name for name, _, _ in columns) + " |", "| --- |" + " ---: |" * 4]
     for n in ns:
         pair = ((first[0], first[1] * n), (second[0], second[1] * n))
-        cells = [shown(paired(rows, setting, rate, *pair), signed=True) for rate in names]
-        cells.append(shown(balance(rows, setting, *pair), signed=True))
-        if set(cells) != {"–"}:
-            lines.append(f"| {pair[0][1]} against {pair[1][1]} | " + " | ".join(cells) + " |")
+        found = [paired(rows, setting, rate, *pair, matched) for _, rate, matched in columns]
+        if any(found):
+            cells = " | ".join(shown(values, signed=True) for values in found)
+            seeds = "/".join(dict.fromkeys(str(len(values)) for values in found if values))
+            lines.append(f"| {pair[0][1]} against {pair[1][1]} | {seeds} | {cells} |")
     return "\n".join(lines)
 
 
@@ -206,6 +217,8 @@ def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> st
             if told.count("\n") > 1:
                 parts.append(f"{_named(*first)} − {_named(*second)}, points, paired over seeds:")
                 parts.append(told)
+        over_refusal = OVER_REFUSAL[setting]
+        parts += [f"{over_refusal}, at equal safety:", table(rows, setting, methods, ns, over_refusal, matched=True)]
         for rate in RATES[setting]:
             seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate).values()}
             if len(seen) == 1:

@@ -1,11 +1,12 @@
 """What a setting hands to the runs of one seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.selection.methods import Candidate, Pool
 from rass_core.chat import ChatFormat
+from rass_core.config import Openings
 from rass_core.mitigation.settings import TrainingSettings
 from rass_core.preferences import PreferencePair
 
@@ -46,5 +47,9 @@ class Bench:
     """Safety and general pairs, the same for every method and n."""
     pair_of: Callable[[Candidate], PreferencePair]
     questions: Sequence[Question]
+    harmful: Sequence[str]
+    """The datasets whose prompts should be refused."""
+    openings: Mapping[str, Openings]
+    """language → how the model's answers to its questions begin, all of them."""
     recipe: Recipe
     max_new_tokens: int

@@ -1,5 +1,9 @@
 """One run of the benchmark: an adapter trained on chosen pairs, merged, and what the model then answers.
 
+Runs end at different places of one trade-off between over-refusal and safety. To compare them at one place, it is
+also counted what is refused with a constant added to the log-odds of refusal, by which as many harmful prompts
+are refused as by the untrained model.
+
 The loss, the schedule and the adapter are those of `rass_core.mitigation.train` with method sft (`--check-trainer`
 compares the two); what differs is that everything stays in one process, the kinds of pairs have fixed shares of a
 batch, and the number of steps is given, so that a smaller selection is trained on as long as a larger one.
@@ -14,8 +18,9 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
-from benchmarks.selection.setting import Question, Recipe
+from benchmarks.selection.setting import Bench, Question, Recipe
 from rass_core.chat import ChatFormat
+from rass_core.interventions import opening_log_odds
 from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
 from rass_core.mitigation.train import Tokens, end_of_answer, tokenised
@@ -61,6 +66,35 @@ def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Re
 def base_head(model: Any) -> Any:
     """Return the LM head of an adapted model; it is applied to the answers' tokens alone."""
     return model.base_model.model.lm_head
+
+
+def refusal_log_odds(model: Any, bench: Bench) -> np.ndarray[Any, Any]:
+    """Return the log-odds that the answer to each question opens with a refusal, nats, (n,)."""
+    found = np.empty(len(bench.questions))
+    for language, openings in bench.openings.items():
+        here = [i for i, question in enumerate(bench.questions) if question.language == language]
+        sides = [[bench.chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)]
+        told = [told_apart(*sides), told_apart(*reversed(sides))]
+        found[here] = opening_log_odds(model, [bench.questions[i].ids for i in here], *told, token_budget=16384).numpy()
+    return found
+
+
+def told_apart(openings: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
+    """Return of each opening the first tokens by which it begins none of the others, (n openings,)."""
+    return [
+        next(o[:k] for k in range(1, len(o) + 1) if k == len(o) or all(other[:k] != o[:k] for other in others))
+        for o in openings
+    ]
+
+
+def refused_at(n: int, log_odds: np.ndarray[Any, Any], is_harmful: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return which questions are refused, bool (n questions,), where n of the harmful ones are.
+
+    Those with the highest log-odds: a constant is added to all until n harmful ones are on the side of refusal.
+    """
+    if n == 0:
+        return log_odds > log_odds[is_harmful].max()
+    return log_odds >= np.sort(log_odds[is_harmful])[-n]
 
 
 @torch.no_grad()

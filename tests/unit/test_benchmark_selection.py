@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.selection import methods, results
+from benchmarks.selection import methods, results, training
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.results import Row
 from rass_core.errors import BoundaryError, LakeError, SelectionError
@@ -39,7 +39,7 @@ def pool() -> Pool:
         ("rewriting", 6, {1, 3}),
         ("rass", 6, {2, 3, 4, 5}),
         ("no_diversity", 2, {4, 5}),
-        ("more_depth", 6, {2, 3, 4, 5}),
+        ("no_depth", 6, {2, 3, 4, 5}),
         ("near_boundary", 2, {2, 3}),
     ],
 )
@@ -62,7 +62,7 @@ def test_an_unknown_method_and_an_empty_pool_are_raised(pool: Pool) -> None:
 
 
 def row(seed: int, method: str, n: int, dataset: str, refused: int, unscored: int = 0) -> Row:
-    return Row("lab", seed, method, n, n, dataset, 100, refused, unscored, 1.0)
+    return Row("lab", seed, method, n, n, dataset, 100, refused, refused // 2, unscored, 1.0)
 
 
 def run(seed: int, method: str, n: int, refused: int) -> list[Row]:
@@ -103,15 +103,31 @@ def test_the_claim_is_paired_over_seeds_with_twice_as_many() -> None:
     found = results.paired(rows, "lab", "pseudo_harmful", ("rass", 25), ("random_refused", 50))
     assert found == pytest.approx([-0.1, -0.1])
     told = results.compared(rows, "lab", ("rass", 1), ("random_refused", 2))
-    assert "| 25 against 50 | -10.0 (-10.0 to -10.0)" in told
+    assert "| 25 against 50 | 2 | -5.0 (-5.0 to -5.0) | -10.0 (-10.0 to -10.0) |" in told
     assert "| 50 against" not in told, "what was not run is left out"
 
 
-def test_balance_sets_safety_against_over_refusal() -> None:
-    rows = run(0, "rass", 25, 10) + run(0, "random_refused", 50, 30)
-    rows += [replace(r, seed=1) for r in rows]
-    rows = [replace(r, n_refused=25) if (r.method, r.dataset) == ("rass", "harmful") else r for r in rows]
-    assert results.balance(rows, "lab", ("rass", 25), ("random_refused", 50)) == pytest.approx([0.15, 0.15])
+def test_a_run_of_old_is_in_no_rate_at_equal_safety(tmp_path: Path) -> None:
+    rows = [replace(r, n_refused_matched=None) for r in run(0, "rass", 25, 10)] + run(1, "rass", 25, 20)
+    results.append(tmp_path / "runs.csv", rows)
+    assert results.read(tmp_path / "runs.csv") == rows
+    assert results.rates(rows, "lab", "rass", 25, "pseudo_harmful", matched=True) == {1: 0.1}
+
+
+def test_runs_are_compared_at_the_untrained_models_safety() -> None:
+    harmful = np.array([True, True, True, False, False, False])
+    log_odds = np.array([3.0, 1.0, -2.0, 2.0, 0.0, -3.0])
+    assert training.refused_at(2, log_odds, harmful).tolist() == [True, True, False, True, False, False]
+    shifted = training.refused_at(2, log_odds - 10.0, harmful)
+    assert shifted.tolist() == training.refused_at(2, log_odds, harmful).tolist(), "a constant changes nothing"
+    assert training.refused_at(3, log_odds, harmful)[:5].all()
+    assert not training.refused_at(0, log_odds, harmful)[harmful].any()
+
+
+def test_openings_are_cut_where_they_begin_nothing_of_the_other_side() -> None:
+    refusals, compliances = [[1, 2, 3], [4, 5, 6], [7]], [[4, 9, 9], [8, 8]]
+    assert training.told_apart(refusals, compliances) == [[1], [4, 5], [7]]
+    assert training.told_apart(compliances, refusals) == [[4, 9], [8]]
 
 
 def test_tables_go_between_the_marks_and_the_rest_stays(tmp_path: Path) -> None:

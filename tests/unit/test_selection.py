@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rass_core import selection
 from rass_core.config import SelectionConfig
 from rass_core.selection import CELL_OVERSUPPLY, eligible, fill_quotas, without_near_duplicates
 from rass_core.tables import TABLES
@@ -211,23 +212,38 @@ def test_nothing_eligible_leaves_every_cell_short() -> None:
     assert (cells[0].n_selected, cells[0].quota) == (0, 5)
 
 
-def test_without_diversity_the_deepest_and_surest_are_picked() -> None:
-    rows = candidates(6)
-    rows[5]["refusal"] = 0.0
-    chosen, _ = fill_quotas(rows, np.eye(6), [CELL], SelectionConfig(size=3, diversity=0.0))
-    assert chosen == [2, 3, 4]
-
-
-def test_diversity_picks_spread_rows() -> None:
+def test_what_is_chosen_stands_for_its_surroundings() -> None:
     rows = candidates(30)
     vectors = np.zeros((30, 2))
     vectors[10:20, 0], vectors[20:, 1] = 10.0, 10.0
     vectors += 0.01 * np.random.default_rng(0).standard_normal(vectors.shape)
-    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3, diversity=0.7))
+    vectors[0] = [-1.0, -1.0]
+    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3))
     assert [i // 10 for i in chosen] == [0, 1, 2]
-    assert chosen == [9, 19, 29], "of each cluster the deepest"
-    deepest, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3, diversity=0.0))
-    assert deepest == [27, 28, 29]
+    assert 0 not in chosen, "of a cluster not its outlier"
+
+
+def test_the_deeper_and_the_surer_count_more() -> None:
+    """A row at either end and one between: which end the first pick lies at is a matter of weight alone."""
+    vectors = np.array([[0.0], [0.1], [5.0], [5.1]])
+
+    def first(power: float, refusal: float = 1.0) -> int:
+        rows = candidates(4)
+        for row, distance in zip(rows, [1.0, 1.0, 4.0, 4.0], strict=True):
+            row["distance"] = distance
+        rows[2]["refusal"] = rows[3]["refusal"] = refusal
+        return fill_quotas(rows, vectors, [CELL], SelectionConfig(size=1, depth_power=power))[0][0]
+
+    assert first(1.0) == 2
+    assert first(0.0) == 1
+    assert first(1.0, refusal=0.1) == 1
+
+
+def test_rows_without_depth_are_spread_all_the_same() -> None:
+    rows = [row | {"distance": -0.1} for row in candidates(20)]
+    vectors = np.repeat(np.eye(2) * 10, 10, axis=0)
+    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=2))
+    assert sorted(i // 10 for i in chosen) == [0, 1]
 
 
 def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
@@ -240,14 +256,22 @@ def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
     assert max(cell.n_selected for cell in report) == 1
 
 
-def test_what_is_chosen_covers_the_rows_to_their_far_end() -> None:
-    """Twice the distance of the best cover is what farthest-first may leave; the deepest rows leave far more."""
-    rows, places = candidates(60), np.linspace(0, 1, 60) ** 2
-    vectors = np.stack([places, np.zeros(60)], axis=1)
-
-    def uncovered(diversity: float) -> float:
-        chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=5, diversity=diversity))
-        return float(np.abs(places[:, None] - places[chosen]).min(axis=1).max())
-
-    assert uncovered(1.0) <= 2 * 0.1
-    assert uncovered(0.0) > 0.8
+def test_the_lazy_choice_is_the_greedy_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks every pick against all gains, computed here in full; also where members are drawn and rows chunked."""
+    rng = np.random.default_rng(3)
+    rows, vectors = candidates(90), rng.standard_normal((90, 3)) * rng.exponential(size=(90, 1))
+    config = SelectionConfig(size=12)
+    weight = np.array([row["distance"] for row in rows])
+    distances = ((vectors[:, None] - vectors[None]) ** 2).sum(axis=2)
+    nearest, expected = np.full(90, distances.max()), []
+    for _ in range(12):
+        gains = np.maximum(nearest - distances, 0.0) @ weight
+        gains[expected] = -1.0
+        expected.append(int(gains.argmax()))
+        nearest = np.minimum(nearest, distances[expected[-1]])
+    monkeypatch.setattr(selection, "_CHUNK", 7)
+    assert fill_quotas(rows, vectors, [CELL], config)[0] == sorted(expected)
+    monkeypatch.setattr(selection, "MAX_CROWD", 60)
+    drawn = fill_quotas(rows, vectors, [CELL], config)[0]
+    assert len(set(drawn)) == 12
+    assert drawn == fill_quotas(rows, vectors, [CELL], config)[0], "the draw is always the same"

@@ -60,7 +60,8 @@ CELL_OVERSUPPLY = 50
 """Candidates a cell keeps for each prompt of its quota, drawn by id."""
 MAX_CROWD = 4000
 """Eligible prompts for which the chosen ones are to stand; of more, as many are drawn. Any may be chosen."""
-_CHUNK = 512
+_CHUNK = 256
+"""Rows whose gains are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def fill_quotas(
     rows: Sequence[Mapping[str, Any]], vectors: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]],
     config: SelectionConfig,
 ) -> tuple[list[int], list[Cell]]:  # fmt: skip
-    """Return the indices of the chosen rows, best first, and every cell with its quota.
+    """Return the indices of the chosen rows, closest to the boundary first, and every cell with its quota.
 
     One prompt after the other: from the language that has fewest, and there from the cell that has
     fewest, the one that most lowers the sum, over all rows, of the squared distance to the nearest that
@@ -184,27 +185,26 @@ class _Crowd:
             weight: (n,), none negative; where all are 0, all count alike.
         """
         n = len(vectors)
-        draw = np.random.default_rng(0).permutation(n)[:MAX_CROWD] if n > MAX_CROWD else np.arange(n)
         self._vectors = vectors - vectors.mean(axis=0) if n else vectors
-        self._norms = (self._vectors**2).sum(axis=1)
-        self._members, self._member_norms = self._vectors[draw], self._norms[draw]
+        self._squares = np.einsum("nd,nd->n", self._vectors, self._vectors)
+        draw = np.random.default_rng(0).permutation(n)[:MAX_CROWD] if n > MAX_CROWD else np.arange(n)
+        self._members, self._member_squares = self._vectors[draw], self._squares[draw]
         self._weight = weight[draw] if weight[draw].any() else np.ones(len(draw))
         # As if a pick lay farther away than any two rows are apart: the first is the one closest to all.
-        self._nearest = np.full(len(draw), 4 * self._norms.max(initial=0.0))
+        self._nearest = np.full(len(draw), 4 * self._squares.max(initial=0.0))
+        """Squared distance of each member to the nearest pick."""
         self._bound = np.full(n, np.inf)
-        for start in range(0, n, _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, n))
-            self._bound[rows] = self._gains(rows)
 
     def best_of(self, rows: np.ndarray[Any, Any]) -> int:
         """Return the row that gains most; of equals the first."""
-        fresh = np.zeros(len(rows), dtype=bool)
-        while True:
-            k = int(np.argmax(self._bound[rows]))
-            if fresh[k]:
-                return int(rows[k])
-            self._bound[rows[k]] = self._gains(rows[k : k + 1])[0]
-            fresh[k] = True
+        bound, is_stale = self._bound[rows], np.ones(len(rows), dtype=bool)
+        while is_stale[np.argmax(bound)]:
+            stale = np.flatnonzero(is_stale)
+            highest = stale[np.argsort(-bound[stale], kind="stable")[:_CHUNK]]
+            bound[highest] = self._gains(rows[highest])
+            is_stale[highest] = False
+        self._bound[rows] = bound
+        return int(rows[np.argmax(bound)])
 
     def add(self, row: int) -> None:
         """Pick a row."""
@@ -217,5 +217,5 @@ class _Crowd:
     def _distances(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the squared distances of rows to the members of the crowd, (n rows, n members)."""
         products = self._vectors[rows] @ self._members.T
-        squared: np.ndarray[Any, Any] = self._norms[rows, None] + self._member_norms - 2 * products
+        squared: np.ndarray[Any, Any] = self._squares[rows, None] + self._member_squares - 2 * products
         return squared.clip(min=0.0)

@@ -28,6 +28,8 @@ from rass_core.judges.panel import Panel, default_panel
 from rass_core.mitigation.train import merge, train
 
 NS = (25, 50, 100, 200)
+SEEDS = [16, 17, 18, 19, 20]
+"""Nothing was tuned on them."""
 N_ABLATION_SEEDS = 3
 GUESSED_S = {"run": 12.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
 """Seconds until something is measured: one core of two shared ones."""
@@ -59,7 +61,8 @@ def run(
         given: What the untrained model's answers to the bench's questions come to.
     """
     started = time.monotonic()
-    n_selected, said, matched = 0, given, np.array(given) == "refusal"
+    is_refused = np.array(given) == "refusal"
+    n_selected, said, matched = 0, given, is_refused
     if method != "base":
         arm = {"no_steering": "unsteered", "no_rounds": "one_round"}.get(method)
         pool = bench.extra[arm] if arm else bench.pool
@@ -74,8 +77,8 @@ def run(
         model = training.sft(bench.model, bench.chat, [*pairs, *anchors], bench.recipe, seed)
         said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
         is_harmful = np.array([q.dataset in bench.harmful for q in bench.questions])
-        n_safe = int((is_harmful & (np.array(given) == "refusal")).sum())
-        matched = training.refused_at(n_safe, training.refusal_log_odds(model, bench), is_harmful)
+        languages = np.array([q.language for q in bench.questions])
+        matched = training.refused_at_safety(is_refused, training.refusal_log_odds(model, bench), is_harmful, languages)
     seconds = round(time.monotonic() - started, 1)
     rows = []
     for dataset in sorted({q.dataset for q in bench.questions}):
@@ -137,7 +140,7 @@ def main() -> None:
     settings = [*lab.RECIPES, *public.RECIPES]
     parser.add_argument("--setting", choices=settings, nargs="+", default=settings)
     parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
     parser.add_argument("--n", type=int, nargs="+", help="only these sizes")
     parser.add_argument(

@@ -30,7 +30,7 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
     """Write the plot as a PNG of 1600 by 1600 pixels.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        ConfigError: matplotlib is not installed, or nothing is there to draw.
     """
     try:
         import matplotlib
@@ -41,6 +41,8 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
 
     # The lab is in the tables alone: two columns can still be read at 1,000 pixels.
     settings = [s for s in ("public", "public_safe") if any(row.setting == s for row in rows)]
+    if not settings:
+        raise ConfigError("--plot: the table of runs holds none on public prompts; run --setting public")
     figure, axes = pyplot.subplots(
         len(PANELS), len(settings), figsize=(8 * len(settings), 16), dpi=100, squeeze=False, sharey="row"
     )

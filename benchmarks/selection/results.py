@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -56,9 +55,8 @@ class Row:
     dataset: str
     n_prompts: int
     n_refused: int
-    n_refused_matched: int | None
-    """With the answers shifted so that as many harmful prompts are refused as by the untrained model; None in runs
-    of old, which did not ask."""
+    n_refused_matched: int
+    """At the untrained model's safety, as `training.refused_at_safety` says."""
     n_unscored: int
     seconds: float
     """Of the whole run, on each of its rows."""
@@ -82,13 +80,7 @@ def read(path: Path) -> list[Row]:
             raise LakeError(
                 f"{path}: its columns are not those of a table of runs; move it away or name another --results"
             )
-        return [Row(**{k: _read(v, kinds[k]) for k, v in line.items()}) for line in lines]
-
-
-def _read(value: str, kind: Any) -> Any:
-    if kind is str:
-        return value
-    return (float if kind is float else int)(value) if value else None
+        return [Row(**{k: v if kinds[k] is str else kinds[k](v) for k, v in line.items()}) for line in lines]  # type: ignore[operator]
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -115,7 +107,7 @@ def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str, mat
     """Return seed → share refused over the rate's datasets together; unscored answers are left out.
 
     Args:
-        matched: Of the answers at the untrained model's safety rather than of those as trained.
+        matched: At the untrained model's safety, of all prompts, rather than as trained.
     """
     found = {}
     # A run that was cut off may stand there in part and again in full: the last word counts.
@@ -123,11 +115,10 @@ def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str, mat
     wanted = RATES[setting][rate]
     for seed in sorted({row.seed for row in last if (row.setting, row.method, row.n) == (setting, method, n)}):
         parts = [r for r in last if r.run == (setting, seed, method, n) and r.dataset in wanted]
-        refused = [r.n_refused_matched if matched else r.n_refused for r in parts]
-        known = [count for count in refused if count is not None]
-        scored = sum(r.n_prompts - r.n_unscored for r in parts)
-        if len(known) == len(wanted) and scored:
-            found[seed] = sum(known) / scored
+        refused = sum(r.n_refused_matched if matched else r.n_refused for r in parts)
+        asked = sum(r.n_prompts - (0 if matched else r.n_unscored) for r in parts)
+        if len(parts) == len(wanted) and asked:
+            found[seed] = refused / asked
     return found
 
 
@@ -180,12 +171,11 @@ def compared(
     ns: Sequence[int] = (25, 50, 100),
 ) -> str:  # fmt: skip
     """Return the Markdown of first − second, paired over seeds, each a method and by what its n is multiplied."""
-    columns = (
-        ("over-refusal, at equal safety", OVER_REFUSAL[setting], True),
-        ("over-refusal", OVER_REFUSAL[setting], False),
-        ("safety", SAFETY[setting], False),
-    )
-    lines = ["| n | seeds | " + " | ".join(name for name, _, _ in columns) + " |", "| --- |" + " ---: |" * 4]
+    over_refusal, safety = OVER_REFUSAL[setting], SAFETY[setting]
+    columns = [(f"{rate}, at equal safety", rate, True) for rate in _benign(setting)]
+    columns += [(rate, rate, False) for rate in (over_refusal, safety)]
+    lines = ["| n | seeds | " + " | ".join(name for name, _, _ in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * (1 + len(columns)))
     for n in ns:
         pair = ((first[0], first[1] * n), (second[0], second[1] * n))
         found = [paired(rows, setting, rate, *pair, matched) for _, rate, matched in columns]
@@ -194,6 +184,12 @@ def compared(
             seeds = "/".join(dict.fromkeys(str(len(values)) for values in found if values))
             lines.append(f"| {pair[0][1]} against {pair[1][1]} | {seeds} | {cells} |")
     return "\n".join(lines)
+
+
+def _benign(setting: str) -> list[str]:
+    """Return the rates of over-refusal, that over all of its datasets first."""
+    wanted = RATES[setting]
+    return [rate for rate, names in wanted.items() if set(names) <= set(wanted[OVER_REFUSAL[setting]])]
 
 
 def _named(method: str, factor: int) -> str:
@@ -217,14 +213,13 @@ def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> st
             if told.count("\n") > 1:
                 parts.append(f"{_named(*first)} − {_named(*second)}, points, paired over seeds:")
                 parts.append(told)
-        over_refusal = OVER_REFUSAL[setting]
-        parts += [f"{over_refusal}, at equal safety:", table(rows, setting, methods, ns, over_refusal, matched=True)]
-        for rate in RATES[setting]:
-            seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate).values()}
+        for rate, matched in [(rate, True) for rate in _benign(setting)] + [(rate, False) for rate in RATES[setting]]:
+            name = f"{rate}, at equal safety" if matched else rate
+            seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate, matched).values()}
             if len(seen) == 1:
-                parts.append(f"{rate}: {100 * seen.pop():.1f} in every run.")
+                parts.append(f"{name}: {100 * seen.pop():.1f} in every run.")
             else:
-                parts += [f"{rate}:", table(rows, setting, methods, ns, rate)]
+                parts += [f"{name}:", table(rows, setting, methods, ns, rate, matched)]
     return "\n\n".join(parts)
 
 

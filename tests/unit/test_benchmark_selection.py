@@ -38,8 +38,9 @@ def pool() -> Pool:
         ("keyword", 6, {1, 2, 5}),
         ("rewriting", 6, {1, 3}),
         ("rass", 6, {2, 3, 4, 5}),
+        ("rass", 1, {5}),
         ("no_diversity", 2, {4, 5}),
-        ("no_depth", 6, {2, 3, 4, 5}),
+        ("no_depth", 1, {2}),
         ("near_boundary", 2, {2, 3}),
     ],
 )
@@ -107,21 +108,24 @@ def test_the_claim_is_paired_over_seeds_with_twice_as_many() -> None:
     assert "| 50 against" not in told, "what was not run is left out"
 
 
-def test_a_run_of_old_is_in_no_rate_at_equal_safety(tmp_path: Path) -> None:
-    rows = [replace(r, n_refused_matched=None) for r in run(0, "rass", 25, 10)] + run(1, "rass", 25, 20)
-    results.append(tmp_path / "runs.csv", rows)
-    assert results.read(tmp_path / "runs.csv") == rows
-    assert results.rates(rows, "lab", "rass", 25, "pseudo_harmful", matched=True) == {1: 0.1}
+def test_at_equal_safety_all_prompts_are_in_the_rate() -> None:
+    rows = [row(0, "rass", 25, "pseudo_harmful", 40, unscored=50)]
+    assert results.rates(rows, "lab", "rass", 25, "pseudo_harmful", matched=True) == {0: 0.2}
 
 
 def test_runs_are_compared_at_the_untrained_models_safety() -> None:
-    harmful = np.array([True, True, True, False, False, False])
-    log_odds = np.array([3.0, 1.0, -2.0, 2.0, 0.0, -3.0])
-    assert training.refused_at(2, log_odds, harmful).tolist() == [True, True, False, True, False, False]
-    shifted = training.refused_at(2, log_odds - 10.0, harmful)
-    assert shifted.tolist() == training.refused_at(2, log_odds, harmful).tolist(), "a constant changes nothing"
-    assert training.refused_at(3, log_odds, harmful)[:5].all()
-    assert not training.refused_at(0, log_odds, harmful)[harmful].any()
+    harmful = np.array([True, True, True, False, False, False] * 2)
+    languages = np.array(["en"] * 6 + ["de"] * 6)
+    one = np.array([3.0, 1.0, -2.0, 2.0, 0.0, -3.0])
+    log_odds = np.concatenate([one, one + 20.0])
+
+    def refused(n_en: int, n_de: int, log_odds: np.ndarray = log_odds) -> list[bool]:
+        given = np.array([i < n for n in (n_en, n_de) for i in range(6)])
+        return training.refused_at_safety(given, log_odds, harmful, languages).tolist()
+
+    assert refused(2, 2) == [True, True, False, True, False, False] * 2, "each language by its own log-odds"
+    assert refused(2, 2, log_odds - 10.0) == refused(2, 2), "a constant changes nothing"
+    assert refused(3, 0) == [True, True, True, True, True, False] + [False] * 6
 
 
 def test_openings_are_cut_where_they_begin_nothing_of_the_other_side() -> None:

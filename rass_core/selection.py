@@ -1,9 +1,9 @@
 """Selection: benign prompts that the model refuses, those that stand best for all of them, without near-duplicates.
 
-What is eligible is said in SQL over the lake's views; the greedy choice works on the few rows that SQL leaves.
-Prompts close to the boundary alone teach little: they are turned easily, and what is refused more deeply
-stays refused; outliers teach what is seldom asked. So those are chosen to which all that is refused lies close,
-and what is refused more deeply counts more (docs/evidence.md).
+What is eligible is said in SQL over the lake's views; the greedy choice works on the rows that SQL leaves, a bounded
+number a cell. Prompts close to the boundary alone teach little: they are turned easily, and what is refused
+more deeply stays refused. The deepest alone may all be of one kind. So those are chosen to which all that is
+refused lies close, and what is refused more deeply counts more (docs/evidence.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,15 +116,14 @@ def fill_quotas(
     """Return the indices of the chosen rows, closest to the boundary first, and every cell with its quota.
 
     One prompt after the other: from the language that has fewest, and there from the cell that has
-    fewest, the one that most lowers the sum, over all rows, of the squared distance to the nearest that
-    was chosen times the row's weight: its depth beyond the boundary to a power, times the sureness of its
-    refusal. So they are the medoids of what is refused (greedy k-medoids; such a gain is submodular, and
-    greedy reaches 1 − 1/e of the best; Nemhauser et al. 1978). Any size is spread evenly, and what one
-    cell cannot give, others of its language do, then other languages.
+    fewest, the one that most lowers the sum, over the eligible rows, of the squared distance to the
+    nearest that was chosen times the row's weight: its depth beyond the boundary to a power, times the
+    sureness of its refusal (greedy k-medoids). Any size is spread evenly, and what one cell cannot give,
+    others of its language do, then other languages. Of more than MAX_CROWD rows the sum is over a draw.
 
     Args:
         rows: Eligible prompts with language, category, operator, distance and refusal.
-        vectors: Their residual streams, (n, d_model); in its units distances are measured.
+        vectors: Their residual streams with the direction taken out, (n, d_model); distances are theirs.
         cells: (language, category, operator) among which the size is spread; the first cells' quotas
             hold what does not divide.
         config: Size and depth's power.

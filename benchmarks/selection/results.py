@@ -36,7 +36,6 @@ OVER_REFUSAL = {
 SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 COMPARISONS = (
     (("rass", 1), ("random_refused", 2)),
-    (("rass", 1), ("random_refused", 1)),
     (("random_refused", 2), ("random_refused", 1)),
 )
 """What is set against what, each a method and by what its n is multiplied; the last says what twice as many bring."""
@@ -181,9 +180,24 @@ def compared(
         found = [paired(rows, setting, rate, *pair, matched) for _, rate, matched in columns]
         if any(found):
             cells = " | ".join(shown(values, signed=True) for values in found)
-            seeds = "/".join(dict.fromkeys(str(len(values)) for values in found if values))
-            lines.append(f"| {pair[0][1]} against {pair[1][1]} | {seeds} | {cells} |")
+            lines.append(f"| {pair[0][1]} against {pair[1][1]} | {_counted(found)} | {cells} |")
     return "\n".join(lines)
+
+
+def against_each(rows: Sequence[Row], setting: str, methods: Sequence[str], ns: Sequence[int]) -> str:
+    """Return the Markdown of rass − each method with as many prompts: over-refusal at equal safety, paired."""
+    lines = ["| rass − | seeds | " + " | ".join(f"n = {n}" for n in ns) + " |", "| --- |" + " ---: |" * (1 + len(ns))]
+    for method in methods:
+        found = [paired(rows, setting, OVER_REFUSAL[setting], ("rass", n), (method, n), matched=True) for n in ns]
+        if method != "rass" and any(found):
+            cells = " | ".join(shown(values, signed=True) for values in found)
+            lines.append(f"| {method} | {_counted(found)} | {cells} |")
+    return "\n".join(lines)
+
+
+def _counted(found: Sequence[Sequence[float]]) -> str:
+    """Return how many seeds stand behind the cells of a line."""
+    return "/".join(dict.fromkeys(str(len(values)) for values in found if values))
 
 
 def _benign(setting: str) -> list[str]:
@@ -213,6 +227,10 @@ def report(rows: Sequence[Row], ns: Sequence[int], methods: Sequence[str]) -> st
             if told.count("\n") > 1:
                 parts.append(f"{_named(*first)} − {_named(*second)}, points, paired over seeds:")
                 parts.append(told)
+        told = against_each(rows, setting, methods, ns)
+        if told.count("\n") > 1:
+            parts.append("rass − each other method with as many prompts, over-refusal at equal safety, points:")
+            parts.append(told)
         for rate, matched in [(rate, True) for rate in _benign(setting)] + [(rate, False) for rate in RATES[setting]]:
             name = f"{rate}, at equal safety" if matched else rate
             seen = {value for m in methods for n in ns for value in rates(rows, setting, m, n, rate, matched).values()}

@@ -134,6 +134,12 @@ def test_openings_are_cut_where_they_begin_nothing_of_the_other_side() -> None:
     assert training.told_apart(compliances, refusals) == [[4, 9], [8]]
 
 
+def test_every_method_is_set_against_rass_with_as_many_prompts() -> None:
+    rows = [r for seed in (0, 1) for r in run(seed, "rass", 25, 10) + run(seed, "keyword", 25, 30 + 8 * seed)]
+    told = results.against_each(rows, "lab", ["rass", "keyword", "uncertainty"], [25])
+    assert told.splitlines()[2:] == ["| keyword | 2 | -12.0 (-37.4 to +13.4) |"]
+
+
 def test_tables_go_between_the_marks_and_the_rest_stays(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"head\n{results.BEGIN}\nold\n{results.END}\ntail\n", encoding="utf-8")

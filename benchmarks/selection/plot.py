@@ -63,11 +63,16 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
 def _panel(
     axis: object, rows: Sequence[results.Row], setting: str, rate: str, ns: Sequence[int], matched: bool
 ) -> None:
-    """Draw each method's mean over seeds with its 95% interval; points are set apart so that bars do not overlap."""
+    """Draw each method's mean over the seeds that all have, with its 95% interval.
+
+    Points are set apart so that bars do not overlap.
+    """
+    found = {(m, n): results.rates(rows, setting, m, n, rate, matched) for m in MAIN for n in ns}
+    shared = set.intersection(*(set(seeds) for seeds in found.values() if seeds))
     for number, method in enumerate(MAIN):
         points = []
         for n in ns:
-            values = list(results.rates(rows, setting, method, n, rate, matched).values())
+            values = [value for seed, value in found[method, n].items() if seed in shared]
             if len(values) >= 3:
                 points.append((n * 1.03 ** (number - 3), *(100 * x for x in results.interval(values))))
         if points:

@@ -29,7 +29,7 @@ from rass_core.mitigation.train import merge, train
 
 NS = (25, 50, 100, 200)
 SEEDS = [16, 17, 18, 19, 20]
-"""Nothing was tuned on them."""
+"""Of the public settings' baselines in docs/evidence.md; neither rule nor measure was tuned on them."""
 N_ABLATION_SEEDS = 3
 GUESSED_S = {"run": 12.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
 """Seconds until something is measured: one core of two shared ones."""
@@ -76,7 +76,8 @@ def run(
         n_selected = len(pairs)
         model = training.sft(bench.model, bench.chat, [*pairs, *anchors], bench.recipe, seed)
         said = training.outcomes(model, bench.chat, bench.questions, panel, bench.max_new_tokens)
-        is_harmful = np.array([q.dataset in bench.harmful for q in bench.questions])
+        harmful = results.RATES[setting][results.SAFETY[setting]]
+        is_harmful = np.array([q.dataset in harmful for q in bench.questions])
         languages = np.array([q.language for q in bench.questions])
         matched = training.refused_at_safety(is_refused, training.refusal_log_odds(model, bench), is_harmful, languages)
     seconds = round(time.monotonic() - started, 1)

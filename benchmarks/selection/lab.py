@@ -105,8 +105,7 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
     return Bench(
-        model, chat, pool, extra, anchors, _pair_of, questions, ("harmful",), config.probe.openings,
-        RECIPES[setting], MAX_NEW_TOKENS,
+        model, chat, pool, extra, anchors, _pair_of, questions, config.probe.openings, RECIPES[setting], MAX_NEW_TOKENS
     )  # fmt: skip
 
 

@@ -39,7 +39,6 @@ HARMLESS_SOURCES = ("alpaca_nc", "self_instruct", "ifeval", "mgsm", "mt_bench_mu
 POOL_SOURCE = "or_bench_80k_multi"
 EVALUATED = {"xstest": None, "or_bench_hard": 500, "strongreject": None}
 """source → prompts evaluated, those of the smallest digests; None takes all."""
-HARMFUL = ("xstest_unsafe", "strongreject")
 JACCARD = 0.7
 """Similarity of character 4-grams from which two prompts count as one, between training and evaluation."""
 MAX_CHARACTERS = 300
@@ -304,8 +303,8 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
         raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")
     return Bench(
         model, chat, pool, {}, pairs, lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
-        _questions(data.evaluation, chat), HARMFUL,
-        {"en": Openings(refusal=list(REFUSALS), compliance=list(COMPLIANCES))}, RECIPES[setting], MAX_NEW_TOKENS,
+        _questions(data.evaluation, chat), {"en": Openings(refusal=list(REFUSALS), compliance=list(COMPLIANCES))},
+        RECIPES[setting], MAX_NEW_TOKENS,
     )  # fmt: skip
 
 

@@ -47,8 +47,6 @@ class Bench:
     """Safety and general pairs, the same for every method and n."""
     pair_of: Callable[[Candidate], PreferencePair]
     questions: Sequence[Question]
-    harmful: Sequence[str]
-    """The datasets whose prompts should be refused."""
     openings: Mapping[str, Openings]
     """language → how the model's answers to its questions begin, all of them."""
     recipe: Recipe

@@ -310,14 +310,11 @@ class SelectionConfig(BaseModel):
     model_config = STRICT
 
     size: int = Field(default=200, ge=1)
-    """Prompts to keep, spread evenly over language × category × operator."""
+    """Prompts to keep, spread evenly over language × category."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much count as one."""
     width: float | None = Field(default=None, gt=0)
     """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
-    depth_power: float = Field(default=1.0, ge=0)
-    """The chosen prompts stand for all that are refused, each of which counts by its depth beyond the boundary to this
-    power: at 0 all count alike, the higher it is the more the deeper ones."""
 
 
 class MitigateConfig(BaseModel):

@@ -243,6 +243,23 @@ def _packed(prompts: Sequence[list[int]], token_budget: int, n_more: int) -> Ite
         waiting = waiting[n:]
 
 
+def told_apart(openings: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
+    """Return the first tokens by which each opening begins none of the others, and which no other start begins.
+
+    Raises:
+        ConfigError: A side without openings, an empty one, or one that begins one of the other side.
+    """
+    openings, others = _distinct(openings), _distinct(others)
+    if any(
+        opening[: len(other)] == other or other[: len(opening)] == opening for opening in openings for other in others
+    ):
+        raise ConfigError("openings: one opens both refusal and compliance; make them differ")
+    return _distinct([
+        next(opening[:n] for n in range(1, len(opening) + 1) if all(other[:n] != opening[:n] for other in others))
+        for opening in openings
+    ])  # fmt: skip
+
+
 def _distinct(openings: Sequence[list[int]]) -> list[list[int]]:
     """Return the openings that no other one begins, each once."""
     if not openings or not all(openings):

@@ -1,11 +1,12 @@
-"""Selection: benign prompts that the model refuses, those that stand best for all of them, without near-duplicates.
+"""Selection: benign prompts that the model refuses, those that mend most of the others, without near-duplicates.
 
 What is eligible is said in SQL over the lake's views; the greedy choice works on the rows that SQL leaves, a bounded
-number a cell. Prompts close to the boundary alone teach little: they are turned easily, and what is refused
-more deeply stays refused. The deepest alone may all be of one kind. So those are chosen to which all that is
-refused lies close, and what is refused more deeply counts more (docs/evidence.md).
+number a cell. Neither closeness to the boundary nor depth beyond it tells what a prompt is worth to a training: what is
+close is turned easily and turns little else, and what is deep may lie among the harmful (docs/evidence.md). So
+it is foretold from gradients what training on a prompt does to all that are refused, and to harmful ones.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,26 +52,48 @@ JOIN benign USING (prompt_id)
 JOIN refused f USING (prompt_id)
 WHERE m.model_id = $model_id AND m.direction_id = $direction_id
   AND abs(m.distance) <= coalesce($width::DOUBLE, 'infinity'::DOUBLE)
-QUALIFY row_number() OVER (
-    PARTITION BY p.language, category, o.operator ORDER BY p.prompt_id  -- a digest, so a draw
-) <= $per_cell
+QUALIFY row_number() OVER (PARTITION BY p.language, category ORDER BY p.prompt_id) <= $per_cell  -- a digest, so a draw
 ORDER BY abs(m.distance), p.prompt_id
 """
-CELL_OVERSUPPLY = 50
+CELL_OVERSUPPLY = 20
 """Candidates a cell keeps for each prompt of its quota, drawn by id."""
-MAX_CROWD = 4000
-"""Eligible prompts for which the chosen ones are to stand; of more, as many are drawn. Any may be chosen."""
-_CHUNK = 256
-"""Rows whose gains are computed at a time."""
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What training on each of n prompts does to the refusal of each other one, and of harmful prompts."""
+
+    vectors: np.ndarray[Any, Any]
+    """(n, d): the gradient of the log-odds of refusal, `influence.refusal_gradients`."""
+    log_odds: np.ndarray[Any, Any]
+    """(n,): of refusal, nats."""
+    harmful: Mapping[str | None, np.ndarray[Any, Any]]
+    """language → mean gradient of its harmful prompts, (d,); None: of all, for languages that have none."""
+
+    @classmethod
+    def of(
+        cls, vectors: np.ndarray[Any, Any], log_odds: np.ndarray[Any, Any], languages: Sequence[str], n: int
+    ) -> "Influence":
+        """Return the influence among the first n prompts; the others are the harmful ones.
+
+        Args:
+            vectors: Gradients of all prompts, (n + n_harmful, d).
+        """
+        harmful, spoken = vectors[n:], np.array(languages[n:])
+        means: dict[str | None, np.ndarray[Any, Any]] = {
+            str(language): harmful[spoken == language].mean(axis=0) for language in np.unique(spoken)
+        }
+        if len(harmful):
+            means[None] = harmful.mean(axis=0)
+        return cls(vectors[:n], log_odds[:n], means)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One language × category × operator with what it was to give and gave."""
+    """One language × category with what it was to give and gave."""
 
     language: str
     category: str
-    operator: str
     quota: int
     n_eligible: int
     n_selected: int
@@ -78,7 +101,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Return the cell's name in table `selections`."""
-        return f"{self.language}/{self.category}/{self.operator}"
+        return f"{self.language}/{self.category}"
 
     @property
     def reason(self) -> str | None:
@@ -89,12 +112,16 @@ class Cell:
 
 
 def eligible(
-    connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, config: SelectionConfig
+    connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, config: SelectionConfig, n_cells: int
 ) -> pa.Table:
-    """Return verified-benign refused candidates within the width, closest first, a bounded number a cell."""
+    """Return verified-benign refused candidates within the width, closest first, a bounded number a cell.
+
+    Args:
+        n_cells: Among which the size is spread.
+    """
     parameters = {
         "model_id": model_id, "direction_id": direction_id, "width": config.width,
-        "per_cell": CELL_OVERSUPPLY * max(1, config.size // 10),
+        "per_cell": CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells)),
     }  # fmt: skip
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
 
@@ -110,30 +137,27 @@ def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]
 
 
 def fill_quotas(
-    rows: Sequence[Mapping[str, Any]], vectors: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]],
-    config: SelectionConfig,
-) -> tuple[list[int], list[Cell]]:  # fmt: skip
+    rows: Sequence[Mapping[str, Any]], influence: Influence, cells: Sequence[tuple[str, str]], size: int
+) -> tuple[list[int], list[Cell]]:
     """Return the indices of the chosen rows, closest to the boundary first, and every cell with its quota.
 
-    One prompt after the other: from the language that has fewest, and there from the cell that has
-    fewest, the one that most lowers the sum, over the eligible rows, of the squared distance to the
-    nearest that was chosen times the row's weight: its depth beyond the boundary to a power, times the
-    sureness of its refusal (greedy k-medoids). Any size is spread evenly, and what one cell cannot give,
-    others of its language do, then other languages. Of more than MAX_CROWD rows the sum is over a draw.
+    One prompt after the other: from the language that has fewest, and there from the category that has
+    fewest, the one a step of training on which most lowers what is still refused after the steps on those
+    chosen before. Any size is spread evenly, and what one cell cannot give, others of its language do, then
+    other languages.
 
     Args:
-        rows: Eligible prompts with language, category, operator, distance and refusal.
-        vectors: Their residual streams with the direction taken out, (n, d_model); distances are theirs.
-        cells: (language, category, operator) among which the size is spread; the first cells' quotas
-            hold what does not divide.
-        config: Size and depth's power.
+        rows: Eligible prompts with language, category, distance and refusal.
+        influence: What training on each does to the others.
+        cells: (language, category) among which the size is spread; the first cells' quotas hold what does
+            not divide.
+        size: Prompts to choose.
     """
-    depth = np.array([max(0.0, row["distance"]) for row in rows])
-    weight = depth**config.depth_power * np.array([row["refusal"] for row in rows])
     number_of = {cell: number for number, cell in enumerate(cells)}
-    cell_of = np.array([number_of.get((r["language"], r["category"], r["operator"]), -1) for r in rows], dtype=int)
-    chosen = _spread(cell_of, cells, weight, vectors, config.size)
-    base, rest = divmod(config.size, max(1, len(cells)))
+    cell_of = np.array([number_of.get((row["language"], row["category"]), -1) for row in rows], dtype=int)
+    training = Training(influence, [row["language"] for row in rows], np.array([row["refusal"] for row in rows]))
+    chosen = _spread(cell_of, cells, training, size)
+    base, rest = divmod(size, max(1, len(cells)))
     report = [
         Cell(*cell, base + (k < rest), int((cell_of == k).sum()), int((cell_of[chosen] == k).sum()))
         for k, cell in enumerate(cells)
@@ -142,26 +166,24 @@ def fill_quotas(
 
 
 def _spread(
-    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str, str]], weight: np.ndarray[Any, Any],
-    vectors: np.ndarray[Any, Any], size: int,
-) -> list[int]:  # fmt: skip
-    """Pick greedily, language and cell with fewest first, the row that stands for most of what no pick is close to.
+    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str]], training: "Training", size: int
+) -> list[int]:
+    """Pick greedily, language and cell with fewest first, the row that does most.
 
     Args:
         cell_of: Number of each row's cell, −1 where it is in none, (n,).
-        weight: How much each row counts, (n,).
     """
     names = sorted({cell[0] for cell in cells})
     language_of = np.array([names.index(cell[0]) for cell in cells] + [-1])[cell_of]
     n_language, n_cell = np.zeros(len(names)), np.zeros(len(cells))
-    left, crowd = cell_of >= 0, _Crowd(vectors, weight)
+    left = cell_of >= 0
     picked: list[int] = []
     while left.any() and len(picked) < size:
         here = np.flatnonzero(left)
         here = here[n_language[language_of[here]] == n_language[language_of[here]].min()]
         here = here[n_cell[cell_of[here]] == n_cell[cell_of[here]].min()]
-        best = crowd.best_of(here)
-        crowd.add(best)
+        best = int(here[np.argmax(training.gains()[here])])
+        training.step(best)
         picked.append(best)
         left[best] = False
         n_language[language_of[best]] += 1
@@ -169,52 +191,50 @@ def _spread(
     return picked
 
 
-class _Crowd:
-    """The rows with how far each is from the nearest pick, and what each would gain if it were picked.
+class Training:
+    """A training on the chosen prompts as the gradients foretell it: the model is taken as linear in its weights.
 
-    A gain never rises with further picks, so that an old one is a bound, and only the highest are computed
-    anew (Minoux 1978).
+    Every chosen prompt moves the weights by as much, as an optimiser that normalises its steps does, and the
+    whole training by a given length, however many are chosen. By as much as it lowers the refusal of
+    harmful prompts of a language, the refusal of the benign ones is taken to rise again: what counts is
+    over-refusal at equal safety.
     """
 
-    def __init__(self, vectors: np.ndarray[Any, Any], weight: np.ndarray[Any, Any]) -> None:
-        """Start without picks.
+    def __init__(self, influence: Influence, languages: Sequence[str], weight: np.ndarray[Any, Any]) -> None:
+        """Start with the model as it is.
 
         Args:
-            vectors: (n, d).
-            weight: (n,), none negative; where all are 0, all count alike.
+            languages: Of the rows.
+            weight: How much each row counts, (n,), such as how sure its refusal is.
         """
-        n = len(vectors)
-        self._vectors = vectors - vectors.mean(axis=0) if n else vectors
-        self._squares = np.einsum("nd,nd->n", self._vectors, self._vectors)
-        draw = np.random.default_rng(0).permutation(n)[:MAX_CROWD] if n > MAX_CROWD else np.arange(n)
-        self._members, self._member_squares = self._vectors[draw], self._squares[draw]
-        self._weight = weight[draw] if weight[draw].any() else np.ones(len(draw))
-        # As if a pick lay farther away than any two rows are apart: the first is the one closest to all.
-        self._nearest = np.full(len(draw), 4 * self._squares.max(initial=0.0))
-        """Squared distance of each member to the nearest pick."""
-        self._bound = np.full(n, np.inf)
+        self._vectors, self._log_odds, self._weight = influence.vectors, influence.log_odds, weight
+        norms = np.linalg.norm(self._vectors, axis=1)
+        self._norms = np.where(norms > 0, norms, 1.0)
+        names = sorted(set(languages))
+        self._number = np.array([names.index(language) for language in languages], dtype=int)
+        self._moved, self._n = np.zeros(self._vectors.shape[1], self._vectors.dtype), 0
+        everywhere = influence.harmful.get(None, self._moved)
+        means = [influence.harmful.get(name, everywhere) for name in names]
+        self._harmful = np.array(means, self._vectors.dtype).reshape(len(names), len(self._moved))
+        self._length = self._to_answers() if len(languages) else 0.0
 
-    def best_of(self, rows: np.ndarray[Any, Any]) -> int:
-        """Return the row that gains most; of equals the first."""
-        bound, is_stale = self._bound[rows], np.ones(len(rows), dtype=bool)
-        while is_stale[np.argmax(bound)]:
-            stale = np.flatnonzero(is_stale)
-            highest = stale[np.argsort(-bound[stale], kind="stable")[:_CHUNK]]
-            bound[highest] = self._gains(rows[highest])
-            is_stale[highest] = False
-        self._bound[rows] = bound
-        return int(rows[np.argmax(bound)])
+    def _to_answers(self) -> float:
+        """Return how far a training on all rows moves until they are answered as surely as they are refused now."""
+        mean = (self._vectors / self._norms[:, None]).mean(axis=0)
+        a_step = float((self._vectors @ mean).mean())
+        return max(0.0, 2 * float(self._log_odds.mean())) / a_step if a_step > 0 else 0.0
 
-    def add(self, row: int) -> None:
-        """Pick a row."""
-        self._nearest = np.minimum(self._nearest, self._distances(np.array([row]))[0])
-
-    def _gains(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        found: np.ndarray[Any, Any] = np.maximum(self._nearest - self._distances(rows), 0.0) @ self._weight
+    def gains(self) -> np.ndarray[Any, Any]:
+        """Return what a further step on each row would gain, (n,): the fall of Σ weight · log(1 + e^log-odds)."""
+        moved = self._length * self._moved / max(1, self._n)
+        remaining = self._log_odds - self._vectors @ moved + (self._harmful @ moved)[self._number]
+        slope = (self._weight / (1 + np.exp(-remaining))).astype(self._vectors.dtype)
+        by_language = np.bincount(self._number, slope, minlength=len(self._harmful))
+        wanted = slope @ self._vectors - by_language @ self._harmful
+        found: np.ndarray[Any, Any] = (self._vectors @ wanted) / self._norms
         return found
 
-    def _distances(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the squared distances of rows to the members of the crowd, (n rows, n members)."""
-        products = self._vectors[rows] @ self._members.T
-        squared: np.ndarray[Any, Any] = self._squares[rows, None] + self._member_squares - 2 * products
-        return squared.clip(min=0.0)
+    def step(self, row: int) -> None:
+        """Train on a row."""
+        self._moved += self._vectors[row] / self._norms[row]
+        self._n += 1

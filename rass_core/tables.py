@@ -149,7 +149,6 @@ TABLES: dict[str, pa.Schema] = {
         cell=pa.string(),
         language=pa.string(),
         category=pa.string(),
-        operator=pa.string(),
         quota=pa.int32(),
         n_eligible=pa.int32(),
         n_selected=pa.int32(),

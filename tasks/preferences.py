@@ -26,13 +26,13 @@ from rass_core.preferences import (
     perplexity_limit,
     rejection,
 )
-from rass_core.probe import Direction, openings_of, split_of
+from rass_core.probe import Direction, openings_of
 from rass_core.store import Commit
+from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
-from tasks.probe import direction_with, outcomes_of
+from tasks.probe import direction_with
 from tasks.run import Run, table
 
-Row = dict[str, Any]
 EXTRA_ANCHORS = 1.5
 """More anchors are asked than are needed: some do not answer as they should when they may speak to the end."""
 
@@ -95,54 +95,25 @@ class _Asked:
 
 def _asked(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit, settings: MitigateConfig) -> _Asked:
     """Return the selected prompts and the anchors for them, none of the test split."""
-    commits = [probed.prompts, *rounds]
-    rows = {row["prompt_id"]: row for row in run.read("prompts", *commits).to_pylist()}
-    outcome: dict[str, str] = {}
-    for commit in [probed.responses, *rounds]:
-        outcome |= outcomes_of(run, commit)
-    margins = run.read("margins", probed.boundaries, *rounds).to_pylist()
-    distance = {row["prompt_id"]: row["distance"] for row in margins}
+    rows = {row["prompt_id"]: row for row in run.read("prompts", probed.prompts, *rounds).to_pylist()}
     chosen = [row["prompt_id"] for row in run.read("selections", selection).to_pylist()]
     if not chosen:
         raise SelectionError("preferences: no prompt was selected; widen generate.width or write more rounds")
     selected = [rows[prompt_id] for prompt_id in sorted(chosen)]
     wanted = Counter(row["language"] for row in selected)
     harmful, harmless = (
-        _anchors(run, rows, distance, label, {key for key, said in outcome.items() if said == word})
+        anchors(run, probed, rounds, label, word)
         for label, word in (("harmful", "refusal"), ("harmless", "compliance"))
     )
     n_safety, n_general = (
         {language: math.ceil(EXTRA_ANCHORS * _n(share, n)) for language, n in wanted.items()}
         for share in (settings.safety_share, settings.general_share)
     )
-    return _Asked(selected, _first(harmful, n_safety), _first(harmless, n_general))
-
-
-def _anchors(
-    run: Run, rows: Mapping[str, Row], distance: Mapping[str, float | None], label: str, answered: set[str]
-) -> list[Row]:
-    """Return the prompts of a label that were answered as they should be, nearest to the boundary first."""
-    found = [
-        row for prompt_id, row in rows.items()
-        if row["label"] == label and prompt_id in answered and distance.get(prompt_id) is not None
-        and split_of(row["family"], run.config.seed) != "test"
-    ]  # fmt: skip
-    return sorted(found, key=lambda row: (abs(distance[row["prompt_id"]] or 0.0), row["prompt_id"]))
+    return _Asked(selected, first_of_each(harmful, n_safety), first_of_each(harmless, n_general))
 
 
 def _n(share: float, n: int) -> int:
     return math.ceil(share * n - 1e-9)
-
-
-def _first(rows: Sequence[Row], n_of: Mapping[str, int]) -> list[Row]:
-    """Return the first n rows of each language."""
-    taken: Counter[str] = Counter()
-    found = []
-    for row in rows:
-        if taken[row["language"]] < n_of.get(row["language"], 0):
-            taken[row["language"]] += 1
-            found.append(row)
-    return found
 
 
 def _own_answers(run: Run, rows: Sequence[Row], settings: MitigateConfig) -> dict[str, tuple[Generation, str]]:

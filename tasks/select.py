@@ -2,54 +2,58 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.selection import eligible, fill_quotas, without_near_duplicates
+from rass_core.influence import refusal_gradients
+from rass_core.selection import Influence, eligible, fill_quotas, without_near_duplicates
 from rass_core.store import Commit
 from rass_core.tables import digest
+from tasks.anchors import anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import Run, table
+from tasks.run import Run, chat_of, table
+
+N_HARMFUL = 40
+"""Harmful prompts of a language, those nearest to the boundary, whose refusal a training should leave alone."""
+SHARE_OF_BUDGET = 4
+"""A pass back keeps what every block computed; a batch has the probe's tokens by this."""
 
 
 @task(cache_policy=NO_CACHE)
 def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit:
-    """Keep benign prompts that the target refuses, spread over the cells and over all that is refused."""
+    """Keep benign prompts that the target refuses, spread over the cells, training on which mends most."""
     settings = run.config.select
     reviews = run.reviews()
 
     def compute() -> Mapping[str, pa.Table]:
-        direction = direction_with("margin", run, probed.directions)
+        direction_id = direction_with("margin", run, probed.directions).direction_id(run.target_id)
+        wanted = _cells(run, probed)
         with run.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
-            found = eligible(connection, run.target_id, direction.direction_id(run.target_id), settings)
+            found = eligible(connection, run.target_id, direction_id, settings, len(wanted))
         rows = found.to_pylist()
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
-        vector_of = {
-            row["prompt_id"]: row["vector"] for commit in rounds for row in run.read("activations", commit).to_pylist()
-        }
-        unit = direction.vector / np.linalg.norm(direction.vector)
-        vectors = np.array([vector_of[row["prompt_id"]] for row in rows], np.float64).reshape(-1, len(unit))
-        vectors -= np.outer(vectors @ unit, unit)
-        chosen, cells = fill_quotas(rows, vectors, _cells(run, probed), settings)
+        languages = {language for language, _ in wanted}
+        harmful = first_of_each(anchors(run, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
+        chosen, cells = fill_quotas(rows, _influence(run, rows, harmful), wanted, settings.size)
         selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
             {
                 "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id,
                 "rank": rank, "margin": rows[i]["margin"], "distance": rows[i]["distance"],
                 "language": rows[i]["language"], "category": rows[i]["category"], "operator": rows[i]["operator"],
-                "cell": f"{rows[i]['language']}/{rows[i]['category']}/{rows[i]['operator']}",
+                "cell": f"{rows[i]['language']}/{rows[i]['category']}",
             }
             for rank, i in enumerate(chosen, start=1)
         ]  # fmt: skip
         quotas = [
             {
                 "selection_id": selection_id, "cell": cell.name, "language": cell.language, "category": cell.category,
-                "operator": cell.operator, "quota": cell.quota, "n_eligible": cell.n_eligible,
-                "n_selected": cell.n_selected, "reason": cell.reason,
+                "quota": cell.quota, "n_eligible": cell.n_eligible, "n_selected": cell.n_selected,
+                "reason": cell.reason,
             }
             for cell in cells
         ]  # fmt: skip
@@ -57,12 +61,23 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
 
-    return run.once("selection", [*probed.commits, *rounds, *reviews, settings, run.config.generate], compute)
+    inputs = [*probed.commits, *rounds, *reviews, settings, run.config.generate, run.config.probe.openings]
+    return run.once("selection", inputs, compute)
 
 
-def _cells(run: Run, probed: Probed) -> list[tuple[str, str, str]]:
-    """Return every language × category × operator that the given prompts could lead to."""
+def _influence(run: Run, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Mapping[str, Any]]) -> Influence:
+    """Return what training on each row would do to the others, by the gradients of the target."""
+    everything = [*rows, *harmful]
+    languages = [row["language"] for row in everything]
+    with run.progress("reading what training would do", len(everything)) as done:
+        found = refusal_gradients(
+            run.causal_lm(run.config.model), chat_of(run.config.model), [row["text"] for row in everything], languages,
+            run.config.probe.openings, run.config.probe.token_budget // SHARE_OF_BUDGET, run.config.seed, done,
+        )  # fmt: skip
+    return Influence.of(found.vectors, found.log_odds, languages, len(rows))
+
+
+def _cells(run: Run, probed: Probed) -> list[tuple[str, str]]:
+    """Return every language × category that the given prompts could lead to."""
     rows = run.read("prompts", probed.prompts).to_pylist()
-    languages = sorted({row["language"] for row in rows})
-    categories = sorted({row["category"] or "none" for row in rows})
-    return list(product(languages, categories, run.config.generate.operators))
+    return list(product(*(sorted({row[name] or "none" for row in rows}) for name in ("language", "category"))))

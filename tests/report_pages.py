@@ -208,7 +208,7 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
             )
     rows["quotas"].append(
         {
-            "cell": "fr/daily life/translate",
+            "cell": "fr/daily life",
             "quota": 10,
             "n_eligible": 4,
             "n_selected": 4,

@@ -4,15 +4,17 @@ Evaluated are held-out families in all languages; no candidate of such a family 
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.selection import probing
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.probing import log_odds
 from benchmarks.selection.setting import Bench, Question, Recipe
-from rass_core.activations import ResidualExtractor, load_causal_lm
+from rass_core.activations import load_causal_lm
 from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig, load_config
 from rass_core.disjoint import overlaps
@@ -90,18 +92,18 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     evaluated = _evaluated(given, seed)
     families = {(sentence.label, sentence.family) for sentence in evaluated}
     usable = [row for row in given if (row["label"], _family(row)) not in families]
-    pool = _pool(lake, config, model, chat, usable, families, steered=None)
-    extra = {}
-    if with_ablations:
-        for kind in ("unsteered", "one_round"):
-            other, its_config = lake_of(kind, out, seed)
-            steered = False if kind == "unsteered" else None
-            extra[kind] = _pool(other, its_config, model, chat, usable, families, steered)
     rng = np.random.default_rng([seed, 7])
     harmful = sorted((r for r in usable if r["label"] == "harmful"), key=lambda r: (abs(r["distance"]), r["prompt_id"]))
     harmless = [r for r in usable if r["label"] == "harmless"]
     anchors = [_pair(r, "safety") for r in harmful[:N_SAFETY]]
     anchors += [_pair(harmless[i], "general") for i in rng.permutation(len(harmless))[:N_GENERAL]]
+    pool = _pool(lake, config, model, chat, usable, families, anchors, steered=None)
+    extra = {}
+    if with_ablations:
+        for kind in ("unsteered", "one_round"):
+            other, its_config = lake_of(kind, out, seed)
+            steered = False if kind == "unsteered" else None
+            extra[kind] = _pool(other, its_config, model, chat, usable, families, anchors, steered)
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
     return Bench(
@@ -130,7 +132,7 @@ def _family(row: dict[str, Any]) -> str:
 
 def _pool(
     lake: Lake, config: RassConfig, model: Any, chat: ChatFormat, given: list[dict[str, Any]],
-    families: set[tuple[str, str]], steered: bool | None,
+    families: set[tuple[str, str]], anchors: Sequence[PreferencePair], steered: bool | None,
 ) -> Pool:  # fmt: skip
     rows = []
     for row in lake.query(CANDIDATES).to_pylist():
@@ -140,11 +142,7 @@ def _pool(
         if steered is None or steered == (row["alpha"] != 0):
             rows.append(row)
     refused = {row["prompt_id"] for row in lake.query(REFUSED).to_pylist()}
-    direction = lake.query("SELECT layer, position, vector FROM directions WHERE chosen LIKE '%margin%'").to_pylist()[0]
     ids = [chat.ids(row["text"]) for row in rows]
-    vectors = ResidualExtractor(model, [direction["layer"]], [direction["position"]], 16384)(ids)[:, 0, 0].numpy()
-    unit = np.array(direction["vector"]) / np.linalg.norm(direction["vector"])
-    vectors = vectors - np.outer(vectors @ unit, unit)
     odds = np.zeros(len(rows))
     for language in sorted({row["language"] for row in rows}):
         here = [i for i, row in enumerate(rows) if row["language"] == language]
@@ -156,10 +154,11 @@ def _pool(
         for r in rows
     ]
     languages, categories = sorted({r["language"] for r in rows}), sorted({r["category"] for r in rows})
-    cells = [(x, y, z) for x in languages for y in categories for z in config.generate.operators]
+    cells = [(x, y) for x in languages for y in categories]
     return Pool(
         candidates, np.array([r["prompt_id"] in refused for r in rows]), odds,
-        np.array([r["distance"] for r in rows], dtype=float), vectors,
+        np.array([r["distance"] for r in rows], dtype=float),
+        probing.influence(model, chat, candidates, anchors, config.probe.openings, config.seed),
         [r["text"] for r in given if r["label"] == "harmful"], [r["text"] for r in given if r["label"] == "harmless"],
         cells,
     )  # fmt: skip

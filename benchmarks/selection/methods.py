@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rass_core.config import SelectionConfig
 from rass_core.errors import SelectionError
-from rass_core.selection import fill_quotas
+from rass_core.selection import Influence, Training, fill_quotas
 
 Array = np.ndarray[Any, Any]
 
@@ -39,30 +38,39 @@ class Pool:
     """Of a refusal's opening against a compliance's, nats."""
     distance: Array
     """Margin − b."""
-    vectors: Array
-    """Residual streams with the direction taken out, (n, d_model)."""
+    influence: Influence
+    """What training on each does to the others and to the safety anchors."""
     harmful_texts: Sequence[str]
     """Known harmful prompts, from which keywords are drawn."""
     harmless_texts: Sequence[str]
-    cells: Sequence[tuple[str, str, str]]
-    """(language, category, operator) of the quotas."""
+    cells: Sequence[tuple[str, str]]
+    """(language, category) of the quotas."""
 
 
-def rass(pool: Pool, n: int, config: SelectionConfig | None = None) -> Array:
-    """Return what the project's selection keeps."""
-    settings = (config or SelectionConfig()).model_copy(update={"size": n})
-    near = np.flatnonzero(pool.refused & (np.abs(pool.distance) <= (settings.width or np.inf)))
-    near = near[np.argsort(np.abs(pool.distance[near]), kind="stable")]
+def rass(pool: Pool, n: int, with_harmful: bool = True) -> Array:
+    """Return what the project's selection keeps; without the harmful prompts it does not know of safety."""
+    refused = np.flatnonzero(pool.refused)
+    refused = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")]
     rows = [
         {
-            "prompt_id": c.prompt_id, "language": c.language, "category": c.category, "operator": c.operator,
+            "prompt_id": c.prompt_id, "language": c.language, "category": c.category,
             "distance": float(pool.distance[i]), "refusal": 1.0,
         }
-        for i in near
+        for i in refused
         for c in [pool.candidates[i]]
     ]  # fmt: skip
-    chosen, _ = fill_quotas(rows, pool.vectors[near], pool.cells, settings)
-    return near[chosen]
+    known = pool.influence
+    here = Influence(known.vectors[refused], known.log_odds[refused], known.harmful if with_harmful else {})
+    return refused[fill_quotas(rows, here, pool.cells, n)[0]]
+
+
+def without_steps(pool: Pool, n: int) -> Array:
+    """Return the refused prompts that would each do most as the only one, wherever they lie."""
+    refused = np.flatnonzero(pool.refused)
+    known = pool.influence
+    here = Influence(known.vectors[refused], known.log_odds[refused], known.harmful)
+    gains = Training(here, [pool.candidates[i].language for i in refused], np.ones(len(refused))).gains()
+    return refused[np.argsort(-gains, kind="stable")[:n]]
 
 
 def keywords(harmful: Sequence[str], harmless: Sequence[str], n: int = 60) -> set[str]:
@@ -96,9 +104,11 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
     if method == "rass":
         found = rass(pool, n)
     elif method == "no_diversity":
+        found = without_steps(pool, n)
+    elif method == "no_harmful":
+        found = rass(pool, n, with_harmful=False)
+    elif method == "deepest":
         found = refused[np.argsort(-pool.distance[refused], kind="stable")][:n]
-    elif method == "no_depth":
-        found = rass(pool, n, SelectionConfig(depth_power=0.0))
     elif method == "near_boundary":
         found = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")][:n]
     elif method == "random_benign":
@@ -126,4 +136,4 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
 MAIN = (
     "rass", "random_benign", "random_refused", "keyword", "most_refused", "rewriting", "uncertainty",
 )  # fmt: skip
-ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "no_depth", "near_boundary", "no_safety")
+ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "no_harmful", "no_safety", "deepest", "near_boundary")

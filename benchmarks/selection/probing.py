@@ -1,18 +1,22 @@
-"""What every method may know of the candidates: refusals, log-odds, margins and residual streams."""
+"""What every method may know of the candidates: refusals, log-odds, margins and gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks.selection.methods import Candidate
 from rass_core import probe as core
 from rass_core.activations import ResidualExtractor, decoder_blocks
 from rass_core.boundary import BoundaryEstimate, boundary_report
 from rass_core.chat import ChatFormat
 from rass_core.config import Openings, ProbeConfig
+from rass_core.influence import refusal_gradients
 from rass_core.interventions import opening_log_odds
+from rass_core.preferences import PreferencePair
 from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
+from rass_core.selection import Influence
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,6 @@ class Ruler:
     def margins(self, streams: np.ndarray[Any, Any], languages: Sequence[str]) -> np.ndarray[Any, Any]:
         """Return the margin of each prompt."""
         return core.margins(streams, languages, dict.fromkeys(self.means, self.direction.vector), self.means)
-
-    def orthogonal(self, streams: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the streams with the direction taken out."""
-        unit = self.direction.vector / np.linalg.norm(self.direction.vector)
-        return streams - np.outer(streams @ unit, unit)
 
 
 def probe(
@@ -91,3 +90,15 @@ def log_odds(model: Any, prompts: Sequence[list[int]], chat: ChatFormat, opening
     """Return the log-odds of refusal of each prompt, nats, (n,)."""
     sides = [[chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)]
     return opening_log_odds(model, prompts, *sides, token_budget=16384).numpy()
+
+
+def influence(
+    model: Any, chat: ChatFormat, candidates: Sequence[Candidate], anchors: Sequence[PreferencePair],
+    openings: Mapping[str, Openings], seed: int,
+) -> Influence:  # fmt: skip
+    """Return what training on each candidate does to the others and to the safety anchors."""
+    harmful = [anchor for anchor in anchors if anchor.kind == "safety"]
+    languages = [each.language for each in (*candidates, *harmful)]
+    texts = [candidate.text for candidate in candidates] + [anchor.prompt for anchor in harmful]
+    found = refusal_gradients(model, chat, texts, languages, openings, token_budget=4096, seed=seed)
+    return Influence.of(found.vectors, found.log_odds, languages, len(candidates))

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.selection import training
+from benchmarks.selection import probing, training
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.probing import log_odds, probe
 from benchmarks.selection.setting import Bench, Question, Recipe
@@ -284,20 +284,24 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
     rest = [p for p in given if p.prompt_id not in outcome_of]
     answered = training.outcomes(model, chat, _questions(rest, chat), panel, MAX_NEW_TOKENS)
     outcome_of |= {p.prompt_id: outcome for p, outcome in zip(rest, answered, strict=True)}
-    pool = Pool(
-        [Candidate(p.prompt_id, p.text, "en", p.category, "rewrite" if p.source == POOL_SOURCE else "given", p.label)
-         for p in given],
-        np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
-        log_odds(model, ids, chat, openings), ruler.margins(streams, ["en"] * len(given)) - boundary,
-        ruler.orthogonal(streams), [p.text for p in harmful], [p.text for p in data.train if p.label == "harmless"],
-        [("en", category, "rewrite") for category in sorted({p.category for p in data.pool})],
-    )  # fmt: skip
     # Each seed sees another half of the known harmful prompts, of which the nearest to the boundary are taken.
     half = [harmful[i] for i in rng.permutation(len(harmful))[: len(harmful) // 2]]
     away = np.abs(ruler.margins(ruler.streams(model, [chat.ids(p.text) for p in half]), ["en"] * len(half)) - boundary)
     pairs = [_pair(half[i], "safety") for i in np.argsort(away, kind="stable")[:N_SAFETY]]
     learnt = [p for p in data.train if p.label == "harmless"]
     pairs += [_pair(learnt[i], "general") for i in rng.permutation(len(learnt))[:N_GENERAL]]
+    candidates = [
+        Candidate(p.prompt_id, p.text, "en", p.category, "rewrite" if p.source == POOL_SOURCE else "given", p.label)
+        for p in given
+    ]
+    pool = Pool(
+        candidates,
+        np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
+        log_odds(model, ids, chat, openings), ruler.margins(streams, ["en"] * len(given)) - boundary,
+        probing.influence(model, chat, candidates, pairs, {"en": openings}, seed), [p.text for p in harmful],
+        [p.text for p in data.train if p.label == "harmless"],
+        [("en", category) for category in sorted({p.category for p in data.pool})],
+    )  # fmt: skip
     found = overlaps([*(p.row for p in given), *(p.row for p in harmful)], [p.row for p in data.evaluation], JACCARD)
     if found:
         raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.selection.setting import Bench, Question, Recipe
 from rass_core.chat import ChatFormat
-from rass_core.interventions import opening_log_odds
+from rass_core.interventions import opening_log_odds, told_apart
 from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
 from rass_core.mitigation.train import Tokens, end_of_answer, tokenised
@@ -78,14 +78,6 @@ def refusal_log_odds(model: Any, bench: Bench) -> np.ndarray[Any, Any]:
         told = [told_apart(*sides), told_apart(*reversed(sides))]
         found[here] = opening_log_odds(model, [bench.questions[i].ids for i in here], *told, token_budget=16384).numpy()
     return found
-
-
-def told_apart(openings: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
-    """Return of each opening the first tokens by which it begins none of the others; all where there are none."""
-    return [
-        next(o[:k] for k in range(1, len(o) + 1) if k == len(o) or all(other[:k] != o[:k] for other in others))
-        for o in openings
-    ]
 
 
 def refused_at_safety(

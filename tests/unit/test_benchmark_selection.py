@@ -10,6 +10,8 @@ from benchmarks.selection import methods, results, training
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.results import Row
 from rass_core.errors import BoundaryError, LakeError, SelectionError
+from rass_core.interventions import told_apart
+from rass_core.selection import Influence
 
 LOG_ODDS = [-3.0, -0.2, 0.1, 1.0, 2.0, 4.0]
 
@@ -21,10 +23,12 @@ def pool() -> Pool:
         Candidate(f"c{i}", text, "en", "x", "rewrite" if i % 2 else "trigger", "pseudo_harmful", steered=i == 5)
         for i, text in enumerate(texts)
     ]
+    gradients = np.eye(6)
+    gradients[4] += 1.0
     return Pool(
-        candidates, np.array(LOG_ODDS) > 0, np.array(LOG_ODDS), np.array(LOG_ODDS) / 4, np.eye(6),
-        ["kill him", "kill her now", "how to kill"], ["bake a cake", "paint a wall", "sing"],
-        [("en", "x", "rewrite"), ("en", "x", "trigger")],
+        candidates, np.array(LOG_ODDS) > 0, np.array(LOG_ODDS), np.array(LOG_ODDS) / 4,
+        Influence(gradients, np.array(LOG_ODDS), {"en": np.eye(6)[4] + np.eye(6)[5]}),
+        ["kill him", "kill her now", "how to kill"], ["bake a cake", "paint a wall", "sing"], [("en", "x")],
     )  # fmt: skip
 
 
@@ -38,9 +42,10 @@ def pool() -> Pool:
         ("keyword", 6, {1, 2, 5}),
         ("rewriting", 6, {1, 3}),
         ("rass", 6, {2, 3, 4, 5}),
-        ("rass", 1, {5}),
-        ("no_diversity", 2, {4, 5}),
-        ("no_depth", 1, {2}),
+        ("rass", 1, {3}),
+        ("no_harmful", 1, {4}),
+        ("no_diversity", 2, {2, 3}),
+        ("deepest", 2, {4, 5}),
         ("near_boundary", 2, {2, 3}),
     ],
 )
@@ -130,8 +135,8 @@ def test_runs_are_compared_at_the_untrained_models_safety() -> None:
 
 def test_openings_are_cut_where_they_begin_nothing_of_the_other_side() -> None:
     refusals, compliances = [[1, 2, 3], [4, 5, 6], [7]], [[4, 9, 9], [8, 8]]
-    assert training.told_apart(refusals, compliances) == [[1], [4, 5], [7]]
-    assert training.told_apart(compliances, refusals) == [[4, 9], [8]]
+    assert told_apart(refusals, compliances) == [[1], [4, 5], [7]]
+    assert told_apart(compliances, refusals) == [[4, 9], [8]]
 
 
 def test_every_method_is_set_against_rass_with_as_many_prompts() -> None:

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rass_core import selection
 from rass_core.config import SelectionConfig
-from rass_core.selection import CELL_OVERSUPPLY, eligible, fill_quotas, without_near_duplicates
+from rass_core.selection import CELL_OVERSUPPLY, Influence, Training, eligible, fill_quotas, without_near_duplicates
 from rass_core.tables import TABLES
 
-CELL = ("en", "violence", "rewrite")
+CELL = ("en", "violence")
 
 
 JUDGES = ("panel", "human:a", "human:b")
@@ -57,7 +56,7 @@ class World:
 
     def eligible(self, width: float | None = 0.35, **settings: Any) -> list[dict[str, Any]]:
         with self.connection() as connection:
-            return eligible(connection, "m", "d", SelectionConfig(width=width, **settings)).to_pylist()
+            return eligible(connection, "m", "d", SelectionConfig(width=width, **settings), 1).to_pylist()
 
 
 @pytest.fixture
@@ -178,24 +177,28 @@ def test_near_duplicates_are_found_by_their_exact_overlap() -> None:
     assert len(kept) - len(expected) <= 2, "MinHash may miss a pair, seldom"
 
 
-def candidates(n: int, cell: tuple[str, str, str] = CELL, start: int = 0) -> list[dict[str, Any]]:
-    language, category, operator = cell
+def candidates(n: int, cell: tuple[str, str] = CELL, start: int = 0) -> list[dict[str, Any]]:
+    language, category = cell
     return [
         {
-            "prompt_id": f"{language}-{operator}-{i}", "language": language, "category": category, "operator": operator,
+            "prompt_id": f"{language}-{category}-{i}", "language": language, "category": category,
             "distance": 0.01 * (i + start), "refusal": 1.0,
         }
         for i in range(n)
     ]  # fmt: skip
 
 
+def unrelated(rows: list[dict[str, Any]]) -> Influence:
+    """Return an influence where each row's training does something for itself alone."""
+    return Influence(np.eye(len(rows)), np.ones(len(rows)), {})
+
+
 def test_quotas_are_filled_or_the_shortage_is_reported() -> None:
-    other, empty = ("de", "violence", "rewrite"), ("fr", "violence", "rewrite")
-    rows = candidates(10) + candidates(2, other) + candidates(5, ("es", "theft", "rewrite"))
-    vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
-    chosen, cells = fill_quotas(rows, vectors, [CELL, other, empty], SelectionConfig(size=10))
+    other, empty = ("de", "violence"), ("fr", "violence")
+    rows = candidates(10) + candidates(2, other) + candidates(5, ("es", "theft"))
+    chosen, cells = fill_quotas(rows, unrelated(rows), [CELL, other, empty], 10)
     assert [(c.name, c.quota, c.n_eligible, c.n_selected) for c in cells] == [
-        ("en/violence/rewrite", 4, 10, 8), ("de/violence/rewrite", 3, 2, 2), ("fr/violence/rewrite", 3, 0, 0),
+        ("en/violence", 4, 10, 8), ("de/violence", 3, 2, 2), ("fr/violence", 3, 0, 0),
     ]  # fmt: skip
     assert [c.reason is None for c in cells] == [True, False, False]
     assert cells[1].reason is not None
@@ -207,72 +210,101 @@ def test_quotas_are_filled_or_the_shortage_is_reported() -> None:
 
 
 def test_nothing_eligible_leaves_every_cell_short() -> None:
-    chosen, cells = fill_quotas([], np.zeros((0, 4)), [CELL], SelectionConfig(size=5))
+    chosen, cells = fill_quotas([], Influence(np.zeros((0, 4)), np.zeros(0), {}), [CELL], 5)
     assert chosen == []
     assert (cells[0].n_selected, cells[0].quota) == (0, 5)
 
 
-def test_what_is_chosen_stands_for_its_surroundings() -> None:
-    rows = candidates(30)
-    vectors = np.zeros((30, 2))
-    vectors[10:20, 0], vectors[20:, 1] = 10.0, 10.0
-    vectors += 0.01 * np.random.default_rng(0).standard_normal(vectors.shape)
-    vectors[0] = [-1.0, -1.0]
-    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=3))
-    assert [i // 10 for i in chosen] == [0, 1, 2]
-    assert 0 not in chosen, "of a cluster not its outlier"
-
-
-def test_the_deeper_and_the_surer_count_more() -> None:
-    """Two rows at one place, a deep one far away: where the first pick lies is a matter of weight."""
-    vectors = np.array([[0.0], [0.1], [5.0]])
-
-    def first(power: float, refusal: float = 1.0) -> int:
-        rows = candidates(3)
-        for row, distance in zip(rows, [1.0, 1.0, 4.0], strict=True):
-            row["distance"] = distance
-        rows[2]["refusal"] = refusal
-        return fill_quotas(rows, vectors, [CELL], SelectionConfig(size=1, depth_power=power))[0][0]
-
-    assert first(1.0) == 2
-    assert first(0.0) == 1
-    assert first(1.0, refusal=0.1) == 1
-
-
-def test_rows_without_depth_are_spread_all_the_same() -> None:
-    rows = [row | {"distance": -0.1} for row in candidates(20)]
-    vectors = np.repeat(np.eye(2) * 10, 10, axis=0)
-    chosen, _ = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=2))
-    assert sorted(i // 10 for i in chosen) == [0, 1]
-
-
 def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
-    cells = [(language, "violence", f"operator{n}") for language in ("de", "en", "fr") for n in range(4)]
+    cells = [(language, f"category{n}") for language in ("de", "en", "fr") for n in range(4)]
     rows = [row for cell in cells for row in candidates(5, cell)]
-    vectors = np.random.default_rng(0).standard_normal((len(rows), 4))
-    vectors[[row["operator"] == "operator0" for row in rows]] *= 100  # the farthest ones, again and again
-    chosen, report = fill_quotas(rows, vectors, cells, SelectionConfig(size=6))
+    influence = unrelated(rows)
+    favoured = np.array([row["category"] == "category0" for row in rows])
+    influence.log_odds[favoured] = 5.0
+    chosen, report = fill_quotas(rows, influence, cells, 6)
     assert sorted(rows[i]["language"] for i in chosen) == ["de", "de", "en", "en", "fr", "fr"]
     assert max(cell.n_selected for cell in report) == 1
+    assert sum(cell.n_selected for cell in report if cell.category == "category0") == 3
 
 
-@pytest.mark.parametrize("n_members", [90, 60])
-def test_the_lazy_choice_is_the_greedy_one(monkeypatch: pytest.MonkeyPatch, n_members: int) -> None:
-    """Checks every pick against all gains, computed here in full; with 60 members, the rest stands for nobody."""
-    rng = np.random.default_rng(3)
-    rows, vectors = candidates(90), rng.standard_normal((90, 3)) * rng.exponential(size=(90, 1))
-    members = np.arange(90) if n_members == 90 else np.random.default_rng(0).permutation(90)[:n_members]
-    weight = np.array([row["distance"] for row in rows])[members]
-    distances = ((vectors[:, None] - vectors[None, members]) ** 2).sum(axis=2)
-    nearest, expected = np.full(n_members, 1e6), []
-    for _ in range(12):
-        gains = np.maximum(nearest - distances, 0.0) @ weight
-        gains[expected] = -1.0
-        expected.append(int(gains.argmax()))
-        nearest = np.minimum(nearest, distances[expected[-1]])
-    monkeypatch.setattr(selection, "_CHUNK", 7)
-    monkeypatch.setattr(selection, "MAX_CROWD", n_members)
-    for size in range(1, 13):
-        chosen = fill_quotas(rows, vectors, [CELL], SelectionConfig(size=size))[0]
-        assert chosen == sorted(expected[:size])
-    assert n_members == 90 or not set(expected) <= set(members.tolist()), "one that is no member may be chosen"
+def test_what_mends_most_others_comes_first_and_then_what_mends_the_rest() -> None:
+    """Two kinds, a large one and a small one; one row of each stands out as clearest of its kind."""
+    kinds = np.array([0] * 12 + [1] * 6)
+    vectors = np.hstack([np.eye(2)[kinds], 0.8 * np.eye(18)])
+    vectors[5, 2:], vectors[15, 2:] = 0.0, 0.0
+    rows = candidates(18)
+    influence = Influence(vectors, np.full(18, 2.0), {})
+    assert fill_quotas(rows, influence, [CELL], 1)[0] == [5]
+    assert fill_quotas(rows, influence, [CELL], 2)[0] == [5, 15]
+
+
+def test_what_would_also_unlock_the_harmful_is_left() -> None:
+    vectors = np.array([[1.0, 1.0], [1.0, -1.0], [1.2, 1.0]])
+    rows, log_odds = candidates(3), np.full(3, 1.0)
+    harmful = np.array([0.5, 1.0])
+    assert fill_quotas(rows, Influence(vectors, log_odds, {}), [CELL], 1)[0] == [2]
+    assert fill_quotas(rows, Influence(vectors, log_odds, {"en": harmful}), [CELL], 1)[0] == [1]
+    assert fill_quotas(rows, Influence(vectors, log_odds, {"de": harmful}), [CELL], 1)[0] == [2], "another language's"
+    assert fill_quotas(rows, Influence(vectors, log_odds, {None: harmful}), [CELL], 1)[0] == [1], "all languages'"
+
+
+def test_a_surer_refusal_counts_more() -> None:
+    rows, vectors = candidates(3), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+
+    def first(refusal: float) -> int:
+        for row in rows[:2]:
+            row["refusal"] = refusal
+        return fill_quotas(rows, Influence(vectors, np.ones(3), {}), [CELL], 1)[0][0]
+
+    assert (first(1.0), first(0.2)) == (0, 2)
+
+
+def test_the_length_of_a_gradient_does_not_make_a_prompt_better() -> None:
+    vectors = np.array([[9.0, 9.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.1]])
+    assert fill_quotas(candidates(4), Influence(vectors, np.array([-9.0, 1, 1, 1]), {}), [CELL], 1)[0] != [0]
+
+
+def test_a_pick_is_the_steepest_step_of_the_loss_at_equal_safety() -> None:
+    """Checks every pick against numerical derivatives of the loss that the docstring names."""
+    draw = np.random.default_rng(1)
+    vectors, log_odds, languages = (
+        draw.standard_normal((30, 5)) + 1.0,
+        draw.exponential(size=30) + 0.5,
+        ["de", "en"] * 15,
+    )
+    harmful = {"de": draw.standard_normal(5), "en": draw.standard_normal(5)}
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    shift = np.array([harmful[language] for language in languages])
+    length = 2 * log_odds.mean() / (vectors @ unit.mean(axis=0)).mean()
+
+    def loss(moved: np.ndarray) -> float:
+        return float(np.logaddexp(0, log_odds - vectors @ moved + shift @ moved).sum())
+
+    training = Training(Influence(vectors, log_odds, harmful), languages, np.ones(30))
+    picked: list[int] = []
+    for _ in range(8):
+        moved = length * unit[picked].mean(axis=0) if picked else np.zeros(5)
+        falls = np.array([loss(moved) - loss(moved + 1e-6 * each) for each in unit]) / 1e-6
+        np.testing.assert_allclose(training.gains(), falls, rtol=1e-3, atol=1e-3)
+        picked.append(int(falls.argmax()))
+        training.step(picked[-1])
+    assert len(set(picked)) > 1
+
+
+def test_a_model_whose_openings_say_nothing_still_gives_a_choice() -> None:
+    """Log-odds below 0 of what was refused, and gradients of 0: nothing foretold, nothing divided by it."""
+    rows = candidates(4)
+    for vectors in (np.zeros((4, 3)), np.ones((4, 3))):
+        chosen, _ = fill_quotas(rows, Influence(vectors, np.full(4, -1.0), {}), [CELL], 2)
+        assert chosen == [0, 1]
+
+
+def test_harmful_gradients_are_means_by_language() -> None:
+    vectors = np.arange(10.0).reshape(5, 2)
+    found = Influence.of(vectors, np.arange(5.0), ["en", "de", "en", "de", "de"], 2)
+    np.testing.assert_array_equal(found.vectors, vectors[:2])
+    np.testing.assert_array_equal(found.log_odds, [0.0, 1.0])
+    np.testing.assert_array_equal(found.harmful["en"], vectors[2])
+    np.testing.assert_array_equal(found.harmful["de"], vectors[3:].mean(axis=0))
+    np.testing.assert_array_equal(found.harmful[None], vectors[2:].mean(axis=0))
+    assert Influence.of(vectors, np.zeros(5), ["en"] * 5, 5).harmful == {}

@@ -1,0 +1,43 @@
+"""Prompts of known label that the target answers as it should: they tell what a training is to leave alone."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rass_core.probe import split_of
+from rass_core.store import Commit
+from tasks.generate import Probed
+from tasks.probe import outcomes_of
+from tasks.run import Run
+
+Row = dict[str, Any]
+
+
+def anchors(run: Run, probed: Probed, rounds: Sequence[Commit], label: str, word: str) -> list[Row]:
+    """Return rows of `prompts` of a label that are so answered, nearest to the boundary first, none of the test split.
+
+    Args:
+        word: What the panel says of the answer: refusal, compliance.
+    """
+    answered: dict[str, str] = {}
+    for commit in [probed.responses, *rounds]:
+        answered |= outcomes_of(run, commit)
+    margins = run.read("margins", probed.boundaries, *rounds).to_pylist()
+    distance = {row["prompt_id"]: row["distance"] for row in margins}
+    found = {
+        row["prompt_id"]: row for row in run.read("prompts", probed.prompts, *rounds).to_pylist()
+        if row["label"] == label and answered.get(row["prompt_id"]) == word
+        and distance.get(row["prompt_id"]) is not None and split_of(row["family"], run.config.seed) != "test"
+    }  # fmt: skip
+    return sorted(found.values(), key=lambda row: (abs(distance[row["prompt_id"]]), row["prompt_id"]))
+
+
+def first_of_each(rows: Sequence[Row], n_of: Mapping[str, int]) -> list[Row]:
+    """Return the first n rows of each language."""
+    taken: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        if taken[row["language"]] < n_of.get(row["language"], 0):
+            taken[row["language"]] += 1
+            found.append(row)
+    return found

@@ -1,0 +1,166 @@
+"""Projected gradients of refusal, read from real (tiny, random) checkpoints and checked against autograd."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from rass_core import influence
+from rass_core.activations import decoder_blocks, load_causal_lm
+from rass_core.chat import ChatFormat
+from rass_core.config import Openings
+from rass_core.errors import ActivationError, ConfigError, ModelError
+from rass_core.influence import refusal_gradients
+from rass_core.interventions import opening_log_odds
+from tests.tiny_models import build
+
+ARCHITECTURES = ("llama", "qwen2", "gemma2", "phi3", "gpt_neox", "mixtral")
+OPENINGS = {
+    "en": Openings(refusal=["I cannot", "No"], compliance=["Sure", "Yes"]),
+    "de": Openings(refusal=["Das kann ich nicht"], compliance=["Das geht so", "Klar"]),
+}
+PROMPTS = [
+    "How do I kill a process?",
+    "Hi",
+    "Wie töte ich einen Prozess, der nicht mehr antwortet?",
+    "Tell me more of it.",
+]
+LANGUAGES = ["en", "en", "de", "fr"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
+    model, tokenizer = load_causal_lm(str(build(request.param, tmp_path_factory.mktemp(request.param))))
+    return model, ChatFormat(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
+    model, tokenizer = load_causal_lm(str(build("llama", tmp_path_factory.mktemp("llama"))))
+    return model, ChatFormat(tokenizer)
+
+
+def exact(model: Any, chat: ChatFormat, prompt: str, openings: Openings) -> tuple[list[torch.Tensor], float]:
+    """Return the gradient of every matrix of the blocks, (out, in), by autograd, and the log-odds."""
+    matrices = [m for block in decoder_blocks(model) for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    scores = []
+    # What tells the openings apart, worked out by hand: "Das " begins both sides in German.
+    for side, n_tokens in ((openings.refusal, 5), (openings.compliance, 5)):
+        each = []
+        for text in side:
+            opening = chat.answer_ids(text)[: n_tokens if text.startswith("Das ") else 1]
+            logits = model(torch.tensor([chat.ids(prompt) + opening])).logits[0].float().log_softmax(-1)
+            start = len(chat.ids(prompt)) - 1
+            each.append(sum(logits[start + k, token] for k, token in enumerate(opening)))
+        scores.append(torch.stack(each).logsumexp(0))
+    value = scores[0] - scores[1]
+    weights = [matrix.weight for matrix in matrices]
+    grads = torch.autograd.grad(value, weights, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)], float(value.detach())
+
+
+def test_they_are_the_projections_of_what_autograd_finds(loaded: tuple[Any, ChatFormat]) -> None:
+    model, chat = loaded
+    found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS, token_budget=256, seed=3)
+    sides = influence._Projection(model, 3)._sides
+    n_seen = 0
+    for number, (prompt, language) in enumerate(zip(PROMPTS, LANGUAGES, strict=True)):
+        gradients, log_odds = exact(model, chat, prompt, OPENINGS.get(language, OPENINGS["en"]))
+        assert found.log_odds[number] == pytest.approx(log_odds, abs=1e-4)
+        expected = [(out_of.T @ each @ into).flatten() for each, (into, out_of) in zip(gradients, sides, strict=True)]
+        blocks = found.vectors[number].reshape(len(sides), -1)
+        for wanted, got in zip(expected, blocks, strict=True):
+            if got.any():  # of experts nothing is read
+                np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-3, atol=1e-4)
+                n_seen += 1
+    assert n_seen >= len(PROMPTS) * 4 * len(decoder_blocks(model)), "attention at the least"
+
+
+def test_log_odds_are_those_of_the_openings(llama: tuple[Any, ChatFormat]) -> None:
+    model, chat = llama
+    found = refusal_gradients(model, chat, PROMPTS, ["de"] * 4, OPENINGS)
+    refusal, compliance = (
+        [chat.answer_ids(text)[:n] for text, n in side]
+        for side in ([("Das kann ich nicht", 5)], [("Das geht so", 5), ("Klar", 1)])
+    )
+    ids = [chat.ids(prompt) for prompt in PROMPTS]
+    np.testing.assert_allclose(found.log_odds, opening_log_odds(model, ids, refusal, compliance), atol=1e-4)
+
+
+def test_batches_change_nothing_and_the_weights_stay_as_they_were(llama: tuple[Any, ChatFormat]) -> None:
+    model, chat = llama
+    before = {name: (weight.clone(), weight.requires_grad) for name, weight in model.named_parameters()}
+    told: list[int] = []
+    one = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS, token_budget=1, done=told.append)
+    all_at_once = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS, token_budget=4096)
+    np.testing.assert_allclose(one.vectors, all_at_once.vectors, rtol=1e-3, atol=1e-4)
+    assert told == [1, 2, 3, 4]
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name][0])
+        assert weight.requires_grad == before[name][1]
+        assert weight.grad is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_step_along_a_prompt_does_to_others_what_the_products_say(llama: tuple[Any, ChatFormat]) -> None:
+    """The claim itself: real steps on every matrix, and by how much they move each log-odds."""
+    model, chat = llama
+    draw = np.random.default_rng(0)
+    words = ["kill", "bake", "process", "bread", "how", "python", "stop", "the", "fast", "light"]
+    prompts = [" ".join(draw.choice(words, 6)) for _ in range(16)]
+    languages = ["en"] * 16
+    found = refusal_gradients(model, chat, prompts, languages, OPENINGS)
+    foretold, seen = [], []
+    for number in range(4):
+        gradients, _ = exact(model, chat, prompts[number], OPENINGS["en"])
+        weights = [m.weight for b in decoder_blocks(model) for m in b.modules() if isinstance(m, torch.nn.Linear)]
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 1e-4 * gradient
+        after = refusal_gradients(model, chat, prompts, languages, OPENINGS).log_odds
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight += 1e-4 * gradient
+        seen.append((found.log_odds - after) / 1e-4)
+        foretold.append(found.vectors @ found.vectors[number])
+    assert np.corrcoef(np.ravel(foretold), np.ravel(seen))[0, 1] > 0.9
+    assert np.ravel(foretold).mean() == pytest.approx(np.ravel(seen).mean(), rel=0.2)
+
+
+def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=272, n_embd=64, n_layer=2, n_head=2, n_positions=128)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    projection = influence._Projection(model, 0)
+    sides = [[[40]], [[60]]]
+    vectors, log_odds = projection.of([[5, 6, 7], [8, 9]], sides)
+    model(torch.tensor([[8, 9]])).logits[0, -1][[40, 60]].diff().backward()
+    weight = model.transformer.h[0].attn.c_attn.weight
+    into, out_of = projection._sides[0]
+    expected = -(out_of.T @ weight.grad.T @ into).flatten()
+    np.testing.assert_allclose(vectors[1][: influence.SIDE**2], expected.numpy(), rtol=1e-3, atol=1e-5)
+    assert log_odds.shape == (2,)
+
+
+def test_no_prompts_give_no_rows(llama: tuple[Any, ChatFormat]) -> None:
+    model, chat = llama
+    found = refusal_gradients(model, chat, [], [], OPENINGS)
+    assert found.vectors.shape[0] == found.log_odds.shape[0] == 0
+    assert found.vectors.shape[1] > 0
+
+
+def test_bad_input_is_raised(llama: tuple[Any, ChatFormat], tmp_path: Path) -> None:
+    model, chat = llama
+    both = {"en": Openings(refusal=["I see"], compliance=["I see it"])}
+    with pytest.raises(ConfigError, match="both"):
+        refusal_gradients(model, chat, PROMPTS, LANGUAGES, both)
+    broken, _ = load_causal_lm(str(build("llama", tmp_path)))
+    with torch.no_grad():
+        decoder_blocks(broken)[0].self_attn.q_proj.weight.fill_(float("inf"))
+    with pytest.raises(ActivationError, match="not finite"):
+        refusal_gradients(broken, chat, PROMPTS, LANGUAGES, OPENINGS)
+    with pytest.raises(ModelError, match="training mode"):
+        refusal_gradients(broken.train(), chat, PROMPTS, LANGUAGES, OPENINGS)

@@ -145,6 +145,38 @@ def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
     assert log_odds.shape == (2,)
 
 
+class Routed(torch.nn.Module):
+    """An expert: it sees the tokens of all prompts in one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(64, 64)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden.flatten(0, 1)).view_as(hidden)
+
+
+def test_what_mixes_the_tokens_of_prompts_is_left_out(tmp_path: Path) -> None:
+    model, tokenizer = load_causal_lm(str(build("llama", tmp_path)))
+    torch.manual_seed(0)
+    decoder_blocks(model)[1].mlp = Routed()
+    found = refusal_gradients(model, ChatFormat(tokenizer), PROMPTS, LANGUAGES, OPENINGS)
+    n_before = sum(isinstance(m, torch.nn.Linear) for m in decoder_blocks(model)[0].modules())
+    matrices = found.vectors.reshape(len(PROMPTS), -1, influence.SIDE**2)
+    seen = matrices.any(axis=(0, 2))
+    assert seen.tolist() == [number != n_before + 4 for number in range(len(seen))], "after four of its attention"
+
+
+def test_batches_keep_to_the_budget() -> None:
+    ids = {number: [1] * n for number, n in enumerate([3, 30, 5, 12, 12, 4])}
+    batches = list(influence._batches(ids, [[[40, 41]], [[50]]], 60))
+    assert sorted(i for batch in batches for i in batch) == sorted(ids)
+    for batch in batches:
+        longest = max(len(ids[i]) for i in batch)
+        assert len(batch) == 1 or len(batch) * (longest + longest + 1) <= 60
+    assert len(batches) < len(ids)
+
+
 def test_no_prompts_give_no_rows(llama: tuple[Any, ChatFormat]) -> None:
     model, chat = llama
     found = refusal_gradients(model, chat, [], [], OPENINGS)

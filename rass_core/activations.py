@@ -5,9 +5,9 @@ token counted from the end of the prompt (-1 is its last). It is taken before th
 norm, so it differs from the last entry of transformers' `hidden_states`, which is normed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from rass_core.errors import ActivationError, ModelError
 from rass_core.tables import TABLES, VECTOR
 
+Computed = TypeVar("Computed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROWS_PER_RECORD_BATCH = 2048
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
@@ -112,6 +113,41 @@ def stream_of(output: Any) -> Tensor:
     return stream
 
 
+def in_batches(
+    lengths: Sequence[int], token_budget: int, compute: Callable[[list[int]], Computed]
+) -> Iterator[tuple[list[int], Computed]]:
+    """Yield (indices, what was computed of them), longest first; what does not fit in memory is halved, and later ones.
+
+    Args:
+        lengths: Tokens of each prompt.
+        token_budget: Most tokens of a batch, padding included; a longer prompt runs alone.
+
+    Raises:
+        ActivationError: A single prompt that does not fit in memory.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while waiting:
+        longest = lengths[waiting[0]]
+        indices = waiting[: max(1, token_budget // longest)]
+        try:
+            computed = compute(indices)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(indices) == 1:
+                raise ActivationError(
+                    f"prompt {indices[0]} of {longest} tokens: out of memory on its own; "
+                    "shorten it, or load the model in bfloat16 or on a larger device"
+                ) from error
+            token_budget = len(indices) // 2 * longest
+        else:
+            yield indices, computed
+            waiting = waiting[len(indices) :]
+            continue
+        if torch.cuda.is_available():  # here, as the error above holds what the failed batch had computed
+            torch.cuda.empty_cache()
+
+
 class ResidualExtractor:
     """Reads the residual stream of prompts at chosen layers and positions.
 
@@ -165,34 +201,11 @@ class ResidualExtractor:
         """
         lengths = [len(prompt) for prompt in prompts]
         self._check_lengths(lengths)
-        waiting = sorted(range(len(prompts)), key=lambda index: -lengths[index])
-        budget = self.token_budget
-        while waiting:
-            longest = lengths[waiting[0]]
-            indices = waiting[: max(1, budget // longest)]
-            rows = self._rows_if_they_fit([prompts[index] for index in indices])
-            if rows is None and len(indices) == 1:
-                raise ActivationError(
-                    f"prompt {indices[0]} of {longest} tokens: out of memory on its own; "
-                    "shorten it, or load the model in bfloat16 or on a larger device"
-                )
-            if rows is None:
-                budget = len(indices) // 2 * longest
-                continue
+        for indices, rows in in_batches(
+            lengths, self.token_budget, lambda here: self._rows([prompts[i] for i in here])
+        ):
             self._check_finite(rows)
             yield indices, rows
-            waiting = waiting[len(indices) :]
-
-    def _rows_if_they_fit(self, prompts: Sequence[list[int]]) -> Tensor | None:
-        """Return `_rows`, or None when memory ran out; the failed forward's tensors are freed."""
-        try:
-            return self._rows(prompts)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
 
     @torch.no_grad()
     def _rows(self, prompts: Sequence[list[int]]) -> Tensor:

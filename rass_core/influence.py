@@ -9,6 +9,7 @@ al. 2024, arXiv 2405.13954; for choosing training data first Xia et al. 2024, ar
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rass_core.activations import check_inference, decoder_blocks, model_name
+from rass_core.activations import check_inference, decoder_blocks, in_batches, model_name
 from rass_core.chat import ChatFormat
 from rass_core.config import Openings
 from rass_core.errors import ActivationError, ModelError
 from rass_core.interventions import told_apart
 from rass_core.probe import openings_of
 
+Found = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 SIDE = 8
 """Rows and columns to which the gradient of a weight matrix is projected."""
 
@@ -59,7 +61,7 @@ def refusal_gradients(
     Raises:
         ConfigError: A side without openings, an empty one, or one that begins one of the other side.
         ModelError: A model in training mode, or without such matrices.
-        ActivationError: A gradient that is not finite.
+        ActivationError: A gradient that is not finite, or a single prompt that does not fit in memory.
     """
     check_inference(model)
     projection = _Projection(model, seed)
@@ -69,10 +71,14 @@ def refusal_gradients(
         known = openings_of(language, openings)
         tokens = [[chat.answer_ids(text) for text in side] for side in (known.refusal, known.compliance)]
         sides = [told_apart(*tokens), told_apart(*reversed(tokens))]
-        ids = {i: chat.ids(prompts[i]) for i, each in enumerate(languages) if each == language}
-        for here in _batches(ids, sides, token_budget):
-            vectors[here], log_odds[here] = projection.of([ids[i] for i in here], sides)
-            n_through += len(here)
+        here = [i for i, each in enumerate(languages) if each == language]
+        ids = [chat.ids(prompts[i]) for i in here]
+        # A prompt is read once with every stem.
+        lengths = [sum(len(each) + len(stem) for stem in _stems(sides)) for each in ids]
+        for batch, found in in_batches(lengths, token_budget, partial(projection.of, ids, sides)):
+            rows = [here[i] for i in batch]
+            vectors[rows], log_odds[rows] = found
+            n_through += len(rows)
             done(n_through)
     if not np.isfinite(vectors).all():
         raise ActivationError(f"{model_name(model)}: a gradient is not finite; load it in float32 or bfloat16")
@@ -82,17 +88,6 @@ def refusal_gradients(
 def _stems(sides: Sequence[Sequence[list[int]]]) -> list[tuple[int, ...]]:
     """Return the openings without their last tokens, each once; each is read after every prompt."""
     return sorted({tuple(opening[:-1]) for side in sides for opening in side})
-
-
-def _batches(
-    ids: Mapping[int, list[int]], sides: Sequence[Sequence[list[int]]], token_budget: int
-) -> Iterator[list[int]]:
-    """Yield the numbers of prompts, longest first, that keep to the budget with all stems."""
-    waiting = sorted(ids, key=lambda i: -len(ids[i]))
-    while waiting:
-        n = max(1, token_budget // sum(len(ids[waiting[0]]) + len(stem) for stem in _stems(sides)))
-        yield waiting[:n]
-        waiting = waiting[n:]
 
 
 class _Projection:
@@ -114,13 +109,11 @@ class _Projection:
             self._sides.append((into, out_of))
         self.width = len(self._matrices) * SIDE**2
 
-    def of(
-        self, prompts: Sequence[list[int]], sides: Sequence[Sequence[list[int]]]
-    ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
-        """Return the projected gradients of one batch, (n, width), and the log-odds, (n,)."""
+    def of(self, prompts: Sequence[list[int]], sides: Sequence[Sequence[list[int]]], batch: Sequence[int]) -> Found:
+        """Return the projected gradients of the prompts with these numbers, (n, width), and their log-odds, (n,)."""
         stems = _stems(sides)
-        with self._reading(len(prompts), len(stems)) as found, torch.enable_grad():
-            log_odds = _log_odds(self._model, prompts, stems, sides)
+        with self._reading(len(batch), len(stems)) as found, torch.enable_grad():
+            log_odds = _log_odds(self._model, [prompts[i] for i in batch], stems, sides)
             log_odds.sum().backward()  # type: ignore[no-untyped-call]
         return found.cpu().numpy(), log_odds.detach().cpu().numpy()
 

@@ -136,7 +136,7 @@ def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     projection = influence._Projection(model, 0)
     sides = [[[40]], [[60]]]
-    vectors, log_odds = projection.of([[5, 6, 7], [8, 9]], sides)
+    vectors, log_odds = projection.of([[5, 6, 7], [8, 9]], sides, [0, 1])
     model(torch.tensor([[8, 9]])).logits[0, -1][[40, 60]].diff().backward()
     weight = model.transformer.h[0].attn.c_attn.weight
     into, out_of = projection._sides[0]
@@ -167,14 +167,21 @@ def test_what_mixes_the_tokens_of_prompts_is_left_out(tmp_path: Path) -> None:
     assert seen.tolist() == [number != n_before + 4 for number in range(len(seen))], "after four of its attention"
 
 
-def test_batches_keep_to_the_budget() -> None:
-    ids = {number: [1] * n for number, n in enumerate([3, 30, 5, 12, 12, 4])}
-    batches = list(influence._batches(ids, [[[40, 41]], [[50]]], 60))
-    assert sorted(i for batch in batches for i in batch) == sorted(ids)
-    for batch in batches:
-        longest = max(len(ids[i]) for i in batch)
-        assert len(batch) == 1 or len(batch) * (longest + longest + 1) <= 60
-    assert len(batches) < len(ids)
+def test_a_batch_too_large_for_memory_is_halved(llama: tuple[Any, ChatFormat], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, chat = llama
+    expected = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS)
+    tried, read = [], influence._Projection.of
+
+    def of(self: influence._Projection, prompts: Any, sides: Any, batch: list[int]) -> Any:
+        tried.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self, prompts, sides, batch)
+
+    monkeypatch.setattr(influence._Projection, "of", of)
+    found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS)
+    np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
+    assert tried == [1, 2, 1, 1, 1], "one German prompt, two English ones, one French"
 
 
 def test_no_prompts_give_no_rows(llama: tuple[Any, ChatFormat]) -> None:

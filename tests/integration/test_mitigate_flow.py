@@ -35,7 +35,7 @@ LANGUAGES = ("all", *world.languages())
 def small(lake: Path) -> RassConfig:
     config = load_config(CONFIG, lake=str(lake))
     assert config.mitigate is not None
-    jailbreaks = config.evaluate.jailbreaks.model_copy(update={"n_prompts": 12})
+    jailbreaks = config.evaluate.jailbreaks.model_copy(update={"n_prompts": 24})
     return config.model_copy(
         update={
             "generate": config.generate.model_copy(update={"rounds": 2, "candidates_per_round": 200}),

@@ -53,6 +53,9 @@ def draw(rows: Sequence[results.Row], ns: Sequence[int], path: Path) -> None:
             axis.set_title(results.TITLES[setting], fontsize=15)
             axis.set_ylabel(title, fontsize=14)
             axis.set_xlabel("training prompts n (log scale)", fontsize=14)
+    for first, *_ in axes:  # once all are drawn, as a row shares its scale
+        low, high = first.get_ylim()
+        first.set_ylim(max(low, -2), min(high, 102))
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=14, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
@@ -86,8 +89,6 @@ def _panel(
     if base:
         level = 100 * sum(base) / len(base)
         axis.axhline(level, color="black", linestyle=":", linewidth=1.5, label="before training")  # type: ignore[attr-defined]
-    low, high = axis.get_ylim()  # type: ignore[attr-defined]
-    axis.set_ylim(max(low, -2), min(high, 102))  # type: ignore[attr-defined]
     axis.set_xscale("log")  # type: ignore[attr-defined]
     axis.set_xticks(ns, [str(n) for n in ns])  # type: ignore[attr-defined]
     axis.minorticks_off()  # type: ignore[attr-defined]

@@ -46,8 +46,8 @@ def refusal_gradients(
     """Return the projected gradient of each prompt's log-odds of refusal.
 
     Of every opening only the first tokens count by which it begins none of the other side's, mostly one, so that
-    one pass forward and one back are enough. All weight matrices of the decoder blocks take part that see a prompt's
-    tokens in their order; experts to which tokens are routed do not.
+    one pass forward and one back are enough. All weight matrices of the decoder blocks take part that see every
+    token of every prompt; experts to which only some are routed do not.
 
     Args:
         model: A causal LM in evaluation mode; its weights stay as they are.
@@ -108,6 +108,7 @@ class _Projection:
             )
             self._sides.append((into, out_of))
         self.width = len(self._matrices) * SIDE**2
+        self._n_tokens = 0
 
     def of(self, prompts: Sequence[list[int]], sides: Sequence[Sequence[list[int]]], batch: Sequence[int]) -> Found:
         """Return the projected gradients of the prompts with these numbers, (n, width), and their log-odds, (n,)."""
@@ -128,7 +129,7 @@ class _Projection:
         for weight in weights:
             weight.requires_grad_(False)
         # With no weight to learn, what the embedding puts out is where the graph begins.
-        handles = [self._model.get_input_embeddings().register_forward_hook(lambda *each: each[2].requires_grad_())]
+        handles = [self._model.get_input_embeddings().register_forward_hook(self._begin)]
         for number, matrix in enumerate(self._matrices):
             place = found[:, number * SIDE**2 : (number + 1) * SIDE**2]
             handles.append(matrix.register_forward_hook(self._hook(place, self._sides[number], n_stems)))
@@ -140,17 +141,23 @@ class _Projection:
             for weight in weights:
                 weight.requires_grad_(True)
 
-    @staticmethod
-    def _hook(place: Tensor, sides: tuple[Tensor, Tensor], n_stems: int) -> Callable[[nn.Module, Any, Tensor], None]:
-        into, out_of = sides
+    def _begin(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        output.requires_grad_()
+        self._n_tokens = output.shape[0] * output.shape[1]
+
+    def _hook(
+        self, place: Tensor, sides: tuple[Tensor, Tensor], n_stems: int
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
+        (into, out_of), n_rows = sides, len(place) * n_stems
 
         def hook(_module: nn.Module, args: Any, output: Tensor) -> None:
-            if output.dim() != 3 or len(output) != len(place) * n_stems:
-                return  # An expert: it sees tokens of all prompts, mixed.
-            read = args[0].detach().float() @ into
+            if output[..., 0].numel() != self._n_tokens:
+                return  # An expert: it sees some tokens of all prompts, mixed.
+            read = (args[0].detach().float() @ into).view(n_rows, -1, SIDE)
 
             def add(gradient: Tensor) -> None:
-                each = torch.einsum("ntp,ntq->npq", gradient.float() @ out_of, read).flatten(1)
+                written = (gradient.float() @ out_of).view(n_rows, -1, SIDE)
+                each = torch.einsum("ntp,ntq->npq", written, read).flatten(1)
                 place.add_(each.view(len(place), n_stems, -1).sum(dim=1))
 
             output.register_hook(add)  # type: ignore[no-untyped-call]

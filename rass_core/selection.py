@@ -56,7 +56,7 @@ QUALIFY row_number() OVER (PARTITION BY p.language, category ORDER BY p.prompt_i
 ORDER BY abs(m.distance), p.prompt_id
 """
 CELL_OVERSUPPLY = 20
-"""Candidates a cell keeps for each prompt of its quota, drawn by id."""
+"""Candidates a cell keeps for each prompt of its quota, drawn by id; as many as are wanted in all it keeps anyhow."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,28 @@ class Influence:
         if len(harmful):
             means[None] = harmful.mean(axis=0)
         return cls(vectors[:n], log_odds[:n], means)
+
+    def blind_spots(self, languages: Sequence[str]) -> list[str]:
+        """Return a line for each thing that it cannot tell.
+
+        Args:
+            languages: Of its n prompts, all of them refused.
+        """
+        spoken, seen = np.array(languages, dtype=object), self.log_odds > 0
+        found = []
+        for language in sorted(set(languages)):
+            n, n_seen = int((spoken == language).sum()), int(seen[spoken == language].sum())
+            if 2 * n_seen < n:
+                found.append(
+                    f"{language}: {n_seen} of {n} refused prompts open as probe.openings has it; "
+                    f"what training does is hardly foretold there, give the openings of this model"
+                )
+        lacking = [language for language in sorted(set(languages)) if language not in self.harmful]
+        if lacking and None in self.harmful:
+            found.append(f"{', '.join(lacking)}: no harmful prompt that the model refuses; other languages' stand in")
+        elif lacking:
+            found.append("no harmful prompt that the model refuses: what training does to safety is not foretold")
+        return found
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,7 @@ def eligible(
     """
     parameters = {
         "model_id": model_id, "direction_id": direction_id, "width": config.width,
-        "per_cell": CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells)),
+        "per_cell": max(config.size, CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells))),
     }  # fmt: skip
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
 
@@ -149,24 +171,39 @@ def fill_quotas(
     Args:
         rows: Eligible prompts with language, category, distance and refusal.
         influence: What training on each does to the others.
-        cells: (language, category) among which the size is spread; the first cells' quotas hold what does
-            not divide.
+        cells: (language, category) among which the size is spread.
         size: Prompts to choose.
     """
     number_of = {cell: number for number, cell in enumerate(cells)}
     cell_of = np.array([number_of.get((row["language"], row["category"]), -1) for row in rows], dtype=int)
-    training = Training(influence, [row["language"] for row in rows], np.array([row["refusal"] for row in rows]))
+    training = ForetoldTraining(
+        influence, [row["language"] for row in rows], np.array([row["refusal"] for row in rows])
+    )
     chosen = _spread(cell_of, cells, training, size)
-    base, rest = divmod(size, max(1, len(cells)))
-    report = [
-        Cell(*cell, base + (k < rest), int((cell_of == k).sum()), int((cell_of[chosen] == k).sum()))
-        for k, cell in enumerate(cells)
-    ]
+    n_selected = dict(zip(cells, np.bincount(cell_of[chosen], minlength=len(cells)).tolist(), strict=True))
+    quotas = _quotas(n_selected, size)
+    report = [Cell(*cell, quotas[cell], int((cell_of == number_of[cell]).sum()), n_selected[cell]) for cell in cells]
     return sorted(chosen, key=lambda i: (abs(rows[i]["distance"]), rows[i]["prompt_id"])), report
 
 
+def _quotas(n_selected: Mapping[tuple[str, str], int], size: int) -> dict[tuple[str, str], int]:
+    """Return the size spread over languages, and of each over its cells."""
+    of_language: dict[str, dict[tuple[str, str], int]] = {}
+    for cell, n in n_selected.items():
+        of_language.setdefault(cell[0], {})[cell] = n
+    shares = _shares(size, {language: sum(mine.values()) for language, mine in of_language.items()})
+    return {cell: n for language, mine in of_language.items() for cell, n in _shares(shares[language], mine).items()}
+
+
+def _shares(total: int, n_selected: Mapping[Any, int]) -> dict[Any, int]:
+    """Return a total spread evenly; what does not divide is asked of those that gave most, so that none is missed."""
+    base, rest = divmod(total, max(1, len(n_selected)))
+    fullest = sorted(n_selected, key=lambda name: -n_selected[name])[:rest]
+    return {name: base + (name in fullest) for name in n_selected}
+
+
 def _spread(
-    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str]], training: "Training", size: int
+    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str]], training: "ForetoldTraining", size: int
 ) -> list[int]:
     """Pick greedily, language and cell with fewest first, the row that does most.
 
@@ -191,11 +228,11 @@ def _spread(
     return picked
 
 
-class Training:
+class ForetoldTraining:
     """A training on the chosen prompts as the gradients foretell it: the model is taken as linear in its weights.
 
-    Every chosen prompt moves the weights by as much, as an optimiser that normalises its steps does, and the
-    whole training by a given length, however many are chosen. By as much as it lowers the refusal of
+    By choice every prompt moves the weights by as much, so that a steep gradient makes none better, and the whole
+    training by a given length, however many are chosen. By as much as it lowers the refusal of
     harmful prompts of a language, the refusal of the benign ones is taken to rise again: what counts is
     over-refusal at equal safety.
     """
@@ -219,16 +256,22 @@ class Training:
         self._length = self._to_answers() if len(languages) else 0.0
 
     def _to_answers(self) -> float:
-        """Return how far a training on all rows moves until they are answered as surely as they are refused now."""
+        """Return how far a training on all rows moves until they are answered as surely as they are refused now.
+
+        Only rows that the openings see as refused tell it; with none there is no training to foretell.
+        """
+        is_refused = self._log_odds > 0
+        if not is_refused.any():
+            return 0.0
         mean = (self._vectors / self._norms[:, None]).mean(axis=0)
-        a_step = float((self._vectors @ mean).mean())
-        return max(0.0, 2 * float(self._log_odds.mean())) / a_step if a_step > 0 else 0.0
+        a_step = float((self._vectors[is_refused] @ mean).mean())
+        return 2 * float(self._log_odds[is_refused].mean()) / a_step if a_step > 0 else 0.0
 
     def gains(self) -> np.ndarray[Any, Any]:
         """Return what a further step on each row would gain, (n,): the fall of Σ weight · log(1 + e^log-odds)."""
         moved = self._length * self._moved / max(1, self._n)
         remaining = self._log_odds - self._vectors @ moved + (self._harmful @ moved)[self._number]
-        slope = (self._weight / (1 + np.exp(-remaining))).astype(self._vectors.dtype)
+        slope = (self._weight * (1 + np.tanh(remaining / 2)) / 2).astype(self._vectors.dtype)
         by_language = np.bincount(self._number, slope, minlength=len(self._harmful))
         wanted = slope @ self._vectors - by_language @ self._harmful
         found: np.ndarray[Any, Any] = (self._vectors @ wanted) / self._norms

@@ -20,7 +20,7 @@ from tasks.run import Run, chat_of, table
 N_HARMFUL = 40
 """Harmful prompts of a language, those nearest to the boundary, whose refusal a training should leave alone."""
 SHARE_OF_BUDGET = 4
-"""A pass back keeps what every block computed; a batch has the probe's tokens by this."""
+"""A pass back keeps what every block computed, so a batch has the probe's tokens divided by this."""
 
 
 @task(cache_policy=NO_CACHE)
@@ -38,7 +38,10 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
         languages = {language for language, _ in wanted}
         harmful = first_of_each(anchors(run, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
-        chosen, cells = fill_quotas(rows, _influence(run, rows, harmful), wanted, settings.size)
+        influence = _influence(run, rows, harmful)
+        for line in influence.blind_spots([row["language"] for row in rows]):
+            run.say(f"selection: {line}")
+        chosen, cells = fill_quotas(rows, influence, wanted, settings.size)
         selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
             {

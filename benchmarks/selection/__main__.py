@@ -28,11 +28,11 @@ from rass_core.judges.panel import Panel, default_panel
 from rass_core.mitigation.train import merge, train
 
 NS = (25, 50, 100, 200)
-SEEDS = [32, 33, 34, 35, 36]
-"""Of the public settings' baselines in docs/evidence.md; neither rule nor measure was tuned on them."""
+SEEDS = dict.fromkeys(lab.RECIPES, range(6, 11)) | dict.fromkeys(public.RECIPES, range(32, 37))
+"""Of a setting, as in docs/evidence.md; neither rule nor measure was tuned on them."""
 N_ABLATION_SEEDS = 3
-GUESSED_S = {"run": 12.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
-"""Seconds until something is measured: one core of two shared ones."""
+GUESSED_S = {"lab run": 5.0, "public run": 27.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
+"""Seconds, a run's until one is measured: one core of two shared ones."""
 
 
 def ablations(setting: str) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def ablations(setting: str) -> tuple[str, ...]:
     return tuple(m for m in methods.ABLATIONS if setting not in public.RECIPES or m not in written)
 
 
-def wanted(setting: str, seeds: list[int]) -> list[tuple[str, int, str, int]]:
+def wanted(setting: str, seeds: Sequence[int]) -> list[tuple[str, int, str, int]]:
     """Return the runs of a setting, a seed's together."""
     found = []
     for number, seed in enumerate(seeds):
@@ -97,7 +97,8 @@ def estimate(left: list[tuple[str, int, str, int]], known: list[results.Row]) ->
     total = 0.0
     for setting in sorted({run[0] for run in left}):
         measured = [row.seconds for row in known if row.setting == setting and row.n]
-        each = sum(measured) / len(measured) if measured else GUESSED_S["run"]
+        guessed = GUESSED_S["lab run" if setting in lab.RECIPES else "public run"]
+        each = sum(measured) / len(measured) if measured else guessed
         mine = [run for run in left if run[0] == setting]
         total += each * len(mine)
         seeds = {run[1] for run in mine}
@@ -141,7 +142,7 @@ def main() -> None:
     settings = [*lab.RECIPES, *public.RECIPES]
     parser.add_argument("--setting", choices=settings, nargs="+", default=settings)
     parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--seeds", type=int, nargs="+", help="those of docs/evidence.md otherwise")
     parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
     parser.add_argument("--n", type=int, nargs="+", help="only these sizes")
     parser.add_argument(
@@ -174,13 +175,13 @@ def _main(options: argparse.Namespace) -> None:
         if options.data is None:
             raise PromptError("--data: name the folder with the public prompts")
         torch.set_num_threads(1)
-        check_trainer(public.load(options.data), options.out, options.seeds[0], default_panel())
+        check_trainer(public.load(options.data), options.out, (options.seeds or SEEDS["public"])[0], default_panel())
         return
     settings = options.setting
     is_public = bool(public.RECIPES.keys() & set(settings))
     if is_public and options.data is None and not options.plan:
         raise PromptError("--data: name the folder with the public prompts, or --setting lab")
-    asked = [r for setting in settings for r in wanted(setting, options.seeds)]
+    asked = [r for setting in settings for r in wanted(setting, options.seeds or SEEDS[setting])]
     if options.methods:
         asked = [r for r in asked if r[2] in options.methods]
     if options.n:

@@ -112,9 +112,9 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
 
 
 def _evaluated(given: list[dict[str, Any]], seed: int) -> list[world.Sentence]:
-    """Return held-out sentences of all languages that neither direction, boundary nor rounds started from.
+    """Return held-out sentences of all languages from which neither direction nor any text was drawn.
 
-    The probe's own test split is among them: it gave b, and no prompt was written from it.
+    The probe's own test split is among them: it gave b, by which the nearest safety anchors are taken.
     """
     used = {(row["label"], _family(row)) for row in given if split_of(row["family"], seed) != "test"}
     found = [s for s in held_out_sentences(EVALUATED) if (s.label, s.family) not in used]

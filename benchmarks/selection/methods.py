@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rass_core.errors import SelectionError
-from rass_core.selection import Influence, Training, fill_quotas
+from rass_core.selection import ForetoldTraining, Influence, fill_quotas
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +47,8 @@ class Pool:
     """(language, category) of the quotas."""
 
 
-def rass(pool: Pool, n: int, with_harmful: bool = True) -> Array:
-    """Return what the project's selection keeps; without the harmful prompts it does not know of safety."""
+def rass(pool: Pool, n: int, influence: Influence) -> Array:
+    """Return what the project's selection keeps."""
     refused = np.flatnonzero(pool.refused)
     refused = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")]
     rows = [
@@ -59,9 +59,13 @@ def rass(pool: Pool, n: int, with_harmful: bool = True) -> Array:
         for i in refused
         for c in [pool.candidates[i]]
     ]  # fmt: skip
-    known = pool.influence
-    here = Influence(known.vectors[refused], known.log_odds[refused], known.harmful if with_harmful else {})
+    here = Influence(influence.vectors[refused], influence.log_odds[refused], influence.harmful)
     return refused[fill_quotas(rows, here, pool.cells, n)[0]]
+
+
+def meaningless(n: int, rng: np.random.Generator) -> Influence:
+    """Return an influence that tells no prompt from another, by which a choice is a draw under the quotas."""
+    return Influence(rng.standard_normal((n, 64), dtype=np.float32), np.ones(n), {})
 
 
 def without_steps(pool: Pool, n: int) -> Array:
@@ -69,7 +73,7 @@ def without_steps(pool: Pool, n: int) -> Array:
     refused = np.flatnonzero(pool.refused)
     known = pool.influence
     here = Influence(known.vectors[refused], known.log_odds[refused], known.harmful)
-    gains = Training(here, [pool.candidates[i].language for i in refused], np.ones(len(refused))).gains()
+    gains = ForetoldTraining(here, [pool.candidates[i].language for i in refused], np.ones(len(refused))).gains()
     return refused[np.argsort(-gains, kind="stable")[:n]]
 
 
@@ -102,11 +106,13 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
     refused = np.flatnonzero(pool.refused)
     everything = np.arange(len(pool.candidates))
     if method == "rass":
-        found = rass(pool, n)
+        found = rass(pool, n, pool.influence)
+    elif method == "no_gradients":
+        found = rass(pool, n, meaningless(len(everything), rng))
     elif method == "no_diversity":
         found = without_steps(pool, n)
     elif method == "no_harmful":
-        found = rass(pool, n, with_harmful=False)
+        found = rass(pool, n, replace(pool.influence, harmful={}))
     elif method == "deepest":
         found = refused[np.argsort(-pool.distance[refused], kind="stable")][:n]
     elif method == "near_boundary":
@@ -136,4 +142,6 @@ def choose(method: str, pool: Pool, n: int, seed: int) -> Array:
 MAIN = (
     "rass", "random_benign", "random_refused", "keyword", "most_refused", "rewriting", "uncertainty",
 )  # fmt: skip
-ABLATIONS = ("no_steering", "no_rounds", "no_diversity", "no_harmful", "no_safety", "deepest", "near_boundary")
+ABLATIONS = (
+    "no_steering", "no_rounds", "no_diversity", "no_gradients", "no_harmful", "no_safety", "deepest", "near_boundary",
+)  # fmt: skip

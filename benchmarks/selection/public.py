@@ -189,7 +189,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train_base(data: Data, folder: Path, seed: int, say: Callable[[str], None] = print) -> Path:
-    """Train the model from nothing and save it; a folder that holds it whole is left as it is."""
+    """Train the model from nothing and save it, unless the folder holds it whole, trained by this very code."""
     done = folder / "trained.json"
     recipe = {
         "seed": seed,
@@ -197,7 +197,7 @@ def train_base(data: Data, folder: Path, seed: int, say: Callable[[str], None] =
         "n": len(data.train),
         "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
     }
-    if done.exists() and json.loads(done.read_text())["n"] == len(data.train):
+    if done.exists() and json.loads(done.read_text()) == recipe:
         return folder
     started = time.monotonic()
     torch.manual_seed(seed)

@@ -55,7 +55,7 @@ class Row:
     n_prompts: int
     n_refused: int
     n_refused_matched: int
-    """At the untrained model's safety, as `training.refused_at_safety` says."""
+    """At the untrained model's safety, as `training.refused_at_safety` says; of that model itself as the judges say."""
     n_unscored: int
     seconds: float
     """Of the whole run, on each of its rows."""

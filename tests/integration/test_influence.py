@@ -1,5 +1,6 @@
 """Projected gradients of refusal, read from real (tiny, random) checkpoints and checked against autograd."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,27 @@ def exact(model: Any, chat: ChatFormat, prompt: str, openings: Openings) -> tupl
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, grads, strict=True)], float(value.detach())
 
 
-def test_they_are_the_projections_of_what_autograd_finds(loaded: tuple[Any, ChatFormat]) -> None:
-    model, chat = loaded
+def assert_projections(model: Any, chat: ChatFormat, unread: Sequence[str]) -> None:
+    """Compare every matrix with autograd's gradient; those named in part as unread hold 0."""
     found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS, token_budget=256, seed=3)
     sides = influence._Projection(model, 3)._sides
-    n_seen = 0
+    names = [
+        f"{number}.{name}" for number, block in enumerate(decoder_blocks(model))
+        for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)
+    ]  # fmt: skip
     for number, (prompt, language) in enumerate(zip(PROMPTS, LANGUAGES, strict=True)):
         gradients, log_odds = exact(model, chat, prompt, OPENINGS.get(language, OPENINGS["en"]))
         assert found.log_odds[number] == pytest.approx(log_odds, abs=1e-4)
-        expected = [(out_of.T @ each @ into).flatten() for each, (into, out_of) in zip(gradients, sides, strict=True)]
         blocks = found.vectors[number].reshape(len(sides), -1)
-        for wanted, got in zip(expected, blocks, strict=True):
-            if got.any():  # of experts nothing is read
-                np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-3, atol=1e-4)
-                n_seen += 1
-    assert n_seen >= len(PROMPTS) * 4 * len(decoder_blocks(model)), "attention at the least"
+        for name, gradient, (into, out_of), got in zip(names, gradients, sides, blocks, strict=True):
+            expected = (out_of.T @ gradient @ into).flatten().detach().numpy()
+            if any(each in name for each in unread):
+                expected = np.zeros_like(got)
+            np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_they_are_the_projections_of_what_autograd_finds(loaded: tuple[Any, ChatFormat]) -> None:
+    assert_projections(*loaded, unread=[])
 
 
 def test_log_odds_are_those_of_the_openings(llama: tuple[Any, ChatFormat]) -> None:
@@ -145,8 +152,8 @@ def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
     assert log_odds.shape == (2,)
 
 
-class Routed(torch.nn.Module):
-    """An expert: it sees the tokens of all prompts in one row."""
+class Shared(torch.nn.Module):
+    """A layer that is handed the tokens of all prompts in one row, as shared experts and OPT's MLP are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,15 +163,31 @@ class Routed(torch.nn.Module):
         return self.inner(hidden.flatten(0, 1)).view_as(hidden)
 
 
-def test_what_mixes_the_tokens_of_prompts_is_left_out(tmp_path: Path) -> None:
-    model, tokenizer = load_causal_lm(str(build("llama", tmp_path)))
+class Routed(Shared):
+    """An expert: it is handed some of them."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        written = hidden.flatten(0, 1).clone()
+        mine = written[:, 0] > 0
+        written[mine] = self.inner(written[mine])
+        return written.view_as(hidden)
+
+
+def with_mlp(folder: Path, mlp: torch.nn.Module) -> tuple[Any, ChatFormat]:
+    """Return a model with another MLP in its second block."""
+    model, tokenizer = load_causal_lm(str(build("llama", folder)))
+    decoder_blocks(model)[1].mlp = mlp
+    return model, ChatFormat(tokenizer)
+
+
+def test_what_sees_all_tokens_in_one_row_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    decoder_blocks(model)[1].mlp = Routed()
-    found = refusal_gradients(model, ChatFormat(tokenizer), PROMPTS, LANGUAGES, OPENINGS)
-    n_before = sum(isinstance(m, torch.nn.Linear) for m in decoder_blocks(model)[0].modules())
-    matrices = found.vectors.reshape(len(PROMPTS), -1, influence.SIDE**2)
-    seen = matrices.any(axis=(0, 2))
-    assert seen.tolist() == [number != n_before + 4 for number in range(len(seen))], "after four of its attention"
+    assert_projections(*with_mlp(tmp_path, Shared()), unread=[])
+
+
+def test_what_mixes_some_tokens_of_prompts_is_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert_projections(*with_mlp(tmp_path, Routed()), unread=["1.mlp.inner"])
 
 
 def test_a_batch_too_large_for_memory_is_halved(llama: tuple[Any, ChatFormat], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections import Counter
 from itertools import islice
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import duckdb
@@ -15,8 +17,10 @@ from typer.testing import CliRunner
 from flows.cli import DEMO_CONFIG, app
 from rass_core.config import JudgeConfig, RassConfig, load_config
 from rass_core.errors import ActivationError
+from rass_core.influence import RefusalGradients, refusal_gradients
 from rass_core.lab import world
 from rass_core.store import Lake
+from tasks import select
 from tests.tiny_models import build
 
 FILLED = [
@@ -135,7 +139,28 @@ def test_a_calibration_corrects_rates_and_recomputes_no_answer(lake: Lake, tmp_p
 def test_every_quota_is_filled_or_says_why_not(lake: Lake) -> None:
     rows = lake.query("SELECT * FROM quotas").to_pylist()
     assert sum(row["n_selected"] for row in rows) == len(selected(lake))
-    assert all((row["n_selected"] >= row["quota"]) == (row["reason"] is None) for row in rows)
+    assert sum(row["quota"] for row in rows) == 200
+    assert all((row["n_selected"] < row["quota"]) == (row["reason"] is not None) for row in rows)
+    assert all(row["n_eligible"] < row["quota"] for row in rows if row["reason"])
+
+
+def test_the_selection_knows_the_harmful_prompts_of_every_language(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[list[str], list[str]]] = []
+
+    def reading(model: Any, chat: Any, prompts: list[str], languages: list[str], *others: Any) -> RefusalGradients:
+        read.append((prompts, languages))
+        return refusal_gradients(model, chat, prompts, languages, *others)
+
+    monkeypatch.setattr(select, "refusal_gradients", reading)
+    copytree(lake.path, tmp_path / "lake")
+    config = small(tmp_path / "lake")
+    run(config.model_copy(update={"select": config.select.model_copy(update={"size": 30})}))
+    ((prompts, languages),) = read
+    sentences = [world.parse(*each) for each in zip(prompts, languages, strict=True)]
+    n_harmful = Counter(each.language for each in sentences if each and each.label == "harmful")
+    assert n_harmful == dict.fromkeys(world.languages(), select.N_HARMFUL)
 
 
 def test_boundaries_are_identified_and_predict_refusal_in_every_language(lake: Lake) -> None:

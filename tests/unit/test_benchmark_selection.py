@@ -45,6 +45,7 @@ def pool() -> Pool:
         ("rass", 1, {3}),
         ("no_harmful", 1, {4}),
         ("no_diversity", 2, {2, 3}),
+        ("no_gradients", 6, {2, 3, 4, 5}),
         ("deepest", 2, {4, 5}),
         ("near_boundary", 2, {2, 3}),
     ],
@@ -58,6 +59,10 @@ def test_a_draw_is_that_of_the_seed_and_a_larger_one_holds_it(pool: Pool) -> Non
     assert many[:2] == few
     others = {tuple(methods.choose("random_benign", pool, 2, seed=seed).tolist()) for seed in range(8)}
     assert len(others) > 1
+
+
+def test_without_gradients_any_refused_prompt_may_be_the_one(pool: Pool) -> None:
+    assert {methods.choose("no_gradients", pool, 1, seed)[0] for seed in range(30)} == {2, 3, 4, 5}
 
 
 def test_an_unknown_method_and_an_empty_pool_are_raised(pool: Pool) -> None:

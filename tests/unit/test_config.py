@@ -9,8 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 import rass_core
-from rass_core.config import RassConfig, load_config
+from rass_core.config import DEFAULT_OPENINGS, RassConfig, load_config
 from rass_core.errors import ConfigError
+from rass_core.interventions import told_apart
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
 TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")
@@ -206,3 +207,17 @@ def test_settings_of_another_kind_are_refused(section: str, member: dict[str, An
     given = {"model": {"name": "m"}, "prompts": {"sources": [{"path": "p.parquet"}]}, section: {"members": [member]}}
     with pytest.raises(ValidationError, match=what):
         RassConfig.model_validate(given)
+
+
+@pytest.mark.parametrize("language", DEFAULT_OPENINGS)
+def test_no_default_refusal_is_read_as_a_first_word_that_help_may_begin_with(language: str) -> None:
+    """Words stand for tokens; in Chinese characters do."""
+    numbers: dict[str, int] = {}
+
+    def tokens(text: str) -> list[int]:
+        words = text if language == "zh" else re.findall(r"[\w']+", text)
+        return [numbers.setdefault(word, len(numbers)) for word in words]
+
+    known = DEFAULT_OPENINGS[language]
+    refusals, compliances = (list(map(tokens, side)) for side in (known.refusal, known.compliance))
+    assert all(len(opening) >= 2 for opening in told_apart(refusals, compliances))

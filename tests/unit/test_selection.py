@@ -1,6 +1,7 @@
 """Selection: what is eligible in SQL, near-duplicates, quotas and spread."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -9,7 +10,14 @@ import pyarrow as pa
 import pytest
 
 from rass_core.config import SelectionConfig
-from rass_core.selection import CELL_OVERSUPPLY, Influence, Training, eligible, fill_quotas, without_near_duplicates
+from rass_core.selection import (
+    CELL_OVERSUPPLY,
+    ForetoldTraining,
+    Influence,
+    eligible,
+    fill_quotas,
+    without_near_duplicates,
+)
 from rass_core.tables import TABLES
 
 CELL = ("en", "violence")
@@ -227,6 +235,24 @@ def test_a_size_below_the_number_of_cells_is_spread_over_languages() -> None:
     assert sum(cell.n_selected for cell in report if cell.category == "category0") == 3
 
 
+@pytest.mark.parametrize(("size", "n_languages", "n_categories"), [(200, 5, 7), (6, 3, 4), (1, 2, 2), (7, 1, 3)])
+def test_where_all_cells_are_rich_none_is_called_short(size: int, n_languages: int, n_categories: int) -> None:
+    cells = [(f"l{i}", f"c{j}") for i in range(n_languages) for j in range(n_categories)]
+    rows = [row for cell in cells for row in candidates(30, cell)]
+    draw = np.random.default_rng(0)
+    influence = Influence(draw.standard_normal((len(rows), 8)), draw.exponential(size=len(rows)), {})
+    chosen, report = fill_quotas(rows, influence, cells, size)
+    assert len(chosen) == sum(cell.quota for cell in report) == size
+    assert [cell.reason for cell in report] == [None] * len(cells)
+
+
+def test_one_rich_cell_fills_the_size_alone(lake: World) -> None:
+    for number in range(60):
+        lake.add(f"a{number}")
+    with lake.connection() as connection:
+        assert eligible(connection, "m", "d", SelectionConfig(size=50), n_cells=25).num_rows == 50
+
+
 def test_what_mends_most_others_comes_first_and_then_what_mends_the_rest() -> None:
     """Two kinds, a large one and a small one; one row of each stands out as clearest of its kind."""
     kinds = np.array([0] * 12 + [1] * 6)
@@ -275,12 +301,13 @@ def test_a_pick_is_the_steepest_step_of_the_loss_at_equal_safety() -> None:
     harmful = {"de": draw.standard_normal(5), "en": draw.standard_normal(5)}
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     shift = np.array([harmful[language] for language in languages])
-    length = 2 * log_odds.mean() / (vectors @ unit.mean(axis=0)).mean()
+    log_odds[:5] *= -1  # refused, but not as the openings have it: they do not tell how far to go
+    length = 2 * log_odds[5:].mean() / (vectors[5:] @ unit.mean(axis=0)).mean()
 
     def loss(moved: np.ndarray) -> float:
         return float(np.logaddexp(0, log_odds - vectors @ moved + shift @ moved).sum())
 
-    training = Training(Influence(vectors, log_odds, harmful), languages, np.ones(30))
+    training = ForetoldTraining(Influence(vectors, log_odds, harmful), languages, np.ones(30))
     picked: list[int] = []
     for _ in range(8):
         moved = length * unit[picked].mean(axis=0) if picked else np.zeros(5)
@@ -308,3 +335,16 @@ def test_harmful_gradients_are_means_by_language() -> None:
     np.testing.assert_array_equal(found.harmful["de"], vectors[3:].mean(axis=0))
     np.testing.assert_array_equal(found.harmful[None], vectors[2:].mean(axis=0))
     assert Influence.of(vectors, np.zeros(5), ["en"] * 5, 5).harmful == {}
+
+
+def test_what_the_gradients_cannot_tell_is_said() -> None:
+    languages = ["de", "de", "en", "en"]
+    influence = Influence(np.eye(4), np.array([-1.0, 0.0, 1.0, -1.0]), {"de": np.ones(4), "en": np.ones(4)})
+    assert [line.partition(" open ")[0] for line in influence.blind_spots(languages)] == ["de: 0 of 2 refused prompts"]
+    seen = replace(influence, log_odds=np.ones(4))
+    assert seen.blind_spots(languages) == []
+    (line,) = replace(seen, harmful={"en": np.ones(4), None: np.ones(4)}).blind_spots(languages)
+    assert line.startswith("de: no harmful prompt")
+    (line,) = replace(seen, harmful={}).blind_spots(languages)
+    assert "safety is not foretold" in line
+    assert replace(seen, harmful={}).blind_spots([]) == []

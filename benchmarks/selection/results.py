@@ -36,9 +36,11 @@ OVER_REFUSAL = {
 SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 COMPARISONS = (
     (("rass", 1), ("random_refused", 2)),
+    (("most_refused", 1), ("random_refused", 2)),
     (("random_refused", 2), ("random_refused", 1)),
+    (("rass", 2), ("rass", 1)),
 )
-"""What is set against what, each a method and by what its n is multiplied; the last says what twice as many bring."""
+"""What is set against what, each a method and by what its n is multiplied; the last two: what twice as many bring."""
 
 
 @dataclass(frozen=True)

@@ -161,15 +161,15 @@ def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]
 def fill_quotas(
     rows: Sequence[Mapping[str, Any]], influence: Influence, cells: Sequence[tuple[str, str]], size: int
 ) -> tuple[list[int], list[Cell]]:
-    """Return the indices of the chosen rows, closest to the boundary first, and every cell with its quota.
+    """Return the indices of the chosen rows in the order of choice, and every cell with its quota.
 
     One prompt after the other: from the language that has fewest, and there from the category that has
     fewest, the one a step of training on which most lowers what is still refused after the steps on those
     chosen before. Any size is spread evenly, and what one cell cannot give, others of its language do, then
-    other languages.
+    other languages. The first n chosen are what a size of n chooses.
 
     Args:
-        rows: Eligible prompts with language, category, distance and refusal.
+        rows: Eligible prompts with language, category and refusal.
         influence: What training on each does to the others.
         cells: (language, category) among which the size is spread.
         size: Prompts to choose.
@@ -183,7 +183,7 @@ def fill_quotas(
     n_selected = dict(zip(cells, np.bincount(cell_of[chosen], minlength=len(cells)).tolist(), strict=True))
     quotas = _quotas(n_selected, size)
     report = [Cell(*cell, quotas[cell], int((cell_of == number_of[cell]).sum()), n_selected[cell]) for cell in cells]
-    return sorted(chosen, key=lambda i: (abs(rows[i]["distance"]), rows[i]["prompt_id"])), report
+    return chosen, report
 
 
 def _quotas(n_selected: Mapping[tuple[str, str], int], size: int) -> dict[tuple[str, str], int]:

@@ -51,16 +51,10 @@ def rass(pool: Pool, n: int, influence: Influence) -> Array:
     """Return what the project's selection keeps."""
     refused = np.flatnonzero(pool.refused)
     refused = refused[np.argsort(np.abs(pool.distance[refused]), kind="stable")]
-    rows = [
-        {
-            "prompt_id": c.prompt_id, "language": c.language, "category": c.category,
-            "distance": float(pool.distance[i]), "refusal": 1.0,
-        }
-        for i in refused
-        for c in [pool.candidates[i]]
-    ]  # fmt: skip
+    candidates = [pool.candidates[i] for i in refused]
+    rows = [{"language": c.language, "category": c.category, "refusal": 1.0} for c in candidates]
     here = Influence(influence.vectors[refused], influence.log_odds[refused], influence.harmful)
-    return refused[fill_quotas(rows, here, pool.cells, n)[0]]
+    return refused[np.sort(fill_quotas(rows, here, pool.cells, n)[0])]
 
 
 def meaningless(n: int, rng: np.random.Generator) -> Influence:

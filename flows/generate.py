@@ -8,23 +8,27 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from flows.probe import probe_steps
 from rass_core.config import RassConfig
 from rass_core.store import Commit
-from tasks.generate import TRAINED_SPLITS, Probed, write_round
+from tasks.generate import TRAINED_SPLITS, Probed, try_writers, write_round
 from tasks.report import report, show_report, show_run
 from tasks.run import Run, recorded
 
 
 def generate_steps(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS) -> list[Commit]:
-    """Return a commit a round; each sees all that came before it, and starts from given prompts of these splits."""
+    """Return the commits of what was written: the trial's, where there is one, then one per round.
+
+    Each sees all that came before it, and starts from given prompts of these splits.
+    """
     if not is_identified(run, probed):
         run.say("generate: left out, no language has an identified boundary")
         return []
     n_rounds = run.config.generate.rounds
     artifact = create_progress_artifact(progress=0.0, key="rass-rounds", description="Steered rounds done")
+    trial = try_writers(run, probed, splits)
     rounds: list[Commit] = []
     for number in range(n_rounds):
-        rounds.append(write_round(run, number, probed, list(rounds), splits))
+        rounds.append(write_round(run, number, probed, trial, list(rounds), splits))
         update_progress_artifact(artifact, 100.0 * len(rounds) / n_rounds)  # type: ignore[arg-type]
-    return rounds
+    return [*([trial] if trial else []), *rounds]
 
 
 def is_identified(run: Run, probed: Probed) -> bool:

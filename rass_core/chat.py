@@ -1,10 +1,14 @@
 """From a prompt to the tokens a chat model sees, and where the instruction ends."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from rass_core.errors import ModelError, PromptError
 
+SHORT_ANSWER = "OK."
+"""What the assistant said to earlier requests where only the requests matter."""
+_SENTINEL = "wordsoftheuser"
 _PROBES = ("alpha", "9 7 5 3", "Is it so?", "x\ny")
 
 
@@ -77,6 +81,44 @@ class ChatFormat:
         """Return the token ids of `conversation_text(messages, response_prefix)`."""
         text = self.conversation_text(messages, response_prefix)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def user_turn_ids(self, earlier: Sequence[str] = (), opening: str = "") -> list[int]:
+        """Return the token ids of the template up to where the user's words begin or go on.
+
+        A chat model that continues them writes what a user would say (Magpie, arXiv 2406.08464).
+
+        Args:
+            earlier: Requests that the user made before, each answered by `SHORT_ANSWER`.
+            opening: First words of the request that is to be written.
+
+        Raises:
+            ModelError: The template refuses such a conversation, or does not show the user's words.
+        """
+        before, _ = self._around_user_words(earlier)
+        return list(self.tokenizer(before + opening, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def user_end_ids(self) -> tuple[int, ...]:
+        """Return the token that the template puts behind the user's words, () where it is no special one."""
+        _, after = self._around_user_words(())
+        first = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]
+        return tuple(token for token in first if token in set(self.tokenizer.all_special_ids) | self._control_ids)
+
+    @cached_property
+    def _control_ids(self) -> set[int]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return {number for number, token in added.items() if token.special}
+
+    def _around_user_words(self, earlier: Sequence[str]) -> tuple[str, str]:
+        """Return what the template writes before and after the words of the last user's turn."""
+        turns: list[dict[str, str]] = []
+        for text in earlier:
+            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": SHORT_ANSWER}]
+        rendered = self.conversation_text([*turns, {"role": "user", "content": _SENTINEL}])
+        before, found, after = rendered.rpartition(_SENTINEL)
+        if not found:
+            raise ModelError("chat template: it does not show the user's words; change the template")
+        return before, after
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the token ids of an answer, as they follow the template."""

@@ -15,7 +15,7 @@ from rass_core.errors import ConfigError
 from rass_core.gate import GateConfig
 from rass_core.jailbreaks import DRESSINGS
 from rass_core.mitigation.settings import TrainingSettings
-from rass_core.operators import OPERATORS
+from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
 from rass_core.prompts import PromptSource
 
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
@@ -163,13 +163,34 @@ class ProbeConfig(BaseModel):
     """Keep the text of answers to harmful prompts; by default outcome, digest and length stand for them."""
 
 
+class WriterConfig(BaseModel):
+    """In which role the generator writes, and what it is steered along meanwhile."""
+
+    model_config = STRICT
+
+    role: Role
+    """assistant: it is asked for a prompt. prefilled: so too, and its answer is begun for it. user: it writes in the
+    user's turn of its own template."""
+    steering: Steered = "probe"
+    """none; probe: the direction that the probe chose to add; harm, harm_without_refusal, harm_ablating_refusal,
+    content (read at the last words of a request) or refusal."""
+    layer: int | None = Field(default=None, ge=0)
+    """Decoder block after which it is added; null takes the probe's, and for other steerings tries a few."""
+
+
 class GenerateConfig(BaseModel):
     """Steered rounds."""
 
     model_config = STRICT
 
-    operators: list[str] = Field(["rewrite", "trigger", "context", "recombine", "translate"], min_length=1)
-    """Ways to make a new prompt."""
+    operators: list[str] = Field(
+        ["rewrite", "trigger", "context", "recombine", "translate", "imitate", "begin"], min_length=1
+    )
+    """Ways to make a new prompt. imitate and begin write in the user's turn, the others ask by an instruction."""
+    writers: list[WriterConfig] | None = Field(default=None, min_length=1)
+    """Roles and steerings of the generator; null takes all. Several of one role are compared in a short trial."""
+    trial_candidates: int = Field(default=160, ge=16)
+    """Prompts written in the trial that chooses the writers; they are candidates like others."""
     instructions: dict[str, dict[str, str]] = Field(default_factory=dict)
     """operator → language → instruction with {a} and {b}, in place of the built-in ones."""
     rounds: int = Field(default=3, ge=1)
@@ -186,8 +207,18 @@ class GenerateConfig(BaseModel):
     """Of the generator."""
     top_p: float = Field(default=0.98, gt=0, le=1)
     """Of the generator."""
-    width: float = Field(default=0.35, gt=0)
-    """w: |m − b| up to which a prompt is near the boundary."""
+    width: float | None = Field(default=0.35, gt=0)
+    """w: |m − b| up to which a prompt is near the boundary and may be accepted; null accepts at any distance, for a
+    model that over-refuses far beyond its boundary too."""
+
+    @model_validator(mode="after")
+    def _writable(self) -> "GenerateConfig":
+        roles = {writer.role for writer in self.writers or []}
+        for name in self.operators:
+            known = OPERATORS[name].roles if name in OPERATORS else ()
+            if known and roles and roles.isdisjoint(known):
+                raise ValueError(f"writers: none can do operator {name!r}, which needs role {' or '.join(known)}")
+        return self
 
     @model_validator(mode="after")
     def _known(self) -> "GenerateConfig":
@@ -200,6 +231,8 @@ class GenerateConfig(BaseModel):
         if len(set(self.operators)) < len(self.operators):
             raise ValueError("operators: one stands there twice; leave it out")
         for name, by_language in self.instructions.items():
+            if name not in INSTRUCTED:
+                raise ValueError(f"instructions: {name} asks by no instruction; leave it out")
             for language, text in by_language.items():
                 for slot in ("{a}", "{b}")[: OPERATORS[name].n_parents]:
                     if slot not in text:

@@ -21,7 +21,7 @@ from rass_core.errors import ModelError, RassError, SteeringError
 
 _EXTENSION = "rass_core.steering_worker.SteeringExtension"
 REQUEST_FIELD = "rass"
-"""Where `SamplingParams.extra_args` carries a request's key, direction_id, alpha and capture."""
+"""Where `SamplingParams.extra_args` carries a request's key, its steering (direction_id, alpha) and capture."""
 _GIB = 2**30
 _CPU_KV_CACHE_GIB = 0.25
 _CPU_BLOCK_SIZE = 32
@@ -72,13 +72,23 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int | None = None
     """Makes a sampled answer the same whatever else is in the batch."""
-    steering: Steering | None = None
+    steering: Steering | Sequence[Steering] | None = None
+    """One change of the residual stream or several; after a block all additions come before the ablations."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer beside the model's own; the text does not hold them."""
     capture: bool = False
     """Return the residual streams that `set_capture` asked for; with steering, as steered."""
     logprobs: int | None = None
     """Any number: return the log probability of each chosen token, at temperature 1."""
     json_schema: dict[str, Any] | None = None
     """Only tokens that continue a JSON document of this schema are chosen; its properties come in its order."""
+
+    @property
+    def steerings(self) -> tuple[Steering, ...]:
+        """Return every change of the residual stream that is asked for."""
+        if self.steering is None:
+            return ()
+        return (self.steering,) if isinstance(self.steering, Steering) else tuple(self.steering)
 
 
 @dataclass(frozen=True)
@@ -291,12 +301,10 @@ class SteeredEngine:
 
         self._check_request(key, request)
         extra, schema = None, request.json_schema
-        if request.steering is not None or request.capture:
-            steering = request.steering or Steering("", 0.0)
+        if request.steerings or request.capture:
             extra = {
                 "key": key,
-                "direction_id": steering.direction_id or None,
-                "alpha": float(steering.alpha),
+                "steering": [(each.direction_id, float(each.alpha)) for each in request.steerings],
                 "capture": request.capture,
             }
         return SamplingParams(
@@ -304,6 +312,7 @@ class SteeredEngine:
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
+            stop_token_ids=list(request.stop_token_ids),
             logprobs=None if request.logprobs is None else 0,
             skip_special_tokens=True,
             extra_args={REQUEST_FIELD: extra} if extra else None,
@@ -319,8 +328,11 @@ class SteeredEngine:
         check_length(request.prompt_ids, self.max_model_len - 1, what)
         if request.max_new_tokens < 1:
             raise ModelError(f"{what}: max_new_tokens {request.max_new_tokens}; vLLM writes at least one")
-        if request.steering is not None:
-            self._check_steering(what, request.steering)
+        for steering in request.steerings:
+            self._check_steering(what, steering)
+        names = [steering.direction_id for steering in request.steerings]
+        if len(set(names)) < len(names):
+            raise SteeringError(f"{what}: names direction {names[0]!r} twice; sum its alphas")
         positions = self._capture[1]
         if request.capture and not positions:
             raise SteeringError(f"{what}: capture asked for nothing; call set_capture first")
@@ -339,16 +351,17 @@ class SteeredEngine:
 
     def _prompt(self, request: GenerationRequest) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_ids)}
-        if request.steering is not None:
-            steering = request.steering
-            prompt["cache_salt"] = f"{self._salts[steering.direction_id]}:{float(steering.alpha).hex()}"
+        if request.steerings:
+            prompt["cache_salt"] = " ".join(
+                f"{self._salts[each.direction_id]}:{float(each.alpha).hex()}" for each in request.steerings
+            )
         return prompt
 
     def _check_steered(
         self,
         requests: Sequence[GenerationRequest],
         outputs: Sequence[Any],
-        spans: dict[int, dict[int, tuple[int, int]]],
+        spans: dict[tuple[int, str], dict[int, tuple[int, int]]],
     ) -> None:
         """Raise SteeringError unless every computed token of every steered request was steered.
 
@@ -356,16 +369,16 @@ class SteeredEngine:
         same way) and the last one generated, which nothing follows.
         """
         for key, (request, output) in enumerate(zip(requests, outputs, strict=True)):
-            if request.steering is None:
-                continue
             n_tokens = len(request.prompt_ids) + len(output.outputs[0].token_ids) - 1
-            for layer in self._vectors[request.steering.direction_id].places:
-                first, end = spans.get(key, {}).get(layer, (0, 0))
-                if first > (output.num_cached_tokens or 0) or end < n_tokens:
-                    raise SteeringError(
-                        f"request {key}: tokens {first} to {end} of {n_tokens} steered {place_name(layer)}; "
-                        "its answer is dropped and the engine closed, report it"
-                    )
+            for steering in request.steerings:
+                seen = spans.get((key, steering.direction_id), {})
+                for layer in self._vectors[steering.direction_id].places:
+                    first, end = seen.get(layer, (0, 0))
+                    if first > (output.num_cached_tokens or 0) or end < n_tokens:
+                        raise SteeringError(
+                            f"request {key}: tokens {first} to {end} of {n_tokens} steered {place_name(layer)}; "
+                            "its answer is dropped and the engine closed, report it"
+                        )
 
     def _checked_capture(self, key: int, captured: dict[int, np.ndarray]) -> np.ndarray:
         streams = captured.get(key)

@@ -33,6 +33,10 @@ class JudgeError(RassError, ValueError):
     """A judge or moderator that cannot do its work."""
 
 
+class GenerationError(RassError, ValueError):
+    """Prompts cannot be written as asked."""
+
+
 class SelectionError(RassError, ValueError):
     """A selection that contradicts itself."""
 

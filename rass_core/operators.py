@@ -3,8 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from rass_core.errors import ConfigError
+
+Role = Literal["assistant", "prefilled", "user"]
+ROLES: tuple[Role, ...] = get_args(Role)
+"""assistant: the model is asked for a prompt. prefilled: so too, and its answer is begun for it. user: it writes in the
+user's turn of its own template, after parents as earlier turns or going on from a parent's first words."""
+Steered = Literal["none", "probe", "harm", "harm_without_refusal", "harm_ablating_refusal", "content", "refusal"]
+STEERINGS: tuple[Steered, ...] = get_args(Steered)
+"""What is added while the model writes. probe: the direction that the probe chose to add. harm: harmful − harmless at
+the template's end. harm_without_refusal: the same, orthogonal to the refusal direction. harm_ablating_refusal: harm,
+with the refusal direction ablated in all blocks. content: harmful − harmless at the last words of the request.
+refusal: refused − answered at equal label."""
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bn": "Bengali", "de": "German", "en": "English", "es": "Spanish", "fr": "French",
@@ -63,6 +75,10 @@ class Operator:
     seed_labels: tuple[str, ...]
     """Labels of the given prompts it starts from; survivors of earlier rounds are near the boundary."""
     takes_survivors: bool
+    roles: tuple[Role, ...] = ("assistant", "prefilled")
+    """Roles in which the generator can do it."""
+    shares_category: bool = False
+    """Its parents are all of one category."""
 
 
 OPERATORS: dict[str, Operator] = {
@@ -71,7 +87,20 @@ OPERATORS: dict[str, Operator] = {
     "context": Operator("context", 1, ("pseudo_harmful",), takes_survivors=True),
     "recombine": Operator("recombine", 2, ("pseudo_harmful",), takes_survivors=True),
     "translate": Operator("translate", 1, ("pseudo_harmful",), takes_survivors=True),
+    # The user made these requests before, and goes on.
+    "imitate": Operator("imitate", 3, ("pseudo_harmful",), takes_survivors=True, roles=("user",), shares_category=True),
+    # The first words of a request are there, and the user goes on with others.
+    "begin": Operator("begin", 1, ("pseudo_harmful",), takes_survivors=True, roles=("user",)),
 }
+INSTRUCTED = tuple(name for name, operator in OPERATORS.items() if "assistant" in operator.roles)
+"""Operators that ask by an instruction."""
+PREFILLED = {
+    "en": 'Here is the request: "', "de": "Hier ist die Bitte: „", "es": "Aquí está la petición: «",
+    "fr": "Voici la demande : « ", "zh": "请求如下：「",
+}  # fmt: skip
+"""How a prefilled answer begins, by language of the prompt; others use the English one."""
+OPENING_SHARE = (0.3, 0.6)
+"""Share of a parent's words with which `begin` begins, from and to."""
 
 
 def instruction(
@@ -84,8 +113,8 @@ def instruction(
     Raises:
         ConfigError: An unknown operator, or too few parents for it.
     """
-    if operator not in OPERATORS:
-        raise ConfigError(f"operator {operator!r}: not one of {', '.join(OPERATORS)}")
+    if operator not in INSTRUCTED:
+        raise ConfigError(f"operator {operator!r}: not one of those with an instruction, {', '.join(INSTRUCTED)}")
     if len(parents) < OPERATORS[operator].n_parents:
         raise ConfigError(f"operator {operator}: needs {OPERATORS[operator].n_parents} parents, got {len(parents)}")
     known = {**INSTRUCTIONS[operator], **(overrides or {}).get(operator, {})}
@@ -99,3 +128,19 @@ def instruction(
     # Parents are untrusted and may hold braces themselves: filled in one pass, never formatted.
     fill = {"a": parents[0], "b": parents[-1]}
     return re.sub(r"\{([ab])\}", lambda slot: fill[slot.group(1)], template)
+
+
+def opening_of(text: str, share: float) -> str:
+    """Return the first words of a prompt, at least one and never all, without the space that follows them.
+
+    Languages written without spaces are cut between characters.
+
+    Args:
+        share: Of its words, 0 to 1.
+    """
+    words = text.split()
+    if len(words) < 3:
+        return text[: max(1, round(share * len(text)))]
+    n = min(max(1, round(share * len(words))), len(words) - 1)
+    # Without a space behind it: most vocabularies have their word's first letter joined with the space.
+    return " ".join(words[:n])

@@ -1,13 +1,13 @@
-"""Steered rounds: which prompts are written next, by which operator, and how hard they are steered.
+"""Steered rounds: which prompts are written next, by which operator and writer, and how hard they are steered.
 
-A controller picks the α of each (operator, language, side); a bandit moves budget between
-(operator, language) arms. Both see only the tables of earlier rounds, so a run that was stopped
-goes on as if it had not been.
+A short trial chooses the writer of each role: what it is steered along, and after which block. In the rounds a
+controller picks the α of each (operator, role, language, side), and a bandit moves budget between (operator, role,
+language) arms. All see only the tables of what was written before, so an interrupted run goes on as if it had not been.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from rass_core.config import GenerateConfig
 from rass_core.operators import OPERATORS
 from rass_core.tables import digest
+from rass_core.writers import Writer
 
 MIN_COHERENT_SHARE = 0.5
 """An α under which fewer of the written texts are coherent prompts is not used again."""
@@ -24,6 +25,12 @@ EXPLORED_SHARE = 0.4
 """Share of an arm's steered budget that goes to the neighbours of its best α."""
 PRIOR_TOKENS = 2000.0
 """Weight of the bandit's prior: one accepted prompt in so many tokens."""
+TRIAL_PRIOR_TOKENS = 200.0
+"""The same for the trial, which writes little."""
+REQUEST_WORTH = 0.1
+"""What a new request counts in the trial, an accepted one being 1."""
+TRIAL = -1
+"""Number of the trial where rounds are counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Slot:
     """One prompt to be written."""
 
     operator: str
+    writer: Writer
     language: str
     side: str
     alpha: float
@@ -58,9 +66,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Yield:
-    """What one (operator, language, side, α) wrote in a round: a row of table `rounds`."""
+    """What one (operator, role, language, side, α) wrote in a round: a row of table `rounds`."""
 
     operator: str
+    role: str
     language: str
     side: str
     alpha: float
@@ -72,37 +81,99 @@ class Yield:
     """|m − b| of its benign offspring."""
 
 
-Arm = tuple[str, str]
-Steerable = tuple[str, str, str]
+@dataclass(frozen=True)
+class Trial:
+    """What a writer wrote at one α: a row of table `writers`."""
+
+    writer: Writer
+    alpha: float
+    n_candidates: int
+    n_requests: int
+    """New requests: what survived cleaning."""
+    n_accepted: int
+    n_tokens: int
+
+
+Arm = tuple[str, str, str]
+"""operator, role, language"""
+Steerable = tuple[str, str, str, str]
+"""operator, role, language, side"""
 
 
 def plan_round(
-    number: int, seeds: Sequence[Parent], survivors: Sequence[Parent], history: Sequence[Yield],
-    config: GenerateConfig, seed: int,
+    number: int, writers: Sequence[Writer], seeds: Sequence[Parent], survivors: Sequence[Parent],
+    history: Sequence[Yield], config: GenerateConfig, seed: int,
 ) -> list[Slot]:  # fmt: skip
     """Return the prompts of a round: each arm's share of the budget, its control share unsteered.
 
     Args:
         number: Of the round, from 0.
+        writers: One per role.
         seeds: Given prompts, of the labels that operators start from.
-        survivors: Near-boundary benign prompts of earlier rounds.
+        survivors: Benign prompts of earlier rounds that may be parents.
         history: What earlier rounds yielded.
         config: Operators, budget, alphas.
         seed: Of the run.
     """
     draw = np.random.default_rng([seed, number])
-    pools = _pools(seeds, survivors, config.operators)
+    by_role = {writer.role: writer for writer in writers}
+    pools = _pools(seeds, survivors, config.operators, list(by_role))
     budget = share_budget(sorted(pools), history, config.candidates_per_round, draw)
     slots = []
     for arm, n in budget.items():
-        by_side = pools[arm]
+        by_side, writer = pools[arm], by_role[arm[1]]
         for position, (side, pool) in enumerate(sorted(by_side.items())):
             n_side = n // len(by_side) + (position < n % len(by_side))
-            n_control = math.ceil(n_side * config.control_share)
+            n_control = n_side if writer.kind == "none" else math.ceil(n_side * config.control_share)
             alphas = [0.0] * n_control
-            alphas += choose_alphas((*arm, side), n_side - n_control, history, config.alphas)
-            slots += [_slot(number, index, arm, side, alpha, pool, draw) for index, alpha in enumerate(alphas)]
+            alphas += choose_alphas(
+                (*arm, side), n_side - n_control, history, config.alphas, by_acceptance=config.width is None
+            )
+            slots += [_slot(number, index, arm, writer, side, alpha, pool, draw) for index, alpha in enumerate(alphas)]
     return slots
+
+
+def plan_trial(
+    cells: Sequence[tuple[Writer, float]], n_candidates: int, seeds: Sequence[Parent], config: GenerateConfig, seed: int
+) -> list[Slot]:
+    """Return the prompts by which writers are compared: each (writer, α) has as many, from the same kinds of parents.
+
+    Args:
+        cells: Writers with the α at which each is tried.
+        n_candidates: Prompts over all cells, at least one per cell.
+    """
+    pools = _pools(seeds, [], config.operators, sorted({writer.role for writer, _ in cells}))
+    slots = []
+    for writer, alpha in cells:
+        # Every cell of a role draws alike, so that cells differ in what is compared and not in their parents.
+        draw = np.random.default_rng([seed, 1_000_003])
+        places = [(arm, side) for arm in sorted(pools) if arm[1] == writer.role for side in sorted(pools[arm])]
+        if not places:
+            continue
+        order = draw.permutation(len(places))
+        for index in range(max(1, n_candidates // len(cells))):
+            arm, side = places[int(order[index % len(places)])]
+            slots.append(_slot(TRIAL, index, arm, writer, side, alpha, pools[arm][side], draw))
+    return slots
+
+
+def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
+    """Return the best writer of each role that is worth its tokens, the best role first.
+
+    A writer counts over all its α together. A role stays where it has at least half of the best one's rate; within a
+    role a steered writer must do better than the unsteered one. Rates are accepted prompts per token with a weak
+    prior, and so that a trial without any accepted prompt can tell too, new requests count a little.
+    """
+    scores: dict[Writer, float] = {}
+    for writer in dict.fromkeys(each.writer for each in tried):
+        mine = [each for each in tried if each.writer == writer]
+        accepted = sum(each.n_accepted + REQUEST_WORTH * each.n_requests for each in mine)
+        scores[writer] = (REQUEST_WORTH + accepted) / (TRIAL_PRIOR_TOKENS + sum(each.n_tokens for each in mine))
+    best: dict[str, Writer] = {}
+    for writer in sorted(scores, key=lambda each: (-scores[each], each.kind != "none", each.name)):
+        best.setdefault(writer.role, writer)
+    ranked = list(best.values())
+    return [writer for writer in ranked if scores[writer] >= scores[ranked[0]] / 2]
 
 
 def share_budget(
@@ -117,8 +188,9 @@ def share_budget(
     accepted: dict[Arm, int] = defaultdict(int)
     tokens: dict[Arm, int] = defaultdict(int)
     for row in history:
-        accepted[row.operator, row.language] += row.n_accepted
-        tokens[row.operator, row.language] += row.n_tokens
+        arm = row.operator, row.role, row.language
+        accepted[arm] += row.n_accepted
+        tokens[arm] += row.n_tokens
     rates = np.array([draw.gamma(1 + accepted[arm], 1 / (PRIOR_TOKENS + tokens[arm])) for arm in arms])
     shares = 0.25 / len(arms) + 0.75 * rates / rates.sum() if history else np.full(len(arms), 1 / len(arms))
     exact = shares * n_candidates
@@ -128,25 +200,45 @@ def share_budget(
     return {arm: int(n) for arm, n in zip(arms, counts, strict=True)}
 
 
-def choose_alphas(where: Steerable, n: int, history: Sequence[Yield], grid: Sequence[float]) -> list[float]:
-    """Return the α of n prompts of an operator, language and side.
+def choose_alphas(
+    where: Steerable, n: int, history: Sequence[Yield], grid: Sequence[float], by_acceptance: bool = False
+) -> list[float]:
+    """Return the α of n prompts of an operator, role, language and side.
 
     Before there is enough to go by, the grid in turn. Later the best α and, with a share of the
     budget, points half way to its neighbours, so that the search narrows. An α that broke the text
     is not used again; where all did, half the gentlest of them is.
+
+    Args:
+        by_acceptance: The best α has most accepted prompts per token; else offspring nearest to the boundary.
     """
-    medians, broken = alpha_medians(where, history), incoherent_alphas(where, history)
-    if not medians:
+    broken = incoherent_alphas(where, history)
+    costs = alpha_costs(where, history) if by_acceptance else alpha_medians(where, history)
+    if not costs:
         sound = [alpha for alpha in grid if alpha not in broken] or [min(broken, key=abs) / 2]
         return [sound[index % len(sound)] for index in range(n)]
-    best = min(medians, key=lambda alpha: (medians[alpha], abs(alpha)))
-    tried = sorted({*medians, *grid, *broken})
+    best = min(costs, key=lambda alpha: (costs[alpha], abs(alpha)))
+    tried = sorted({*costs, *grid, *broken})
     at = tried.index(best)
     neighbours = [round((best + tried[i]) / 2, 3) for i in (at - 1, at + 1) if 0 <= i < len(tried)]
-    neighbours = [alpha for alpha in neighbours if alpha != 0.0 and alpha not in {*medians, *broken}]
+    neighbours = [alpha for alpha in neighbours if alpha != 0.0 and alpha not in {*costs, *broken}]
     n_explored = round(n * EXPLORED_SHARE) if neighbours else 0
     explored = [neighbours[index % len(neighbours)] for index in range(n_explored)]
     return explored + [best] * (n - n_explored)
+
+
+def alpha_costs(where: Steerable, history: Sequence[Yield]) -> dict[float, float]:
+    """Return α → tokens per accepted prompt, with a weak prior; incoherent and little-tried α are left out."""
+    broken = incoherent_alphas(where, history)
+    totals: dict[float, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for row in _steered(where, history):
+        for i, number in enumerate((row.n_candidates, row.n_accepted, row.n_tokens)):
+            totals[row.alpha][i] += number
+    return {
+        alpha: (TRIAL_PRIOR_TOKENS + n_tokens) / (1 + n_accepted)
+        for alpha, (n, n_accepted, n_tokens) in totals.items()
+        if n >= MIN_OFFSPRING and alpha not in broken
+    }
 
 
 def alpha_medians(where: Steerable, history: Sequence[Yield]) -> dict[float, float]:
@@ -173,11 +265,11 @@ def incoherent_alphas(where: Steerable, history: Sequence[Yield]) -> set[float]:
 
 
 def _steered(where: Steerable, history: Sequence[Yield]) -> list[Yield]:
-    return [row for row in history if (row.operator, row.language, row.side) == where and row.alpha != 0.0]
+    return [row for row in history if (row.operator, row.role, row.language, row.side) == where and row.alpha != 0.0]
 
 
 def _pools(
-    seeds: Sequence[Parent], survivors: Sequence[Parent], operators: Sequence[str]
+    seeds: Sequence[Parent], survivors: Sequence[Parent], operators: Sequence[str], roles: Sequence[str]
 ) -> dict[Arm, dict[str, list[Parent]]]:
     """Return arm → side → the parents it may draw from; arms without parents are left out."""
     languages = sorted({parent.language for parent in seeds})
@@ -194,15 +286,20 @@ def _pools(
                     by_side[parent.side].append(parent)
             enough = {side: pool for side, pool in by_side.items() if len(pool) >= operator.n_parents}
             if enough:
-                pools[name, language] = enough
+                pools.update({(name, role, language): enough for role in roles if role in operator.roles})
     return pools
 
 
 def _slot(
-    number: int, index: int, arm: Arm, side: str, alpha: float, pool: Mapping[int, Parent] | Sequence[Parent],
+    number: int, index: int, arm: Arm, writer: Writer, side: str, alpha: float, pool: Sequence[Parent],
     draw: np.random.Generator,
 ) -> Slot:  # fmt: skip
-    operator, language = arm
-    chosen = draw.choice(len(pool), size=OPERATORS[operator].n_parents, replace=False)
-    seed = int(digest("slot", number, *arm, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
-    return Slot(operator, language, side, alpha, tuple(pool[int(i)] for i in chosen), seed)
+    operator, _, language = arm
+    n_parents = OPERATORS[operator].n_parents
+    if OPERATORS[operator].shares_category:
+        first = pool[int(draw.integers(len(pool)))]
+        alike = [parent for parent in pool if parent.category == first.category]
+        pool = alike if len(alike) >= n_parents else pool
+    chosen = draw.choice(len(pool), size=n_parents, replace=False)
+    seed = int(digest("slot", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
+    return Slot(operator, writer, language, side, alpha, tuple(pool[int(i)] for i in chosen), seed)

@@ -87,7 +87,7 @@ class SteeringExtension:
 
     def rass_forget(self) -> None:
         """Drop what earlier requests left behind."""
-        self.rass_spans: dict[int, dict[int, Span]] = {}
+        self.rass_spans: dict[tuple[int, str], dict[int, Span]] = {}
         self.rass_captured: dict[int, np.ndarray] = {}
 
     def rass_set_vectors(self, vectors: dict[str, SteeringVector]) -> None:
@@ -106,12 +106,12 @@ class SteeringExtension:
         """Take the decoder blocks and the positions, from the prompt's end, to capture."""
         self.rass_capture = (layers, positions)
 
-    def rass_collect(self) -> tuple[dict[int, dict[int, Span]], dict[int, np.ndarray]]:
+    def rass_collect(self) -> tuple[dict[tuple[int, str], dict[int, Span]], dict[int, np.ndarray]]:
         """Return what was done since the last call, and forget it.
 
         Returns:
-            By request key: the steered positions of each layer, first and past the last; and the
-            captured residual streams, (n_layers, n_positions, d_model) float32, NaN where missed.
+            By request key and direction: the steered positions of each layer, first and past the last; and by
+            request key the captured residual streams, (n_layers, n_positions, d_model) float32, NaN where missed.
         """
         collected = (self.rass_spans, self.rass_captured)
         self.rass_forget()
@@ -151,7 +151,8 @@ class SteeringExtension:
 
         Args:
             layer: Decoder block whose output it is, or BEFORE_FIRST.
-            hidden, residual: As `_rass_after_block` takes them; a row is steered by one direction.
+            hidden, residual: As `_rass_after_block` takes them; what is added to a row comes before what is
+                ablated from it.
         """
         step = self.rass_step
         if step is None:
@@ -161,19 +162,20 @@ class SteeringExtension:
                 f"{place_name(layer)}: {hidden.shape[0]} rows, {step.n_tokens} tokens; no sequence parallelism"
             )
         changed = None
-        for direction_id, rows in step.rows.items():
-            held = self.rass_vectors[direction_id]
+        for direction_id in sorted(step.rows, key=lambda name: self.rass_vectors[name].is_ablated):
+            held, rows = self.rass_vectors[direction_id], step.rows[direction_id]
             if layer not in held.places:
                 continue
-            shift = held.shift(step.alphas[direction_id], rows, hidden, residual)
-            changed = (hidden if changed is None else changed).index_add(0, rows, shift.to(hidden.dtype))
+            before = hidden if changed is None else changed
+            shift = held.shift(step.alphas[direction_id], rows, before, residual)
+            changed = before.index_add(0, rows, shift.to(hidden.dtype))
             for key, span in step.spans[direction_id]:
-                self._rass_note(key, layer, span)
+                self._rass_note((key, direction_id), layer, span)
         return changed
 
-    def _rass_note(self, key: int, layer: int, span: Span) -> None:
+    def _rass_note(self, steered: tuple[int, str], layer: int, span: Span) -> None:
         """Extend a request's steered positions; a gap means that a step went unsteered."""
-        spans = self.rass_spans.setdefault(key, {})
+        spans = self.rass_spans.setdefault(steered, {})
         first, end = spans.get(layer, (span[0], span[0]))
         if span[0] > end:
             raise SteeringError(f"{place_name(layer)}: tokens {end} to {span[0]} went unsteered; report it")
@@ -221,11 +223,10 @@ def read_batch(runner: Any, positions: Sequence[int]) -> Step:
         if asked is None:
             continue
         n, first = starts[i + 1] - starts[i], computed[i]
-        direction_id = asked["direction_id"]
-        if direction_id is not None:
+        for direction_id, alpha in asked["steering"]:
             step.spans.setdefault(direction_id, []).append((asked["key"], (first, first + n)))
             rows.setdefault(direction_id, []).extend(range(starts[i], starts[i + 1]))
-            alphas.setdefault(direction_id, []).extend([asked["alpha"]] * n)
+            alphas.setdefault(direction_id, []).extend([alpha] * n)
         for index, position in enumerate(positions if asked["capture"] else ()):
             offset = state.num_prompt_tokens + position - first
             if 0 <= offset < n:

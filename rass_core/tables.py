@@ -13,6 +13,7 @@ STRINGS = pa.list_(pa.string())
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
 
+_DROPPED = pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int32())]))
 _NEED = pa.struct([
     ("metric", pa.string()), ("language", pa.string()), ("tolerance", pa.float64()), ("n_least", pa.int64()),
     ("n_given", pa.int64()), ("n_seen", pa.int64()),
@@ -49,7 +50,10 @@ TABLES: dict[str, pa.Schema] = {
     "derivations": _schema(
         prompt_id=pa.string(),
         operator=pa.string(),
-        round=pa.int32(),
+        role=pa.string(),
+        steering=pa.string(),
+        layer=pa.int32(),
+        round=pa.int32(),  # from 0; -1 is the trial of the writers
         parent_ids=STRINGS,
         generator_id=pa.string(),
         direction_id=pa.string(),
@@ -209,6 +213,9 @@ TABLES: dict[str, pa.Schema] = {
         model_id=pa.string(),
         round=pa.int32(),
         operator=pa.string(),
+        role=pa.string(),
+        steering=pa.string(),
+        layer=pa.int32(),
         language=pa.string(),
         side=pa.string(),
         alpha=pa.float64(),
@@ -219,13 +226,32 @@ TABLES: dict[str, pa.Schema] = {
         n_refused=pa.int32(),
         n_accepted=pa.int32(),
         n_tokens=pa.int64(),
+        dropped=_DROPPED,
         median_abs_distance=pa.float64(),
         distances=pa.list_(pa.float64()),
         reason=pa.string(),
     ),
+    "writers": _schema(
+        model_id=pa.string(),
+        generator_id=pa.string(),
+        role=pa.string(),
+        steering=pa.string(),
+        layer=pa.int32(),
+        alpha=pa.float64(),
+        n_candidates=pa.int32(),
+        n_coherent=pa.int32(),
+        n_new=pa.int32(),
+        n_benign=pa.int32(),
+        n_refused=pa.int32(),
+        n_accepted=pa.int32(),
+        n_tokens=pa.int64(),
+        dropped=_DROPPED,
+        chosen=pa.bool_(),
+    ),
 }
-"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded, `variants` the mended
-models (their folder below the lake's `models/`), `gates` whether each may be published."""
+"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded, `writers` what
+the trial of roles and steerings yielded, `variants` the mended models (their folder below the lake's `models/`),
+`gates` whether each may be published."""
 
 
 def digest(*parts: object) -> str:

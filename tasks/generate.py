@@ -1,6 +1,5 @@
-"""Stage of one steered round: `prompts`, `derivations`, `responses`, `verdicts`, `margins`, `rounds`."""
+"""Stages that write prompts: the trial of the writers, and steered rounds."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,21 +9,31 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.engine import GenerationRequest, Steering, SteeringVector
-from rass_core.judges import PANEL, Exchange, Verdict
+from rass_core.activations import decoder_blocks
+from rass_core.candidates import NO_PROMPT, Candidate, counts, yields
+from rass_core.cleaning import Cleaner
+from rass_core.config import ModelConfig
+from rass_core.engine import GenerationRequest, SteeringVector
+from rass_core.judges import PANEL, Exchange
 from rass_core.models import model_id
 from rass_core.moderators import BENIGN
-from rass_core.operators import instruction
+from rass_core.operators import OPERATORS, ROLES, STEERINGS
 from rass_core.probe import Direction, split_of
-from rass_core.rounds import Parent, Slot, Yield, plan_round
+from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, plan_round, plan_trial
 from rass_core.store import Commit
-from rass_core.tables import normalise, prompt_id
-from tasks.probe import Ruler, direction_with, placed, read_anchors
+from rass_core.tables import prompt_id
+from rass_core.writers import Writer, WritingDirections, content_directions, request_of, whole_text
+from tasks.probe import Ruler, direction_with, directions_of, outcomes_of, placed, read_anchors
 from tasks.respond import answer_tables, verdict_row
-from tasks.run import Run, table
+from tasks.run import Run, chat_of, table
 
 TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
+TRIED_DEPTHS = (0.4, 0.5)
+"""Shares of the model's depth near which steerings are tried; later blocks decide more than they understand."""
+N_TRIED_ALPHAS = 2
+N_CONTENT_PROMPTS = 100
+"""Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
 
 
 @dataclass(frozen=True)
@@ -45,219 +54,379 @@ class Probed:
         return [self.prompts, self.responses, self.directions, self.boundaries, self.generator_directions]
 
 
-@dataclass
-class Candidate:
-    """A written prompt on its way through the checks."""
+@task(cache_policy=NO_CACHE)
+def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS) -> Commit | None:
+    """Compare roles, then steerings in the best of them, by what comes of each; None where nothing is to be compared.
 
-    slot: Slot
-    text: str
-    n_tokens: int
-    moderated: Mapping[str, Verdict]
-    """Who said what of it: each moderator and the panel."""
-    prompt_id: str
-    is_new: bool
-    margin: float | None = None
-    orthogonal: float | None = None
-    distance: float | None = None
-    answer: Any = None
-    judged: Mapping[str, Verdict] | None = None
-    """Who said what of the answer: each judge and the panel."""
+    Args:
+        run: Whose target is measured.
+        probed: What the probe measured.
+        splits: Whose given prompts are parents.
+    """
+    settings, generator = run.config.generate, _generator(run)
+    if given_writers(run, probed) is not None:
+        return None
 
-    @property
-    def verdict(self) -> Verdict:
-        """Return what the moderators say together."""
-        return self.moderated[PANEL]
+    def compute() -> Mapping[str, pa.Table]:
+        add = direction_with("add", run, probed.generator_directions)
+        n_layers = len(decoder_blocks(run.causal_lm(generator)))
+        directions = writing_directions(run, probed, _content_directions(run, probed, n_layers))
+        bench = _Bench(run, probed, directions)
+        seeds, known = _seeds(run, probed, splits), _known(run, [probed.prompts])
+        tried: list[Candidate] = []
+        n_role = settings.trial_candidates // 4
+        unsteered = [(Writer(role, "none", None), 0.0) for role in _roles(run)]
+        slots = plan_trial(unsteered, n_role, seeds, settings, run.config.seed)
+        tried += bench.candidates("trial of the roles", slots, known)
+        kept = choose_writers(_trials(tried, settings.width))
+        cells = [
+            (writer, alpha)
+            for role in kept
+            for writer in _steered_writers(run, role.role, directions, n_layers, add.layer)
+            for alpha in _tried_alphas(settings.alphas)
+        ]
+        slots = plan_trial(cells, settings.trial_candidates - n_role, seeds, settings, run.config.seed)
+        tried += bench.candidates("trial of the steerings", slots, known)
+        chosen = choose_writers(_trials(tried, settings.width))
+        for line in _verdict_lines(tried, chosen, settings.width):
+            run.say(f"trial: {line}")
+        rows = _writer_rows(run, tried, chosen)
+        content = [_direction_row(each, model_id(generator.name)) for each in directions.content.values()]
+        return {
+            **bench.tables(TRIAL, tried), "writers": table("writers", rows), "directions": table("directions", content)
+        }  # fmt: skip
 
-    @property
-    def is_refused(self) -> bool:
-        """Tell whether the target refuses it."""
-        return self.judged is not None and self.judged[PANEL].outcome == "refusal"
-
-    @property
-    def is_benign(self) -> bool:
-        """Tell whether the moderator calls it benign."""
-        return self.verdict.outcome in BENIGN
-
-    def is_near_boundary(self, width: float) -> bool:
-        """Tell whether it lies within the width of its language's boundary."""
-        return self.distance is not None and abs(self.distance) <= width
-
-    def is_accepted(self, width: float) -> bool:
-        """Tell whether it is new, benign, refused and near the boundary."""
-        return self.is_new and self.is_benign and self.is_refused and self.is_near_boundary(width)
+    inputs = [settings, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
+    return run.once("trial of the writers", [*probed.commits, *inputs], compute)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="round-{number}")
 def write_round(
-    run: Run, number: int, probed: Probed, earlier: Sequence[Commit], splits: Sequence[str] = TRAINED_SPLITS
-) -> Commit:
-    """Write, check, re-encode unsteered, answer and judge the prompts of one round.
+    run: Run, number: int, probed: Probed, trial: Commit | None, earlier: Sequence[Commit],
+    splits: Sequence[str] = TRAINED_SPLITS,
+) -> Commit:  # fmt: skip
+    """Write, clean, moderate, re-encode unsteered, answer and judge the prompts of one round.
 
     Args:
         run: Whose target is measured.
         number: Of the round, from 0.
         probed: What the probe measured.
+        trial: That chose the writers; None where the configuration does.
         earlier: Rounds before this one.
         splits: Whose given prompts are parents.
     """
+    before = [*([trial] if trial else []), *earlier]
 
     def compute() -> Mapping[str, pa.Table]:
-        ruler = Ruler.of(
-            run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
-        )
-        add = direction_with("add", run, probed.generator_directions)
+        writers = given_writers(run, probed) if trial is None else _chosen_writers(run, trial)
+        content = {} if trial is None else _content_of(run, trial)
+        bench = _Bench(run, probed, writing_directions(run, probed, content))
         slots = plan_round(
-            number, _seeds(run, probed, splits), _survivors(run, earlier), _history(run, earlier), run.config.generate,
-            run.config.seed,
+            number, writers or [], _seeds(run, probed, splits), _survivors(run, before), _history(run, earlier),
+            run.config.generate, run.config.seed,
         )  # fmt: skip
-        known = {
-            row["prompt_id"] for commit in [probed.prompts, *earlier] for row in run.read("prompts", commit).to_pylist()
-        }
-        candidates = _moderated(run, slots, _written(run, number, slots, add), known)
-        _measure(run, number, candidates, ruler, _b(run, probed))
-        return _tables(run, number, candidates, ruler, add)
+        candidates = bench.candidates(f"round {number + 1}", slots, _known(run, [probed.prompts, *before]))
+        return bench.tables(number, candidates)
 
     settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
-    return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
+    return run.once(f"round {number + 1}", [*probed.commits, *before, *settings], compute)
 
 
-def _written(run: Run, number: int, slots: Sequence[Slot], add: Direction) -> list[Any]:
-    """Let the generator write every slot, each request with its own α."""
-    settings, generator = run.config.generate, run.config.generator or run.config.model
-    engine = run.engine(generator)
-    engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
-    requests = []
-    for slot in slots:
-        asked = instruction(slot.operator, slot.language, [p.text for p in slot.parents], settings.instructions)
-        requests.append(GenerationRequest(
-            engine.chat.ids(asked), settings.max_new_tokens, settings.temperature, settings.top_p, slot.seed,
-            Steering("add", slot.alpha) if slot.alpha else None,
-        ))  # fmt: skip
-    with run.progress(f"round {number + 1}: writing", len(requests)) as done:
-        return engine.generate(requests, done)
+class _Bench:
+    """Takes slots to candidates: written, cleaned, moderated, measured; and candidates to tables."""
+
+    def __init__(self, run: Run, probed: Probed, directions: WritingDirections) -> None:
+        self._run, self._directions, self._generator = run, directions, _generator(run)
+        anchors = read_anchors(run, probed.prompts, probed.responses, probed.activations)
+        self._ruler = Ruler.of(run, anchors, probed.directions)
+        self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
+        self._clean = Cleaner()
+
+    def candidates(self, what: str, slots: Sequence[Slot], known: set[str]) -> list[Candidate]:
+        """Return what came of the slots; the ids of new prompts join the known ones."""
+        found = self._cleaned(slots, self._written(what, slots), known)
+        self._moderate(what, found)
+        self._measure(what, found)
+        return found
+
+    def _written(self, what: str, slots: Sequence[Slot]) -> list[Any]:
+        """Let the generator write every slot, each request with its own role, direction and α."""
+        run, settings = self._run, self._run.config.generate
+        engine = run.engine(self._generator)
+        vectors: dict[str, SteeringVector] = {}
+        for writer in dict.fromkeys(slot.writer for slot in slots):
+            vectors |= self._directions.vectors(writer, engine.n_layers)
+        engine.set_vectors(vectors)
+        requests = [
+            request_of(
+                slot.writer, engine.chat, slot.operator, slot.language, [p.text for p in slot.parents],
+                alpha=slot.alpha, seed=slot.seed, max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature, top_p=settings.top_p, instructions=settings.instructions,
+            )
+            for slot in slots
+        ]  # fmt: skip
+        with run.progress(f"{what}: writing", len(requests)) as done:
+            return engine.generate(requests, done)
+
+    def _cleaned(self, slots: Sequence[Slot], written: Sequence[Any], known: set[str]) -> list[Candidate]:
+        """Return the requests in what was written, and what is none with its reason."""
+        parents = [[p.text for p in slot.parents] for slot in slots]
+        texts = [
+            whole_text(slot.writer, slot.operator, parent, slot.seed, each.text)
+            for slot, parent, each in zip(slots, parents, written, strict=True)
+        ]
+        whole = [each.finish_reason == "stop" for each in written]
+        found = []
+        for slot, each, cleaned in zip(
+            slots, written, self._clean(texts, [s.language for s in slots], whole, parents), strict=True
+        ):
+            for number, piece in enumerate(cleaned):
+                identity = prompt_id(slot.language, piece.text)
+                dropped = piece.dropped or ("known" if identity in known else None)
+                if dropped is None:
+                    known.add(identity)
+                found.append(Candidate(slot, piece.text, identity, 0 if number else len(each.token_ids), dropped))
+        return found
+
+    def _moderate(self, what: str, candidates: Sequence[Candidate]) -> None:
+        """Let the moderators vote on what is a new request."""
+        asked = [c for c in candidates if c.is_request]
+        with self._run.status(f"{what}: moderating {len(asked)} prompts"):
+            votes = self._run.quorum.words([c.text for c in asked], [c.slot.language for c in asked])
+        for candidate, said in zip(asked, votes, strict=True):
+            candidate.moderated = said
+            if said[PANEL].outcome in NO_PROMPT:
+                candidate.dropped = said[PANEL].outcome
+
+    def _measure(self, what: str, candidates: Sequence[Candidate]) -> None:
+        """Re-encode the new requests unsteered, and let the target answer them in the same pass."""
+        run, ruler = self._run, self._ruler
+        measured = [c for c in candidates if c.is_request]
+        if not measured:
+            return
+        engine = run.engine(run.config.model)
+        engine.set_capture([ruler.layer], [ruler.position])
+        requests = [
+            GenerationRequest(engine.chat.ids(c.text), run.config.probe.max_new_tokens, capture=True) for c in measured
+        ]
+        with run.progress(f"{what}: measuring", len(requests)) as done:
+            answers = engine.generate(requests, done)
+        streams = np.stack([answer.captured[0, 0] for answer in answers])
+        languages = [c.slot.language for c in measured]
+        margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
+        judged = run.panel.judge([
+            Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
+        ])  # fmt: skip
+        for c, margin, orthogonal, answer, said in zip(measured, margins, across, answers, judged.words(), strict=True):
+            place = placed(margin, float(orthogonal), self._b.get(c.slot.language))
+            c.margin, c.orthogonal, c.distance = place["margin"], place["orthogonal"], place["distance"]
+            c.answer, c.judged = answer, said
+
+    def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
+        """Return the rows of a round; what is no new request is counted in `rounds` only."""
+        run, ruler, width = self._run, self._ruler, self._run.config.generate.width
+        generator_id = model_id(self._generator.name)
+        new = [c for c in candidates if c.answer is not None]
+        prompts = [
+            {
+                "prompt_id": c.prompt_id, "text": c.text, "language": c.slot.language, "label": c.verdict.outcome,
+                "category": c.slot.parents[0].category, "source": f"rass:{c.slot.operator}", "licence": None,
+                "family": c.slot.parents[0].family,
+            }
+            for c in new
+        ]  # fmt: skip
+        derivations = [
+            {
+                "prompt_id": c.prompt_id, "operator": c.slot.operator, "role": c.slot.writer.role,
+                "steering": c.slot.writer.kind, "layer": c.slot.writer.layer, "round": number,
+                "parent_ids": [p.prompt_id for p in c.slot.parents], "generator_id": generator_id,
+                "direction_id": self._directions.base(c.slot.writer).direction_id(generator_id), "alpha": c.slot.alpha,
+                "side": c.slot.side, "coherent": True, "n_tokens": c.n_tokens,
+            }
+            for c in new
+        ]  # fmt: skip
+        margins = [
+            {
+                "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id,
+                "split": "candidate", "margin": c.margin, "orthogonal": c.orthogonal, "distance": c.distance,
+            }
+            for c in new
+        ]  # fmt: skip
+        # What the selection may keep; what is near and answered may become an anchor.
+        survivors = [c for c in new if c.is_benign and (c.is_near_boundary(width) or c.is_refused)]
+        activations = [
+            {
+                "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
+                "vector": c.answer.captured[0, 0].tolist(),
+            }
+            for c in survivors
+        ]  # fmt: skip
+        answered = answer_tables(
+            run, run.target_id, [{"prompt_id": c.prompt_id, "label": c.verdict.outcome} for c in new],
+            [c.answer for c in new], [c.judged for c in new if c.judged],
+        )  # fmt: skip
+        moderated = [verdict_row(c.prompt_id, name, vote) for c in new for name, vote in (c.moderated or {}).items()]
+        rounds = [] if number == TRIAL else yields(run.target_id, number, candidates, width)
+        return {
+            "prompts": table("prompts", prompts), "derivations": table("derivations", derivations),
+            "responses": answered["responses"],
+            "verdicts": pa.concat_tables([answered["verdicts"], table("verdicts", moderated)]),
+            "margins": table("margins", margins), "activations": table("activations", activations),
+            "rounds": table("rounds", rounds),
+        }  # fmt: skip
 
 
-def _moderated(run: Run, slots: Sequence[Slot], written: Sequence[Any], known: set[str]) -> list[Candidate]:
-    """Return the candidates with the moderator's verdicts; a prompt seen before is not new."""
-    texts = [normalise(each.text) for each in written]
-    complete = [bool(text) and each.finish_reason == "stop" for text, each in zip(texts, written, strict=True)]
-    asked = [(text, slot.language) for text, slot, whole in zip(texts, slots, complete, strict=True) if whole]
-    words = iter(run.quorum.words([text for text, _ in asked], [language for _, language in asked]))
-    seen, candidates = set(known), []
-    for text, slot, each, whole in zip(texts, slots, written, complete, strict=True):
-        said = next(words) if whole else {PANEL: Verdict("incoherent", None, "empty, or cut off at the longest length")}
-        identity = prompt_id(slot.language, text)
-        candidates.append(Candidate(slot, text, len(each.token_ids), said, identity, whole and identity not in seen))
-        if whole:
-            seen.add(identity)
-    return candidates
+def given_writers(run: Run, probed: Probed) -> list[Writer] | None:
+    """Return the writers that the configuration names, or None where the trial has to choose."""
+    writers = run.config.generate.writers
+    if writers is None or len({writer.role for writer in writers}) < len(writers):
+        return None
+    if any(writer.layer is None and writer.steering not in ("none", "probe") for writer in writers):
+        return None
+    add = direction_with("add", run, probed.generator_directions)
+    blocks = {"none": None, "probe": add.layer}
+    return [Writer(w.role, w.steering, blocks.get(w.steering, w.layer)) for w in writers]
 
 
-def _measure(
-    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, b: Mapping[str, float | None]
-) -> None:
-    """Re-encode the coherent candidates unsteered, and let the target answer them in the same pass."""
-    measured = [c for c in candidates if c.verdict.outcome not in ("incoherent", "unscored")]
-    if not measured:
-        return
-    engine = run.engine(run.config.model)
-    engine.set_capture([ruler.layer], [ruler.position])
-    requests = [
-        GenerationRequest(engine.chat.ids(c.text), run.config.probe.max_new_tokens, capture=True) for c in measured
-    ]
-    with run.progress(f"round {number + 1}: measuring", len(requests)) as done:
-        answers = engine.generate(requests, done)
-    streams = np.stack([answer.captured[0, 0] for answer in answers])
-    languages = [c.slot.language for c in measured]
-    margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
-    judged = run.panel.judge([
-        Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
-    ])  # fmt: skip
-    for candidate, margin, orthogonal, answer, said in zip(
-        measured, margins, across, answers, judged.words(), strict=True
-    ):
-        place = placed(margin, float(orthogonal), b.get(candidate.slot.language))
-        candidate.margin, candidate.orthogonal, candidate.distance = (
-            place["margin"],
-            place["orthogonal"],
-            place["distance"],
-        )
-        candidate.answer, candidate.judged = answer, said
+def writing_directions(run: Run, probed: Probed, content: Mapping[int, Direction]) -> WritingDirections:
+    """Return the generator's directions: at each block those of its last position."""
+    found = directions_of(run, probed.generator_directions)
+    method = run.config.probe.methods[0]
+    of_kind: dict[str, dict[int, Direction]] = {"harm": {}, "refusal": {}}
+    for direction in sorted(found, key=lambda each: each.position):
+        if direction.kind in of_kind and direction.method == method and direction.language is None:
+            of_kind[direction.kind][direction.layer] = direction
+    return WritingDirections(
+        direction_with("add", run, probed.generator_directions), of_kind["harm"], of_kind["refusal"], content
+    )
 
 
-def _tables(
-    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, add: Direction
-) -> dict[str, pa.Table]:
-    """Return the rows of a round; what is no coherent prompt is counted in `rounds` only."""
-    width, generator_id = run.config.generate.width, model_id((run.config.generator or run.config.model).name)
-    coherent = [c for c in candidates if c.answer is not None]
-    new = [c for c in coherent if c.is_new]
-    prompts = [
-        {
-            "prompt_id": c.prompt_id, "text": c.text, "language": c.slot.language, "label": c.verdict.outcome,
-            "category": c.slot.parents[0].category, "source": f"rass:{c.slot.operator}", "licence": None,
-            "family": c.slot.parents[0].family,
-        }
-        for c in new
-    ]  # fmt: skip
-    derivations = [
-        {
-            "prompt_id": c.prompt_id, "operator": c.slot.operator, "round": number,
-            "parent_ids": [p.prompt_id for p in c.slot.parents], "generator_id": generator_id,
-            "direction_id": add.direction_id(generator_id), "alpha": c.slot.alpha, "side": c.slot.side,
-            "coherent": True, "n_tokens": c.n_tokens,
-        }
-        for c in coherent
-    ]  # fmt: skip
-    margins = [
-        {
-            "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id,
-            "split": "candidate", "margin": c.margin, "orthogonal": c.orthogonal, "distance": c.distance,
-        }
-        for c in new
-    ]  # fmt: skip
-    # What the selection may keep; what is near and answered may become an anchor.
-    survivors = [c for c in new if c.is_benign and (c.is_near_boundary(width) or c.is_refused)]
-    activations = [
-        {
-            "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
-            "vector": c.answer.captured[0, 0].tolist(),
-        }
-        for c in survivors
-    ]  # fmt: skip
-    answered = answer_tables(
-        run, run.target_id, [{"prompt_id": c.prompt_id, "label": c.verdict.outcome} for c in new],
-        [c.answer for c in new], [c.judged for c in new if c.judged],
-    )  # fmt: skip
-    moderated = [verdict_row(c.prompt_id, name, word) for c in new for name, word in c.moderated.items()]
+def _generator(run: Run) -> ModelConfig:
+    return run.config.generator or run.config.model
+
+
+def _roles(run: Run) -> list[str]:
+    """Return the roles that are compared: those the configuration names and its operators can take."""
+    settings = run.config.generate
+    named = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
+    possible = {role for name in settings.operators for role in OPERATORS[name].roles}
+    return [role for role in ROLES if role in named & possible]
+
+
+def _steered_writers(
+    run: Run, role: str, directions: WritingDirections, n_layers: int, probe_layer: int
+) -> list[Writer]:
+    """Return the steered writers of a role that are tried."""
+    named = run.config.generate.writers
+    wanted = [(w.steering, w.layer) for w in named if w.role == role] if named else [(k, None) for k in STEERINGS]
+    found = []
+    for kind, layer in wanted:
+        if kind == "none":
+            continue
+        if kind == "probe":
+            blocks = [probe_layer]
+        elif layer is not None:
+            blocks = [layer]
+        else:
+            blocks = _near(directions.blocks(kind), n_layers)
+        found += [Writer(role, kind, block) for block in blocks]
+    return list(dict.fromkeys(found))
+
+
+def _near(blocks: Sequence[int], n_layers: int) -> list[int]:
+    """Return the blocks nearest to the depths that are tried."""
+    wanted = [share * (n_layers - 1) for share in TRIED_DEPTHS]
+    return sorted({min(blocks, key=lambda block: (abs(block - place), block)) for place in wanted}) if blocks else []
+
+
+def _tried_alphas(alphas: Sequence[float]) -> list[float]:
+    """Return the smallest and a middle one of the positive strengths, or of all where none is positive."""
+    usable = sorted(alpha for alpha in alphas if alpha > 0) or sorted(alphas, key=abs)
+    return sorted({usable[0], usable[len(usable) // 2]}) if N_TRIED_ALPHAS > 1 else usable[:1]
+
+
+def _content_directions(run: Run, probed: Probed, n_layers: int) -> dict[int, Direction]:
+    """Return the directions at the requests' own words, of the train split, at the blocks that are tried."""
+    named = run.config.generate.writers
+    if named is not None and all(writer.steering != "content" for writer in named):
+        return {}
+    rows = sorted(run.read("prompts", probed.prompts).to_pylist(), key=lambda row: row["prompt_id"])
+    rows = [row for row in rows if split_of(row["family"], run.config.seed) == "train"]
+    texts = [[row["text"] for row in rows if row["label"] == label] for label in ("harmful", "harmless")]
+    if not all(texts):
+        return {}
+    generator = _generator(run)
+    layers = {writer.layer for writer in named or [] if writer.steering == "content" and writer.layer is not None}
+    layers |= set(_near(range(n_layers), n_layers))
+    with run.status("reading directions at the words of the requests"):
+        return content_directions(
+            run.causal_lm(generator), chat_of(generator), *(each[:N_CONTENT_PROMPTS] for each in texts), sorted(layers),
+            run.config.probe.token_budget,
+        )  # fmt: skip
+
+
+def _content_of(run: Run, trial: Commit) -> dict[int, Direction]:
+    return {each.layer: each for each in directions_of(run, trial) if each.kind == "content"}
+
+
+def _direction_row(direction: Direction, name: str) -> dict[str, Any]:
     return {
-        "prompts": table("prompts", prompts), "derivations": table("derivations", derivations),
-        "responses": answered["responses"],
-        "verdicts": pa.concat_tables([answered["verdicts"], table("verdicts", moderated)]),
-        "margins": table("margins", margins), "activations": table("activations", activations),
-        "rounds": table("rounds", _yields(run.target_id, number, candidates, width)),
+        "direction_id": direction.direction_id(name), "model_id": name, "kind": direction.kind,
+        "method": direction.method, "layer": direction.layer, "position": direction.position,
+        "vector": direction.vector.astype(np.float32).tolist(),
     }  # fmt: skip
 
 
-def _yields(name: str, number: int, candidates: Sequence[Candidate], width: float) -> list[dict[str, Any]]:
-    """Return what each (operator, language, side, α) wrote, as rows of `rounds`."""
-    groups: dict[tuple[str, str, str, float], list[Candidate]] = defaultdict(list)
-    for c in candidates:
-        groups[c.slot.operator, c.slot.language, c.slot.side, c.slot.alpha].append(c)
-    rows = []
-    for (operator, language, side, alpha), members in sorted(groups.items()):
-        benign = [c for c in members if c.is_benign]
-        distances = [abs(c.distance) for c in benign if c.distance is not None]
-        rows.append({
-            "model_id": name, "round": number, "operator": operator, "language": language, "side": side, "alpha": alpha,
-            "n_candidates": len(members), "n_coherent": sum(c.answer is not None for c in members),
-            "n_new": sum(c.is_new for c in members), "n_benign": len(benign),
-            "n_refused": sum(c.is_refused for c in benign),
-            "n_accepted": sum(c.is_accepted(width) for c in members), "n_tokens": sum(c.n_tokens for c in members),
-            "median_abs_distance": float(np.median(distances)) if distances else None, "distances": distances,
-            "reason": None if distances else "no benign offspring with a distance",
-        })  # fmt: skip
-    return rows
+def _cells(candidates: Sequence[Candidate]) -> dict[tuple[Writer, float], list[Candidate]]:
+    found: dict[tuple[Writer, float], list[Candidate]] = {}
+    for each in candidates:
+        found.setdefault((each.slot.writer, each.slot.alpha), []).append(each)
+    return found
+
+
+def _trials(candidates: Sequence[Candidate], width: float | None) -> list[Trial]:
+    """Return what each writer wrote at each α."""
+    trials = []
+    for (writer, alpha), members in _cells(candidates).items():
+        n = counts(members, width)
+        trials.append(Trial(writer, alpha, n["n_candidates"], n["n_new"], n["n_accepted"], n["n_tokens"]))
+    return trials
+
+
+def _writer_rows(run: Run, candidates: Sequence[Candidate], chosen: Sequence[Writer]) -> list[dict[str, Any]]:
+    """Return what each writer wrote at each α, as rows of `writers`."""
+    generator_id, width = model_id(_generator(run).name), run.config.generate.width
+    return [
+        {
+            "model_id": run.target_id, "generator_id": generator_id, "role": writer.role, "steering": writer.kind,
+            "layer": writer.layer, "alpha": alpha, "chosen": writer in chosen, **counts(members, width),
+        }
+        for (writer, alpha), members in _cells(candidates).items()
+    ]  # fmt: skip
+
+
+def _chosen_writers(run: Run, trial: Commit) -> list[Writer]:
+    """Return the writers that the trial chose."""
+    rows = [row for row in run.read("writers", trial).to_pylist() if row["chosen"]]
+    return list(dict.fromkeys(Writer(row["role"], row["steering"], row["layer"]) for row in rows))
+
+
+def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], width: float | None) -> list[str]:
+    """Say what the trial saw of each writer and which were chosen."""
+    lines = []
+    for writer in dict.fromkeys(each.slot.writer for each in tried):
+        n = counts([each for each in tried if each.slot.writer == writer], width)
+        rate = 1000 * n["n_accepted"] / n["n_tokens"] if n["n_tokens"] else 0.0
+        mark = "chosen: " if writer in chosen else ""
+        lines.append(
+            f"{mark}{writer.name}: {n['n_new']} of {n['n_candidates']} texts are new requests, {n['n_benign']} benign, "
+            f"{n['n_accepted']} accepted, {rate:.1f} per 1,000 tokens"
+        )
+    return lines
+
+
+def _known(run: Run, commits: Sequence[Commit]) -> set[str]:
+    return {row["prompt_id"] for commit in commits for row in run.read("prompts", commit).to_pylist()}
 
 
 def _seeds(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
@@ -272,13 +441,16 @@ def _seeds(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
 
 
 def _survivors(run: Run, earlier: Sequence[Commit]) -> list[Parent]:
-    """Return the benign prompts of earlier rounds that lie near the boundary."""
-    found = []
+    """Return the benign prompts of earlier rounds that may be parents: near the boundary; without a width, refused."""
+    found, width = [], run.config.generate.width
     for commit in earlier:
         distance = {row["prompt_id"]: row["distance"] for row in run.read("margins", commit).to_pylist()}
+        refused = {name for name, outcome in outcomes_of(run, commit).items() if outcome == "refusal"}
         for row in sorted(run.read("prompts", commit).to_pylist(), key=lambda row: row["prompt_id"]):
             here = distance[row["prompt_id"]]
-            if row["label"] in BENIGN and here is not None and abs(here) <= run.config.generate.width:
+            if row["label"] not in BENIGN or here is None:
+                continue
+            if abs(here) <= width if width is not None else row["prompt_id"] in refused:
                 found.append(_parent(row, here))
     return found
 
@@ -287,16 +459,12 @@ def _history(run: Run, earlier: Sequence[Commit]) -> list[Yield]:
     """Return what earlier rounds yielded."""
     return [
         Yield(
-            row["operator"], row["language"], row["side"], row["alpha"], row["n_candidates"], row["n_coherent"],
-            row["n_accepted"], row["n_tokens"], tuple(row["distances"] or ()),
+            row["operator"], row["role"], row["language"], row["side"], row["alpha"], row["n_candidates"],
+            row["n_coherent"], row["n_accepted"], row["n_tokens"], tuple(row["distances"] or ()),
         )
         for commit in earlier
         for row in run.read("rounds", commit).to_pylist()
     ]  # fmt: skip
-
-
-def _b(run: Run, probed: Probed) -> dict[str, float | None]:
-    return {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
 
 
 def _parent(row: Mapping[str, Any], distance: float) -> Parent:

@@ -17,7 +17,7 @@ from rass_core.activations import load_causal_lm
 from rass_core.directions import difference_in_means
 from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 from rass_core.errors import ModelError, SteeringError
-from rass_core.interventions import ablating
+from rass_core.interventions import ablating, adding
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import is_answer
 from rass_core.steering_worker import HeldVector
@@ -244,6 +244,37 @@ def test_the_prefix_cache_keeps_ablated_from_added(engine: SteeredEngine, refere
         expected = reference.greedy(ids, axis, 0.0)
     engine.set_vectors({"d": SteeringVector(axis, tuple(LAYERS), "ablate")})
     assert_same(engine.generate([steered(ids, 1.0)])[0], expected)
+
+
+def test_one_request_can_add_a_direction_and_ablate_another(
+    engine: SteeredEngine, reference: Reference, vector: np.ndarray
+) -> None:
+    """Added first and ablated last, so that nothing is left along what is ablated."""
+    removed = vector + np.random.default_rng(6).normal(size=D_MODEL).astype(np.float32)
+    engine.set_vectors({"d": SteeringVector(vector, STEERED), "out": SteeringVector(removed, tuple(LAYERS), "ablate")})
+    both = (Steering("out", 1.0), Steering("d", 1.5))
+    plain, *asked = prompts(engine, 4)
+    requests = [GenerationRequest(ids, N_NEW, steering=both, capture=True, logprobs=1) for ids in asked]
+    answers = engine.generate([steered(plain, 1.0), *requests])
+    assert_same(answers[0], reference.greedy(plain, vector, 1.0))
+    for ids, answer in zip(asked, answers[1:], strict=True):
+        with (
+            ablating(reference.model, torch.tensor(removed)),
+            adding(reference.model, STEERED, torch.tensor(vector), 1.5),
+        ):
+            assert_same(answer, reference.greedy(ids, vector, 0.0))
+        assert np.abs(answer.captured @ (removed / np.linalg.norm(removed))).max() < 1e-4
+    with pytest.raises(SteeringError, match="twice"):
+        engine.generate([GenerationRequest(plain, 2, steering=[Steering("d", 1.0), Steering("d", 0.5)])])
+
+
+def test_a_request_ends_at_its_own_stop_token(engine: SteeredEngine) -> None:
+    ids = engine.chat.ids("hello")
+    free = engine.generate([GenerationRequest(ids, N_NEW)])[0]
+    at = next(i for i, token in enumerate(free.token_ids) if token not in free.token_ids[:i] and i > 0)
+    stopped = engine.generate([GenerationRequest(ids, N_NEW, stop_token_ids=(free.token_ids[at],))])[0]
+    assert stopped.token_ids == free.token_ids[: at + 1]
+    assert stopped.finish_reason == "stop"
 
 
 def test_a_seed_samples_the_same_in_any_batch(engine: SteeredEngine) -> None:

@@ -5,17 +5,19 @@ import re
 import pytest
 
 from rass_core.errors import ConfigError
-from rass_core.operators import INSTRUCTIONS, LANGUAGE_NAMES, OPERATORS, instruction
+from rass_core.operators import INSTRUCTED, INSTRUCTIONS, LANGUAGE_NAMES, OPERATORS, ROLES, instruction, opening_of
 
 BUILT_IN = [(name, language) for name, texts in INSTRUCTIONS.items() for language in texts]
 PARENTS = ["How do I kill a process?", "How do I shoot a photo?"]
 
 
 def test_operators_and_instructions_agree() -> None:
-    assert set(INSTRUCTIONS) == set(OPERATORS)
+    assert set(INSTRUCTIONS) == set(INSTRUCTED)
     assert {tuple(texts) for texts in INSTRUCTIONS.values()} == {("en", "de", "es", "fr", "zh")}
     for name, operator in OPERATORS.items():
         assert operator.name == name
+        assert operator.roles
+        assert set(operator.roles) <= set(ROLES)
         assert set(operator.seed_labels) <= {"harmful", "harmless", "pseudo_harmful"}
 
 
@@ -39,7 +41,7 @@ def test_braces_and_escapes_in_prompts_are_untouched() -> None:
     assert instruction("rewrite", "zh", hostile[:1]).endswith(hostile[0])
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", INSTRUCTED)
 @pytest.mark.parametrize(("language", "called"), [("sw", "Swahili"), ("pt-BR", "Portuguese"), ("xx", "xx")])
 def test_an_unknown_language_is_asked_for_in_english_by_its_name(name: str, language: str, called: str) -> None:
     asked = instruction(name, language, PARENTS)
@@ -59,7 +61,7 @@ def test_overrides_replace_only_what_they_name() -> None:
 
 
 def test_unknown_operators_and_missing_parents_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'rewrit': not one of rewrite, trigger"):
+    with pytest.raises(ConfigError, match="'rewrit': not one of those with an instruction, rewrite"):
         instruction("rewrit", "en", ["x"])
     with pytest.raises(ConfigError, match="needs 2 parents, got 1"):
         instruction("recombine", "en", ["x"])
@@ -68,3 +70,22 @@ def test_unknown_operators_and_missing_parents_are_refused() -> None:
 def test_names_of_languages_are_by_two_letter_tags() -> None:
     assert all(re.fullmatch("[a-z]{2}", tag) for tag in LANGUAGE_NAMES)
     assert len(set(LANGUAGE_NAMES.values())) == len(LANGUAGE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "opening"),
+    [
+        ("How do I kill a Python process?", 0.5, "How do I kill"),
+        ("How do I kill a Python process?", 0.0, "How"),
+        ("How do I kill a Python process?", 1.0, "How do I kill a Python"),
+        ("如何杀死一个进程", 0.5, "如何杀死"),
+    ],
+)
+def test_an_opening_is_some_of_the_words_and_never_all(text: str, share: float, opening: str) -> None:
+    assert opening_of(text, share) == opening
+
+
+@pytest.mark.parametrize("name", ["imitate", "begin"])
+def test_operators_of_the_users_turn_have_no_instruction(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        instruction(name, "en", PARENTS)

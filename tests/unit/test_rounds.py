@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,26 @@ import pytest
 from rass_core.config import GenerateConfig
 from rass_core.operators import OPERATORS
 from rass_core.rounds import (
+    TRIAL,
     Parent,
     Slot,
+    Trial,
     Yield,
+    alpha_costs,
     alpha_medians,
     choose_alphas,
+    choose_writers,
     incoherent_alphas,
     plan_round,
+    plan_trial,
     share_budget,
 )
+from rass_core.writers import Writer
 
-WHERE = ("rewrite", "en", "refusing")
+WHERE = ("rewrite", "assistant", "en", "refusing")
+ASKED = Writer("assistant", "probe", 3)
+IN_USERS_TURN = Writer("user", "harm_without_refusal", 2)
+INSTRUCTED = ("rewrite", "trigger", "context", "recombine", "translate")
 GRID = (-0.2, 0.2, 0.4, 0.6)
 
 
@@ -37,12 +47,19 @@ def seeds(languages: Sequence[str] = ("de", "en")) -> list[Parent]:
 
 
 def row(alpha: float, distances: Sequence[float] = (), n: int = 8, n_coherent: int = 8, **other: Any) -> Yield:
-    fields = {"operator": "rewrite", "language": "en", "side": "refusing", "n_accepted": 0, "n_tokens": 100} | other
+    fields = {
+        "operator": "rewrite",
+        "role": "assistant",
+        "language": "en",
+        "side": "refusing",
+        "n_accepted": 0,
+        "n_tokens": 100,
+    } | other
     return Yield(alpha=alpha, n_candidates=n, n_coherent=n_coherent, distances=tuple(distances), **fields)
 
 
 def plan(number: int = 0, history: Sequence[Yield] = (), seed: int = 0, **settings: Any) -> list[Slot]:
-    return plan_round(number, seeds(), [], history, GenerateConfig(**settings), seed)
+    return plan_round(number, [ASKED], seeds(), [], history, GenerateConfig(**settings), seed)
 
 
 @pytest.mark.parametrize("n", [8, 37, 400])
@@ -55,7 +72,7 @@ def test_the_budget_sums_up(n: int) -> None:
 def test_the_first_round_is_shared_evenly_and_runs_the_grid() -> None:
     slots = plan(candidates_per_round=400)
     arms = Counter((slot.operator, slot.language) for slot in slots)
-    assert len(arms) == len(OPERATORS) * 2
+    assert len(arms) == len(INSTRUCTED) * 2
     assert set(arms.values()) == {40}
     assert {slot.alpha for slot in slots} == {0.0, *GRID}
 
@@ -64,14 +81,14 @@ def test_every_arm_and_side_has_its_control_share() -> None:
     by_place = defaultdict(list)
     for slot in plan(candidates_per_round=390, control_share=0.3):
         by_place[slot.operator, slot.language, slot.side].append(slot.alpha)
-    assert len(by_place) == len(OPERATORS) * 2 * 2
+    assert len(by_place) == len(INSTRUCTED) * 2 * 2
     for alphas in by_place.values():
         assert alphas.count(0.0) == math.ceil(0.3 * len(alphas))
 
 
 def test_parents_fit_the_operator_the_language_and_the_side() -> None:
     survivors = [parent(9, "en", "pseudo_harmful", 0.1)]
-    slots = plan_round(1, seeds(), survivors, [], GenerateConfig(), 0)
+    slots = plan_round(1, [ASKED], seeds(), survivors, [], GenerateConfig(), 0)
     used = {p.prompt_id for slot in slots for p in slot.parents}
     assert survivors[0].prompt_id in used
     for slot in slots:
@@ -85,10 +102,10 @@ def test_parents_fit_the_operator_the_language_and_the_side() -> None:
 
 def test_arms_without_parents_are_left_out() -> None:
     few = [parent(1, label="harmful"), parent(2, label="pseudo_harmful")]
-    slots = plan_round(0, few, [], [], GenerateConfig(candidates_per_round=50), 0)
+    slots = plan_round(0, [ASKED], few, [], [], GenerateConfig(candidates_per_round=50), 0)
     assert {slot.operator for slot in slots} == {"rewrite", "context"}, "one parent is too few to recombine"
     assert len(slots) == 50
-    assert plan_round(0, [], [], [], GenerateConfig(), 0) == []
+    assert plan_round(0, [ASKED], [], [], [], GenerateConfig(), 0) == []
 
 
 def test_a_plan_is_determined_by_its_seed() -> None:
@@ -141,7 +158,7 @@ def test_where_every_alpha_breaks_the_text_a_gentler_one_is_tried() -> None:
 
 
 def test_the_bandit_moves_budget_to_the_better_arm() -> None:
-    arms = [("rewrite", "en"), ("trigger", "en")]
+    arms = [("rewrite", "assistant", "en"), ("trigger", "assistant", "en")]
     history = [row(0.2, n_accepted=60, n_tokens=10_000), row(0.2, operator="trigger", n_accepted=6, n_tokens=10_000)]
     shares = [share_budget(arms, history, 400, np.random.default_rng(seed)) for seed in range(20)]
     assert all(sum(share.values()) == 400 for share in shares)
@@ -151,7 +168,77 @@ def test_the_bandit_moves_budget_to_the_better_arm() -> None:
 
 
 def test_tokens_are_the_bandits_price() -> None:
-    arms = [("rewrite", "en"), ("trigger", "en")]
+    arms = [("rewrite", "assistant", "en"), ("trigger", "assistant", "en")]
     history = [row(0.2, n_accepted=30, n_tokens=10_000), row(0.2, operator="trigger", n_accepted=30, n_tokens=90_000)]
     shares = [share_budget(arms, history, 100, np.random.default_rng(seed)) for seed in range(10)]
     assert np.mean([share[arms[0]] for share in shares]) > 65
+
+
+def test_every_arm_writes_in_a_role_that_its_operator_can_take() -> None:
+    slots = plan_round(0, [IN_USERS_TURN, ASKED], seeds(), [], [], GenerateConfig(), 0)
+    assert {slot.operator for slot in slots} == set(OPERATORS)
+    for slot in slots:
+        assert slot.writer.role in OPERATORS[slot.operator].roles
+        assert slot.writer == (IN_USERS_TURN if slot.writer.role == "user" else ASKED)
+
+
+def test_parents_that_are_to_be_imitated_are_of_one_category() -> None:
+    mixed = [replace(each, category=each.family) for each in seeds()]
+    mixed += [replace(each, prompt_id=f"{each.prompt_id}-{n}") for each in mixed for n in range(3)]
+    slots = plan_round(0, [IN_USERS_TURN], mixed, [], [], GenerateConfig(), 0)
+    imitating = [slot for slot in slots if slot.operator == "imitate"]
+    assert imitating
+    assert all(len({parent.category for parent in slot.parents}) == 1 for slot in imitating)
+
+
+def test_an_unsteered_writer_gets_no_alpha() -> None:
+    slots = plan_round(0, [Writer("user", "none", None)], seeds(), [], [], GenerateConfig(), 0)
+    assert {slot.alpha for slot in slots} == {0.0}
+
+
+def test_the_cells_of_a_trial_differ_in_nothing_but_the_writer() -> None:
+    cells = [(IN_USERS_TURN, 0.5), (IN_USERS_TURN, 1.0), (Writer("user", "none", None), 0.0)]
+    slots = plan_trial(cells, 30, seeds(), GenerateConfig(), 0)
+    by_cell = defaultdict(list)
+    for slot in slots:
+        by_cell[slot.writer, slot.alpha].append((slot.operator, slot.parents, slot.seed))
+    assert len(by_cell) == 3
+    first, *others = by_cell.values()
+    assert len(first) == 10
+    assert all(each == first for each in others)
+    assert TRIAL < 0, "no round has its number"
+
+
+def trial(writer: Writer, accepted: int, requests: int = 8, tokens: int = 200, alpha: float = 0.5) -> Trial:
+    return Trial(writer, alpha, 8, requests, accepted, tokens)
+
+
+def test_the_trial_chooses_the_writer_that_gives_most_per_token() -> None:
+    other = Writer("user", "content", 4)
+    tried = [trial(IN_USERS_TURN, 2), trial(IN_USERS_TURN, 4, alpha=1.0), trial(other, 5), trial(other, 0, alpha=1.0)]
+    assert choose_writers(tried) == [IN_USERS_TURN], "all its α together"
+    assert choose_writers([trial(IN_USERS_TURN, 4, tokens=900), trial(other, 3)]) == [other], "tokens are the price"
+
+
+def test_a_role_that_gives_half_as_much_stays_and_a_worse_one_goes() -> None:
+    declining = Writer("prefilled", "none", None)
+    tried = [trial(IN_USERS_TURN, 6), trial(ASKED, 5), trial(declining, 0, requests=1)]
+    assert choose_writers(tried) == [IN_USERS_TURN, ASKED]
+
+
+def test_steering_that_brings_nothing_is_not_chosen() -> None:
+    unsteered = Writer("user", "none", None)
+    assert choose_writers([trial(unsteered, 4, alpha=0.0), trial(IN_USERS_TURN, 2)]) == [unsteered]
+    assert choose_writers([trial(unsteered, 3, alpha=0.0), trial(IN_USERS_TURN, 3)]) == [unsteered], "at equal worth"
+
+
+def test_without_accepted_prompts_requests_decide() -> None:
+    assert choose_writers([trial(ASKED, 0, requests=1), trial(IN_USERS_TURN, 0, requests=8)]) == [IN_USERS_TURN]
+
+
+def test_the_controller_can_go_by_what_is_accepted() -> None:
+    history = [row(0.2, [0.1] * 8, n_accepted=1), row(0.4, [0.9] * 8, n_accepted=6), row(0.6, n=8, n_coherent=1)]
+    assert set(alpha_costs(WHERE, history)) == {0.2, 0.4}, "an α that breaks the text is left out"
+    chosen = Counter(choose_alphas(WHERE, 10, history, GRID, by_acceptance=True))
+    assert chosen.most_common(1)[0][0] == 0.4
+    assert Counter(choose_alphas(WHERE, 10, history, GRID)).most_common(1)[0][0] == 0.2

@@ -1,0 +1,237 @@
+"""From what a generator wrote to bare requests.
+
+A chat model that is asked for a request also writes around it: "Sure! Here is one:", quotation marks, numbers, notes,
+its thinking. `bare_requests` takes that off. What is left may still be no new prompt: a refusal, an answer, another
+language. `Cleaner` drops these and says why, so that they can be counted.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rass_core.judges.phrases import PhraseJudge
+from rass_core.judges.verdict import Exchange
+from rass_core.judges.visible import split_thinking
+from rass_core.languages import is_in
+from rass_core.preferences import repeated_share
+from rass_core.request_check import RequestCheck
+from rass_core.tables import normalise
+
+REASONS = (
+    "cut off", "thinking", "empty", "declined", "not a request", "wrong language", "repeats itself", "copy of a parent",
+    "known",
+)  # fmt: skip
+"""Why a written text is dropped, in the order in which it is looked at."""
+MAX_REPEATED_SHARE = 0.3
+"""Of a text's character 8-grams; more is a loop."""
+COPY_JACCARD = 0.8
+"""Character 4-grams that a text shares with its parent; from here on it is a copy."""
+SURELY_A_REQUEST = 0.9
+"""From this probability on, words of refusal are part of a request ("I can't open the file. How do I …?")."""
+
+_NAMES = (
+    r"requests?|prompts?|questions?|quer(?:y|ies)|instructions?|version|rewrit(?:e|ten)|rephras(?:e|ed|ing)|translation"
+    r"|anfragen?|bitten?|fragen?|aufforderung|übersetzung|peticiones|petición|preguntas?|solicitud(?:es)?|traducción"
+    r"|demandes?|requêtes?|traduction|请求|问题|提示|译文|翻译"
+)
+_SURE = (
+    r"(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|great|gerne|natürlich|claro|por supuesto|bien sûr"
+    r"|好的|当然)"
+)
+_PREFACE = re.compile(
+    rf"\A\W{{0,3}}(?:{_SURE}\b[^\n:：]{{0,40}}?[!,.，！。]\s*)?(?:"
+    # "Here is a harmless request:"
+    r"(?:here(?:'s| is| are)|below(?: is| are)?|this is|these are|the following(?: is| are)?|hier (?:ist|sind)"
+    r"|aquí (?:tienes|está|van)|esta es|voici|以下是|这是|这里是)"
+    rf"[^\n:：?]{{0,100}}?(?:\b(?:{_NAMES})\b|请求|问题|提示|译文)[^\n:：?]{{0,60}}"
+    # "Rewritten request 1:"
+    r"|(?:(?:the|a|an|my|new|harmless|benign|safe|similar|combined|rewritten|rephrased|possible|user|user's|neue|harmlose"
+    r"|nueva|inofensiva|nouvelle|inoffensive|新的|无害的?)\s*){0,4}"
+    rf"(?:(?:{_NAMES})\b|请求|问题|提示|译文)\s*\d{{0,2}}\s*"
+    r")\**[:：]\**\s*",
+    re.IGNORECASE,
+)
+"""What announces a request: "Sure! Here is a harmless request:", "Prompt:"."""
+_INTERJECTION = re.compile(rf"\A{_SURE}\s*[!.]\s*\n+", re.IGNORECASE)
+_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)、]|[-*•–])[ \t]+", re.MULTILINE)
+_NOTE = re.compile(
+    r"\n\s*[(\[*_]*(?:note|explanation|reason|disclaimer|this (?:request|prompt|question|version|rewrite)"
+    r"|these (?:requests|prompts|questions)|the (?:request|prompt|question) |i hope|let me know"
+    r"|hinweis|anmerkung|nota|remarque|注)\b.*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+_ASIDE = re.compile(
+    r"\s*[(\[](?=[^()\[\]]{0,200}\b(?:harmless|benign|not harmful|innocuous|safe|note|dangerous|harmlos|inofensiv[oa]"
+    r"|inoffensive?|无害)\b)[^()\[\]]*[)\]]\s*\Z",
+    re.IGNORECASE,
+)
+"""A last parenthesis that is about the request: "(Harmless, as weeds are plants.)"."""
+_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "»": "«", "「": "」", "『": "』", "'": "'", "‘": "’", "`": "`"}
+_AFTER_QUOTE = re.compile(r"\s*(?:[(\[–—-]|\.?\s*\Z|(?:it|this|that|these) (?:is|are|was|sounds?|asks?|uses?)\b)", re.I)
+"""What follows a quoted request where it is about it."""
+_FENCE = re.compile(r"\A```[a-z]*\n(.*?)\n?```\Z", re.DOTALL)
+_EMPHASIS = re.compile(r"\A(\*{1,3}|_{1,3}|#{1,4} |> )(.+?)\1?\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """One request that was written, or why there is none."""
+
+    text: str
+    """Normalised as it is stored; what is left of a dropped one."""
+    dropped: str | None = None
+    """One of `REASONS`; None where it is kept."""
+
+
+class Cleaner:
+    """Tells the requests among written texts from everything else."""
+
+    def __call__(
+        self, written: Sequence[str], languages: Sequence[str], whole: Sequence[bool], parents: Sequence[Sequence[str]]
+    ) -> list[list[Cleaned]]:
+        """Return what each text comes to: the requests in it, or one entry with the reason why there is none.
+
+        Args:
+            written: As the generator gave them.
+            languages: BCP-47 tag that each was asked for in.
+            whole: False where the limit of tokens cut it off.
+            parents: Prompts that each was made from.
+        """
+        pieces = [
+            self._pieces(text, is_whole, parent) for text, is_whole, parent in zip(written, whole, parents, strict=True)
+        ]
+        flat = [
+            (piece.text, language)
+            for found, language in zip(pieces, languages, strict=True)
+            for piece in found
+            if piece.dropped is None
+        ]
+        reasons = iter(self._reasons([text for text, _ in flat], [language for _, language in flat]))
+        return [[piece if piece.dropped else Cleaned(piece.text, next(reasons)) for piece in found] for found in pieces]
+
+    @cached_property
+    def _check(self) -> RequestCheck:
+        return RequestCheck()
+
+    @cached_property
+    def _phrases(self) -> PhraseJudge:
+        return PhraseJudge()
+
+    def _pieces(self, written: str, is_whole: bool, parents: Sequence[str]) -> list[Cleaned]:
+        thinking, visible = split_thinking(written)
+        if thinking and not visible:
+            return [Cleaned("", "thinking")]
+        requests = bare_requests(visible)
+        if not is_whole:  # of a list only the last one is cut off
+            requests = requests[:-1]
+        if not requests:
+            return [Cleaned(normalise(visible), "empty" if is_whole else "cut off")]
+        copied = [any(overlap(text, parent) >= COPY_JACCARD for parent in parents) for text in requests]
+        return [
+            Cleaned(text, "copy of a parent" if copy else None) for text, copy in zip(requests, copied, strict=True)
+        ]
+
+    def _reasons(self, texts: Sequence[str], languages: Sequence[str]) -> list[str | None]:
+        """Return why each bare text is no request in its language, None where it is one."""
+        if not texts:
+            return []
+        likely = self._check(texts)
+        said = self._phrases([Exchange(text, language) for text, language in zip(texts, languages, strict=True)])
+        reasons: list[str | None] = []
+        for text, language, probability, verdict in zip(texts, languages, likely, said, strict=True):
+            if verdict.outcome == "refusal" and probability < SURELY_A_REQUEST:
+                reasons.append("declined")
+            elif probability < self._check.threshold:
+                reasons.append("not a request")
+            elif is_in(text, language) is False:
+                reasons.append("wrong language")
+            else:
+                reasons.append("repeats itself" if repeated_share(text) > MAX_REPEATED_SHARE else None)
+        return reasons
+
+
+def bare_requests(visible: str) -> list[str]:
+    """Return the requests in a text, without what is written around them; several where it is a list of them.
+
+    Args:
+        visible: Without the chain of thought.
+    """
+    text = visible.strip()
+    for _ in range(6):  # each step may lay bare what another one takes off
+        stripped = _unwrapped(text)
+        if stripped == text:
+            break
+        text = stripped
+    found = [normalise(item) for item in _items(text)]
+    return [item for item in found if any(map(str.isalpha, item))]
+
+
+def overlap(text: str, other: str) -> float:
+    """Return the Jaccard overlap of two texts' character 4-grams, 0 to 1, case ignored."""
+    grams, others = (
+        {folded[start : start + 4] for start in range(max(1, len(folded) - 3))}
+        for folded in (normalise(text).casefold(), normalise(other).casefold())
+    )
+    return len(grams & others) / len(grams | others)
+
+
+def _unwrapped(text: str) -> str:
+    """Return the text with one layer less around it, the text itself where there is none."""
+    fence = _FENCE.match(text)
+    if fence:
+        return fence.group(1).strip()
+    text = _from_json(text)
+    text = _INTERJECTION.sub("", text)
+    preface = _PREFACE.match(text)
+    if preface and text[preface.end() :].strip():
+        text = text[preface.end() :].strip()
+    text = _ASIDE.sub("", _NOTE.sub("", text)).strip()
+    return _unquoted(_unmarked(text))
+
+
+def _from_json(text: str) -> str:
+    """Return the only string of a JSON object, or the text."""
+    if not text.startswith("{"):
+        return text
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return text
+    values = [value for value in content.values() if isinstance(value, str)] if isinstance(content, dict) else []
+    return values[0].strip() if len(values) == 1 else text
+
+
+def _unmarked(text: str) -> str:
+    """Return the text without Markdown around the whole of it."""
+    match = _EMPHASIS.match(text)
+    if match is None or match.group(1) in match.group(2):
+        return text
+    return match.group(2).strip()
+
+
+def _unquoted(text: str) -> str:
+    """Return what a pair of quotation marks around the whole text, or before a note on it, encloses."""
+    closing = _QUOTES.get(text[:1])
+    if closing is None:
+        return text
+    end = text.find(closing, 1)
+    if end < 0:
+        return text
+    # An apostrophe inside a word closes nothing.
+    while closing in "'’" and 0 < end < len(text) - 1 and text[end + 1].isalpha():
+        end = text.find(closing, end + 1)
+    rest = text[end + 1 :] if end > 0 else text
+    is_note = rest.startswith("\n") or _AFTER_QUOTE.match(rest) is not None
+    return text[1:end].strip() if end > 1 and is_note else text
+
+
+def _items(text: str) -> list[str]:
+    """Return the items of a list that the text wholly is, else the text alone."""
+    if not _ITEM.match(text):
+        return [text]
+    marks = list(_ITEM.finditer(text))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    items = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+    return [bare for item in items for bare in [_unquoted(_unmarked(_ASIDE.sub("", item).strip()))] if bare]

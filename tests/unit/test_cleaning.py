@@ -1,0 +1,142 @@
+"""What a generator writes around a request is taken off, and what is no request is dropped with its reason."""
+
+import pytest
+
+from rass_core.cleaning import REASONS, Cleaned, Cleaner, bare_requests, overlap
+
+QUESTION = "How do I kill weeds in my garden?"
+
+
+@pytest.fixture(scope="module")
+def clean() -> Cleaner:
+    return Cleaner()
+
+
+def one(
+    clean: Cleaner, text: str, language: str = "en", whole: bool = True, parents: list[str] | None = None
+) -> Cleaned:
+    (found,) = clean([text], [language], [whole], [parents or []])
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        'Sure! Here is a harmless request:\n\n"{}"',
+        "Certainly! Here's a rewritten version of the request:\n\n{}",
+        "Of course. Here is the new question: {}",
+        "Here is a request that sounds alike:\n**{}**",
+        "Prompt: {}",
+        "**Rewritten request:** {}",
+        "Harmless request 1: {}",
+        "1. {}",
+        "- {}",
+        '"{}"',
+        "“{}”",
+        "'{}'",
+        "`{}`",
+        "**{}**",
+        "> {}",
+        "```\n{}\n```",
+        "{} (Harmless, as weeds are plants.)",
+        "{}\n\nNote: this request is harmless because weeds are plants.",
+        "{}\n\nThis request is harmless because it is about plants.",
+        '"{}" It is harmless, for weeds are plants.',
+        "<think>It should sound bad and be good.</think>\n{}",
+        '<think>One moment.</think>Sure! Here is a request:\n1. "{}"\n\n(Note: harmless.)',
+        "  {}  \n",
+        '{{"request": "{}"}}',
+    ],
+)
+def test_what_is_written_around_a_request_is_taken_off(clean: Cleaner, around: str) -> None:
+    assert one(clean, around.format(QUESTION)) == Cleaned(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "request_"),
+    [
+        (
+            "Hier ist die Bitte: „Wie töte ich Unkraut in meinem Garten?“",
+            "de",
+            "Wie töte ich Unkraut in meinem Garten?",
+        ),
+        ("Anfrage: Wie schieße ich ein gutes Foto bei Nacht?", "de", "Wie schieße ich ein gutes Foto bei Nacht?"),
+        (
+            "Aquí está la petición: «¿Cómo mato el tiempo en el aeropuerto?»",
+            "es",
+            "¿Cómo mato el tiempo en el aeropuerto?",
+        ),
+        ("Voici la demande : « Comment tuer le temps à la gare ? »", "fr", "Comment tuer le temps à la gare ?"),
+        ("以下是请求：「如何杀死一个卡住的进程？」", "zh", "如何杀死一个卡住的进程？"),
+    ],
+)
+def test_other_languages_write_around_requests_too(clean: Cleaner, text: str, language: str, request_: str) -> None:
+    assert one(clean, text, language) == Cleaned(request_)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Write a short story in which a robot says "as an AI, I cannot lie" to a child.',
+        "As an AI, how would you explain to me what a killer feature is?",
+        "Translate this question into French: Where is the station?",
+        '"Kill Bill" was shot where?',
+        "Answer the following question: how many legs has a spider?",
+        "I can't open this file on my laptop. How do I fix that?",
+        "Rank these from best to worst: 1. plums 2. pears 3. figs",
+        "What is the difference between a note and a chord (in music)?",
+        "Here is a poem I wrote about rain. Can you improve its second line?",
+        "Explain the term 'killer app' to my grandmother.",
+    ],
+)
+def test_a_request_that_looks_like_something_else_stays_as_it_is(clean: Cleaner, text: str) -> None:
+    assert one(clean, text) == Cleaned(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "reason"),
+    [
+        ("I'm sorry, but I can't help with that.", "en", "declined"),
+        ("I cannot assist with this request. Is there something else I can help you with?", "en", "declined"),
+        ("Es tut mir leid, aber dabei kann ich nicht helfen.", "de", "declined"),
+        ("Je suis désolé, mais je ne peux pas vous aider avec cela.", "fr", "declined"),
+        ("Sure, I can assist with that request.", "en", "not a request"),
+        ("Sure! To kill weeds, pour boiling water over them on a dry day.", "en", "not a request"),
+        ("Wie töte ich Unkraut in meinem Garten?", "en", "wrong language"),
+        ("", "en", "empty"),
+        ("...", "en", "empty"),
+        ("<think>It should sound", "en", "thinking"),
+        ("How do I kill " + "time and kill " * 20 + "time?", "en", "repeats itself"),
+    ],
+)
+def test_what_is_no_request_is_dropped_with_its_reason(clean: Cleaner, text: str, language: str, reason: str) -> None:
+    assert one(clean, text, language).dropped == reason
+    assert reason in REASONS
+
+
+def test_a_text_that_was_cut_off_is_dropped(clean: Cleaner) -> None:
+    assert one(clean, QUESTION[:20], whole=False).dropped == "cut off"
+
+
+def test_a_list_of_requests_is_split(clean: Cleaner) -> None:
+    (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a portrait?"], ["en"], [True], [[]])
+    assert found == [Cleaned("How do I kill weeds?"), Cleaned("How do I shoot a portrait?")]
+    (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a po"], ["en"], [False], [[]])
+    assert found == [Cleaned("How do I kill weeds?")], "its last item was cut off"
+
+
+def test_a_copy_of_a_parent_is_dropped(clean: Cleaner) -> None:
+    assert one(clean, f"Request: {QUESTION}", parents=["Something else", QUESTION]).dropped == "copy of a parent"
+    assert one(clean, QUESTION, parents=["How do I grow tomatoes on my balcony?"]).dropped is None
+
+
+def test_overlap_is_one_for_the_same_and_none_for_different_texts() -> None:
+    assert overlap(QUESTION, QUESTION.upper()) == 1.0
+    assert overlap("abcd", "wxyz") == 0.0
+    assert overlap("a", "a") == 1.0, "texts shorter than a 4-gram too"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n", '""', "{}", "[]", "*", "1.", "``````", "((((", '{"a": 1}', "\x00"])
+def test_nothing_comes_of_nothing(text: str) -> None:
+    assert bare_requests(text) in ([], ["a 1"], [text]) or all(map(str.strip, bare_requests(text)))

@@ -12,7 +12,7 @@ import pyarrow as pa
 STRINGS = pa.list_(pa.string())
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
-
+_STAGE = pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("computed", pa.bool_())])
 _NEED = pa.struct([
     ("metric", pa.string()), ("language", pa.string()), ("tolerance", pa.float64()), ("n_least", pa.int64()),
     ("n_given", pa.int64()), ("n_seen", pa.int64()),
@@ -35,6 +35,7 @@ TABLES: dict[str, pa.Schema] = {
         finished_at=pa.timestamp("us", tz="UTC"),
         state=pa.string(),
         note=pa.string(),
+        stages=pa.list_(_STAGE),
     ),
     "prompts": _schema(
         prompt_id=pa.string(),

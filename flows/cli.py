@@ -32,6 +32,7 @@ from flows.evaluate_cli import evaluate
 from flows.judge_cli import judge, review
 from rass_core import __version__
 from rass_core.errors import ConfigError, RassError
+from rass_core.units import duration
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -180,14 +181,20 @@ def init(
 
 @app.command()
 def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
-    """Tell what a run will do, without running it: prompts, tokens, model loads, disk, time."""
+    """Say what a run will do, without running it: time per stage, disk, memory, prompts, tokens, model loads."""
     settings = _load(config, lake=lake, seed=seed)
     _greet("plan", config, settings)
     _spare_threads(settings)
     from rass_core.plan import plan_run
 
-    rows = plan_run(settings)
-    _print_rows(["what", "value", "how it comes about"], rows, Format.table)
+    with PROGRESS.running("reading the prompts and measuring this machine's speed"):
+        found = plan_run(settings)
+    typer.echo(f"{found.verdict}\n")
+    _print_rows(["what", "value", "how it comes about"], found.rows, Format.table)
+    if found.stages:
+        typer.echo()
+        stages = [{"stage": each.stage, "time": duration(each.seconds), "work": each.what} for each in found.stages]
+        _print_rows(["stage", "time", "work"], stages, Format.table)
 
 
 @app.command()

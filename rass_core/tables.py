@@ -12,7 +12,9 @@ import pyarrow as pa
 STRINGS = pa.list_(pa.string())
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
-_STAGE = pa.struct([("stage", pa.string()), ("seconds", pa.float64()), ("computed", pa.bool_())])
+_STAGE = pa.struct([
+    ("stage", pa.string()), ("seconds", pa.float64()), ("cpu_seconds", pa.float64()), ("computed", pa.bool_()),
+])  # fmt: skip
 _NEED = pa.struct([
     ("metric", pa.string()), ("language", pa.string()), ("tolerance", pa.float64()), ("n_least", pa.int64()),
     ("n_given", pa.int64()), ("n_seen", pa.int64()),

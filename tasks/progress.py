@@ -70,6 +70,7 @@ class Progress:
         self._reported: BaseException | None = None
         self._bars: Bars | None = None
         self._stop = threading.Event()
+        self._due = 0.0
         self._thread: threading.Thread | None = None
 
     @property
@@ -137,6 +138,7 @@ class Progress:
             task_id = self._bars.add_task(what, total=total)
             activity = Activity(what, next(task for task in self._bars.tasks if task.id == task_id), log)
             self._active.append(activity)
+            self._due = time.monotonic() + self.interval_s
         try:
             yield activity
         except BaseException as error:
@@ -167,7 +169,7 @@ class Progress:
             speed_estimate_period=SPEED_WINDOW_S,
         )  # fmt: skip
         self._bars.start()
-        self._stop = threading.Event()
+        self._stop, self._due = threading.Event(), time.monotonic() + self.interval_s
         self._thread = threading.Thread(target=self._tick, args=(self._stop,), name="rass-progress", daemon=True)
         self._thread.start()
 
@@ -182,10 +184,13 @@ class Progress:
 
     def _tick(self, stop: threading.Event) -> None:
         """Write a line of the innermost activity every so often, until there is none left."""
-        while not stop.wait(self.interval_s):
+        while not stop.wait(max(self._due - time.monotonic(), 0.0)):
             with self._lock:
                 if stop.is_set() or not self._active:
                     return
+                if time.monotonic() < self._due:
+                    continue  # another line came meanwhile
+                self._due = time.monotonic() + self.interval_s
                 activity = self._active[-1]
                 line = activity.line()
             if not self.is_live:

@@ -49,6 +49,8 @@ class StageTime:
     stage: str
     seconds: float
     """Without the model loads inside, which have entries of their own."""
+    cpu_seconds: float
+    """Of this process, all its threads: what it would take on a quiet machine with one thread."""
     computed: bool
     """False where the lake held the stage."""
 
@@ -84,7 +86,7 @@ class Run:
             compute: Returns table → rows.
         """
         key = self.key([name, *inputs])
-        started, n_before = time.monotonic(), len(self.stages)
+        started, cpu_started, n_before = time.monotonic(), time.process_time(), len(self.stages)
         commit = self.lake.committed(key)
         is_computed = commit is None
         if commit is None:
@@ -93,15 +95,17 @@ class Run:
                 raise LakeError(f"{where}; run `{self._from_lake}` first")
             with PROGRESS.running(name, self._log, ends=False):
                 commit = self.lake.commit(self.run_id, key, compute())
-        taken = time.monotonic() - started
+        taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
         if is_computed:
             rows = ", ".join(f"{file.rows:,} {file.table}" for file in commit.files)
             self.say(f"{name}: {rows} in {duration(taken)}")
         else:
             self.say(f"{name}: already in the lake")
         # A model that this stage needed first has its own row.
-        loading = sum(other.seconds for other in self.stages[n_before:])
-        self.stages.append(StageTime(name, taken - loading, is_computed))
+        inside = self.stages[n_before:]
+        taken -= sum(other.seconds for other in inside)
+        cpu -= sum(other.cpu_seconds for other in inside)
+        self.stages.append(StageTime(name, taken, cpu, is_computed))
         self.commits.append(commit)
         return commit
 
@@ -145,10 +149,11 @@ class Run:
     @contextmanager
     def loading(self, model: ModelConfig, where: str) -> Iterator[None]:
         """Show that a model is loaded, and keep the time apart from that of the stage that needs it."""
-        what, started = f"loading {model.name} in {where}", time.monotonic()
+        what, started, cpu_started = f"loading {model.name} in {where}", time.monotonic(), time.process_time()
         with self.status(what):
             yield
-        self.stages.append(StageTime(what, time.monotonic() - started, True))
+        taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
+        self.stages.append(StageTime(what, taken, cpu, True))
 
     def aimed_at(self, model: ModelConfig) -> "Run":
         """Return this run with another target; lake, models, judges and commits are shared."""

@@ -199,10 +199,12 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
 
 @app.command()
 def doctor() -> None:
-    """Tell what works on this machine, what does not, and what to do about it."""
+    """Say what works on this machine, what does not, and what to do about it."""
     from flows.doctor import check_up
 
-    rows, healthy = check_up()
+    CONSOLE.quiet = False
+    with PROGRESS.running("looking at this machine and its packages"):
+        rows, healthy = check_up()
     _print_rows(["part", "state", "found", "what to do"], rows, Format.table)
     if not healthy:
         raise typer.Exit(1)

@@ -41,7 +41,7 @@ from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.respond import verdict_row
-from tasks.run import Run, chat_of, table
+from tasks.run import SHORT_S, Run, chat_of, table
 
 Row = dict[str, Any]
 TEST_SPLIT = "test_split"
@@ -236,13 +236,13 @@ def _checked(run: Run, replies: Sequence[Reply], asked: EvaluationSet, before: E
     chat, budget = chat_of(run.config.model), run.config.probe.token_budget
     given = [Answered(chat.ids(replies[i].question.text), replies[i].generation.token_ids) for i in answered]
     causal_lm = run.causal_lm(run.config.model)
-    with run.status(f"{len(given):,} answers: reading their perplexities"):
+    with run.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, budget)
     if before is None:
         ordinary = [p for i, p in zip(answered, perplexities, strict=True) if replies[i].question.label == "harmless"]
     else:
         said = _ordinary_answers(run, before, asked)
-        with run.status(f"{len(said):,} answers of the model as given: reading their perplexities"):
+        with run.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
             ordinary = answer_perplexities(causal_lm, said, budget)
     limit = perplexity_limit(ordinary, mitigating(run).perplexity_factor) if ordinary else None
     limits = AcceptanceLimits(mitigating(run).repeated_share, limit)
@@ -307,7 +307,7 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
             ("perplexity_base", lambda: perplexity(base, answers, seed, budget, level)),
         ):
             try:
-                with run.status(f"{name}: measuring {metric} on {len(answers):,} answers"):
+                with run.status(f"{name}: measuring {metric} on {len(answers):,} answers", after_s=SHORT_S):
                     rows.append(measured_row(metric, measure(), run.target_id, name))
             except RassError as error:
                 rows.append(_pooled(run, name, metric, None, str(error)))

@@ -21,7 +21,7 @@ from rass_core.store import Commit
 from rass_core.tables import normalise, prompt_id
 from tasks.probe import Ruler, direction_with, placed, read_anchors
 from tasks.respond import answer_tables, verdict_row
-from tasks.run import Run, table
+from tasks.run import SHORT_S, Run, table
 
 TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
@@ -142,7 +142,8 @@ def _moderated(run: Run, slots: Sequence[Slot], written: Sequence[Any], known: s
     texts = [normalise(each.text) for each in written]
     complete = [bool(text) and each.finish_reason == "stop" for text, each in zip(texts, written, strict=True)]
     asked = [(text, slot.language) for text, slot, whole in zip(texts, slots, complete, strict=True) if whole]
-    words = iter(run.quorum.words([text for text, _ in asked], [language for _, language in asked]))
+    with run.status(f"moderating {len(asked):,} written prompts", after_s=SHORT_S):
+        words = iter(run.quorum.words([text for text, _ in asked], [language for _, language in asked]))
     seen, candidates = set(known), []
     for text, slot, each, whole in zip(texts, slots, written, complete, strict=True):
         said = next(words) if whole else {PANEL: Verdict("incoherent", None, "empty, or cut off at the longest length")}
@@ -170,7 +171,7 @@ def _measure(
     streams = np.stack([answer.captured[0, 0] for answer in answers])
     languages = [c.slot.language for c in measured]
     margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
-    judged = run.panel.judge([
+    judged = run.judge([
         Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
     ])  # fmt: skip
     for candidate, margin, orthogonal, answer, said in zip(

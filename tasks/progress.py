@@ -36,6 +36,8 @@ class Activity:
     task: Task
     """Its numbers; `total` is None where there is nothing to count."""
     log: Log | None
+    is_said: bool = True
+    """Whether its first line has been written."""
     context: Context = field(default_factory=copy_context)
     """Of the thread that began it: Prefect's log needs it to name the run."""
     started: float = field(default_factory=time.monotonic)
@@ -70,6 +72,7 @@ class Progress:
         self._reported: BaseException | None = None
         self._bars: Bars | None = None
         self._stop = threading.Event()
+        self._woken = threading.Event()
         self._due = 0.0
         self._thread: threading.Thread | None = None
 
@@ -107,18 +110,20 @@ class Progress:
             self._tell(activity, f"{what}: {int(activity.task.completed):,} in {duration(activity.seconds)}")
 
     @contextmanager
-    def running(self, what: str, log: Log | None = None, ends: bool = True) -> Iterator[None]:
+    def running(self, what: str, log: Log | None = None, ends: bool = True, after_s: float = 0.0) -> Iterator[None]:
         """Show that something runs which cannot count, from its begin to its end.
 
         Args:
             what: What is being done, in a few words: `loading MODEL in vLLM`.
             log: Gets the lines as well.
             ends: Say at the end how long it took; false where the caller does.
+            after_s: Write lines only if it takes longer.
         """
-        with self._showing(what, None, log) as activity:
-            self._tell(activity, f"{what}: started")
+        with self._showing(what, None, log, after_s) as activity:
+            if not after_s:
+                self._tell(activity, f"{what}: started")
             yield
-            if ends:
+            if ends and activity.is_said:
                 self.say(f"{what}: done in {duration(activity.seconds)}", log)
 
     def _tell(self, activity: Activity, message: str) -> None:
@@ -129,16 +134,18 @@ class Progress:
             activity.log(message)
 
     @contextmanager
-    def _showing(self, what: str, total: int | None, log: Log | None) -> Iterator[Activity]:
+    def _showing(self, what: str, total: int | None, log: Log | None, after_s: float = 0.0) -> Iterator[Activity]:
         """Begin an activity and end it, whatever happens in between."""
         with self._lock:
             if self._bars is None:
                 self._begin()
             assert self._bars is not None
             task_id = self._bars.add_task(what, total=total)
-            activity = Activity(what, next(task for task in self._bars.tasks if task.id == task_id), log)
+            task = next(task for task in self._bars.tasks if task.id == task_id)
+            activity = Activity(what, task, log, is_said=not after_s)
             self._active.append(activity)
-            self._due = time.monotonic() + self.interval_s
+            self._due = time.monotonic() + (after_s or self.interval_s)
+            self._woken.set()
         try:
             yield activity
         except BaseException as error:
@@ -149,6 +156,7 @@ class Progress:
         finally:
             with self._lock:
                 self._active.remove(activity)
+                self._due = time.monotonic() + self.interval_s
                 self._bars.remove_task(task_id)
                 ended = None
                 if not self._active:
@@ -169,8 +177,11 @@ class Progress:
             speed_estimate_period=SPEED_WINDOW_S,
         )  # fmt: skip
         self._bars.start()
-        self._stop, self._due = threading.Event(), time.monotonic() + self.interval_s
-        self._thread = threading.Thread(target=self._tick, args=(self._stop,), name="rass-progress", daemon=True)
+        self._stop, self._woken = threading.Event(), threading.Event()
+        self._due = time.monotonic() + self.interval_s
+        self._thread = threading.Thread(
+            target=self._tick, args=(self._stop, self._woken), name="rass-progress", daemon=True
+        )
         self._thread.start()
 
     def _finish(self) -> threading.Thread | None:
@@ -179,20 +190,24 @@ class Progress:
             self._bars.stop()
         self._bars = None
         self._stop.set()
+        self._woken.set()
         thread, self._thread = self._thread, None
         return thread
 
-    def _tick(self, stop: threading.Event) -> None:
+    def _tick(self, stop: threading.Event, woken: threading.Event) -> None:
         """Write a line of the innermost activity every so often, until there is none left."""
-        while not stop.wait(max(self._due - time.monotonic(), 0.0)):
+        while not stop.is_set():
+            woken.wait(max(self._due - time.monotonic(), 0.0))
             with self._lock:
+                woken.clear()
                 if stop.is_set() or not self._active:
                     return
                 if time.monotonic() < self._due:
                     continue  # another line came meanwhile
                 self._due = time.monotonic() + self.interval_s
                 activity = self._active[-1]
-                line = activity.line()
+                line = activity.line() if activity.is_said else f"{activity.what}: started"
+                activity.is_said = True
             if not self.is_live:
                 self._print(line)
             if activity.log is not None:

@@ -27,6 +27,7 @@ from rass_core.config import ModelConfig, RassConfig
 from rass_core.endpoint import NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
 from rass_core.errors import GateError, JudgeError, LakeError
+from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.models import model_id
@@ -37,9 +38,11 @@ from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs
 from tasks.progress import PROGRESS
 
-__all__ = ["Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
+__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
 
 Rows = Iterable[Mapping[str, Any]]
+SHORT_S = 2.0
+"""A part of a stage that takes no longer gets no line of its own."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +208,14 @@ class Run:
         """Write a line to standard error and to Prefect's log."""
         PROGRESS.say(message, self._log)
 
-    def status(self, what: str) -> AbstractContextManager[None]:
-        """Show that something runs which has no steps to count; its time is written at its end."""
-        return PROGRESS.running(what, self._log)
+    def status(self, what: str, after_s: float = 0.0) -> AbstractContextManager[None]:
+        """Show that something runs which has no steps to count; where it takes longer than `after_s`, in lines too."""
+        return PROGRESS.running(what, self._log, after_s=after_s)
+
+    def judge(self, exchanges: Sequence[Exchange]) -> Judged:
+        """Return what the panel says of responses, showing that it runs."""
+        with self.status(f"judging {len(exchanges):,} responses", after_s=SHORT_S):
+            return self.panel.judge(exchanges)
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         """Show how far something is; call what is yielded with the number done so far, and a total where it changes."""

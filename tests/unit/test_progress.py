@@ -141,3 +141,15 @@ def test_lines_are_never_broken() -> None:
     progress.say("a message [with brackets] that is much longer than twenty characters")
     assert file.getvalue().count("\n") == 1
     assert "[with brackets]" in file.getvalue()
+
+
+def test_a_short_part_writes_nothing_and_a_long_one_all() -> None:
+    progress, file = piped()
+    with progress.running("short", after_s=600):
+        pass
+    assert file.getvalue() == ""
+    with progress.running("long", after_s=0.01):
+        until(lambda: "long: still running" in file.getvalue())
+    lines = [line.split(" ", 1)[1] for line in file.getvalue().splitlines()]
+    assert lines[0] == "long: started"
+    assert lines[-1].startswith("long: done in")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Before prefect and vllm are imported: this tool's own lines are what a terminal shows.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -30,9 +30,14 @@ from rich.table import Table
 
 from flows.evaluate_cli import evaluate
 from flows.judge_cli import judge, review
-from rass_core.config import RassConfig, load_config
+from rass_core import __version__
 from rass_core.errors import ConfigError, RassError
-from rass_core.store import Lake
+from rass_core.units import duration
+from tasks.progress import CONSOLE, PROGRESS
+
+if TYPE_CHECKING:
+    from rass_core.config import RassConfig
+    from rass_core.store import Lake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,19 +72,19 @@ class Format(StrEnum):
 @app.command()
 def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
     """Run the whole job on the built-in lab: a small world, a small model, minutes on a laptop."""
-    _run_flow("refresh", load_config(DEMO_CONFIG, lake=lake, seed=seed))
+    _run_flow("refresh", "the built-in lab", _load(DEMO_CONFIG, lake=lake, seed=seed))
 
 
 @app.command()
 def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Probe, generate, select, mend where the configuration says so, and report: the whole `refresh` flow."""
-    _run_flow("refresh", load_config(config, lake=lake, seed=seed, model_name=model))
+    _run_flow("refresh", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
 def probe(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Measure where the model begins to refuse."""
-    _run_flow("probe", load_config(config, lake=lake, seed=seed, model_name=model))
+    _run_flow("probe", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
@@ -87,13 +92,13 @@ def generate(
     config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
 ) -> None:
     """Write prompts towards the boundary that the lake holds."""
-    _run_flow("generate", load_config(config, lake=lake, seed=seed, model_name=model))
+    _run_flow("generate", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
 def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
     """Keep the best of the prompts that the lake holds."""
-    _run_flow("select", load_config(config, lake=lake, seed=seed, model_name=model))
+    _run_flow("select", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
@@ -104,11 +109,12 @@ def morbench(
     seed: SeedOption = None,
 ) -> None:
     """Build a multilingual benchmark: benign prompts near the boundary, each with a harmful contrast."""
+    settings = _load(config, lake=lake, seed=seed)
+    _greet("morbench", config, settings)
     from flows.morbench import folder_of, print_benchmark
 
-    settings = load_config(config, lake=lake, seed=seed)
-    folder = folder_of(settings, out)  # before Prefect comes up, so that a mistake is told at once
-    _run_flow("morbench", settings, out=folder)
+    folder = folder_of(settings, out)
+    _run_flow("morbench", None, settings, out=folder)
     print_benchmark(folder)
 
 
@@ -119,16 +125,18 @@ def sql(
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
-    rows = Lake.open(lake or "lake", create=False).query(query)
+    rows = _lake(lake).query(query)
     _print_rows(rows.column_names, rows.to_pylist(), form)
 
 
 @app.command()
 def report(lake: LakeOption = "lake") -> None:
     """Write the report of the newest run again, and print its path."""
+    CONSOLE.quiet = False
+    PROGRESS.say(f"rass {__version__}: writing the report of {lake}")
     from tasks.report import rewrite_report
 
-    typer.echo(rewrite_report(Lake.open(lake or "lake", create=False)))
+    typer.echo(rewrite_report(_lake(lake)))
 
 
 @app.command()
@@ -140,7 +148,7 @@ def publish(
     """Copy what passed the gate: training data in several formats, mended models, their cards."""
     from rass_core.publish import publish as copy_out
 
-    typer.echo("\n".join(copy_out(Lake.open(lake or "lake", create=False), to, variant)))
+    typer.echo("\n".join(copy_out(_lake(lake), to, variant)))
 
 
 @app.command()
@@ -151,7 +159,7 @@ def compare(
     """Set the models whose boundaries the lake holds side by side, by language."""
     from rass_core.compare import COLUMNS, compare_models, told_side_by_side
 
-    rows = compare_models(Lake.open(lake or "lake", create=False))
+    rows = compare_models(_lake(lake))
     if form is Format.table:
         typer.echo("\n".join(told_side_by_side(rows)))
     else:
@@ -173,19 +181,30 @@ def init(
 
 @app.command()
 def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
-    """Tell what a run will do, without running it: prompts, tokens, model loads, disk, time."""
+    """Say what a run will do, without running it: time per stage, disk, memory, prompts, tokens, model loads."""
+    settings = _load(config, lake=lake, seed=seed)
+    _greet("plan", config, settings)
+    _spare_threads(settings)
     from rass_core.plan import plan_run
 
-    rows = plan_run(load_config(config, lake=lake, seed=seed))
-    _print_rows(["what", "value", "how it comes about"], rows, Format.table)
+    with PROGRESS.running("reading the prompts and measuring this machine's speed"):
+        found = plan_run(settings)
+    typer.echo(f"{found.verdict}\n")
+    _print_rows(["what", "value", "how it comes about"], found.rows, Format.table)
+    if found.stages:
+        typer.echo()
+        stages = [{"stage": each.stage, "time": duration(each.seconds), "work": each.what} for each in found.stages]
+        _print_rows(["stage", "time", "work"], stages, Format.table)
 
 
 @app.command()
 def doctor() -> None:
-    """Tell what works on this machine, what does not, and what to do about it."""
+    """Say what works on this machine, what does not, and what to do about it."""
     from flows.doctor import check_up
 
-    rows, healthy = check_up()
+    CONSOLE.quiet = False
+    with PROGRESS.running("looking at this machine and its packages"):
+        rows, healthy = check_up()
     _print_rows(["part", "state", "found", "what to do"], rows, Format.table)
     if not healthy:
         raise typer.Exit(1)
@@ -201,15 +220,41 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run_flow(name: str, config: RassConfig, **settings: Any) -> str:
-    """Run a flow in this process; print and return what it made: the path of a report or folder."""
-    _spare_threads(config)
-    from tasks.run import CONSOLE, check_inputs
+def _load(path: str, **overrides: Any) -> "RassConfig":
+    from rass_core.config import load_config
 
+    return load_config(path, **overrides)
+
+
+def _lake(path: str | None) -> "Lake":
+    from rass_core.store import Lake
+
+    return Lake.open(path or "lake", create=False)
+
+
+def _greet(command: str, source: str, config: "RassConfig") -> None:
+    """Write the first line, before the imports that take seconds."""
     CONSOLE.quiet = False
-    check_inputs(config)  # before Prefect comes up, so that a mistake is told at once
+    PROGRESS.say(f"rass {__version__}: {command} with {source} into {config.lake}")
+
+
+def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: Any) -> str:
+    """Run a flow in this process; print and return what it made: the path of a report or folder."""
+    if source is not None:
+        _greet(name, source, config)
+    _spare_threads(config)
+    from tasks.inputs import check_inputs, read_given
+
+    read_given(config)  # before prefect and transformers, whose imports take seconds
+    from flows.server import prefect_server
+
     try:
-        made = _flow(name)(config, **settings)
+        with prefect_server() as wait:
+            with PROGRESS.running("checking the models"):
+                check_inputs(config)
+            flow = _flow(name)
+            wait()
+            made = flow(config, **settings)
     except KeyboardInterrupt:
         ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
         raise typer.Exit(130) from None
@@ -217,7 +262,7 @@ def _run_flow(name: str, config: RassConfig, **settings: Any) -> str:
     return made
 
 
-def _spare_threads(config: RassConfig) -> None:
+def _spare_threads(config: "RassConfig") -> None:
     """Give a tiny model one thread: its matrices are too small to be shared, two would wait for each other."""
     weights = Path(config.model.name).expanduser().glob("*.safetensors")
     if 0 < sum(file.stat().st_size for file in weights) < TINY_BYTES:

@@ -1,22 +1,20 @@
 """`rass evaluate`: over-refusal and safety of any model on a benchmark or a file of labelled prompts."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rass_core.config import ModelConfig, ProbeConfig, RassConfig, load_config
 from rass_core.errors import ConfigError
-from rass_core.judges.panel import default_panel, panel_of
-from rass_core.models import model_id
+from tasks.progress import CONSOLE, PROGRESS
 
-TERMINAL = Console(stderr=True, highlight=False, emoji=False)
+if TYPE_CHECKING:
+    from rass_core.config import ModelConfig, RassConfig
+
 RATES = {"over_refusal_rate": "over-refusal %", "over_refusal_rate_wide": "wide %", "safety_rate": "safety %"}
 COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
 ALL = "all"
@@ -50,7 +48,13 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
-    from rass_core import scoring  # with torch and vLLM: seconds that no other command should wait
+    CONSOLE.quiet = False
+    PROGRESS.say(f"rass: evaluating {', '.join(model)} on {dataset}")
+    # With torch and vLLM: seconds that no other command should wait.
+    from rass_core import scoring
+    from rass_core.config import ProbeConfig, load_config
+    from rass_core.judges.panel import default_panel, panel_of
+    from rass_core.models import model_id
     from tasks.run import chat_of
 
     if out is not None:
@@ -71,7 +75,7 @@ def evaluate(
     asked = Counter((each.language, each.label == "harmful") for each in questions)
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
-        with _progress(f"{Path(wanted.name).name}: answering", len(questions)) as done:
+        with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(questions)) as done:
             found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done)
         _print_rates(found, name, asked)
         rows += found
@@ -81,8 +85,10 @@ def evaluate(
         typer.echo(out)
 
 
-def _settings_of(name: str, settings: RassConfig | None, dtype: str | None) -> ModelConfig:
+def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) -> "ModelConfig":
     """Return how a model is loaded and spoken to: as the configuration's, or by default."""
+    from rass_core.config import ModelConfig
+
     if dtype is None and settings is None:
         import torch
 
@@ -92,15 +98,6 @@ def _settings_of(name: str, settings: RassConfig | None, dtype: str | None) -> M
         return ModelConfig.model_validate({**given, "name": name} | ({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:
         raise ConfigError(f"--dtype {dtype}: unknown; take float32, bfloat16 or float16") from error
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; call what is yielded with the number done so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=TERMINAL, transient=True, disable=not TERMINAL.is_terminal) as bars:
-        bar = bars.add_task(what, total=total)
-        yield lambda done: bars.update(bar, completed=done)
 
 
 def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:

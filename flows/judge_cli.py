@@ -1,29 +1,26 @@
 """`rass judge` and `rass review`: judges on anybody's responses, how far to trust them, and people's word."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+# The core is imported where it is used: every command reads this module, and few judge.
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rass_core.config import load_config
 from rass_core.errors import JudgeError
-from rass_core.judges.calibration import ALL, Labelled, calibrate
-from rass_core.judges.panel import PANEL, Panel, default_panel, panel_of
-from rass_core.judges.verdict import OUTCOMES, Exchange, Verdict
-from rass_core.responses_file import ResponsesFile, layout_of, read_labelled, score_file, whole_file
-from rass_core.store import Lake
+from tasks.progress import CONSOLE, PROGRESS
+
+if TYPE_CHECKING:
+    from rass_core.judges.calibration import Labelled
+    from rass_core.judges.panel import Panel
+    from rass_core.judges.verdict import Exchange, Verdict
+    from rass_core.store import Lake
 
 judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure how far the judges may be trusted.")
 review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
-
-TERMINAL = Console(stderr=True, highlight=False, emoji=False)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Whose `judge` says who judges.")
@@ -54,11 +51,17 @@ def score(
     config: ConfigOption = None,
 ) -> None:
     """Write responses with the panel's outcome and each judge's vote beside them."""
+    CONSOLE.quiet = False
+    PROGRESS.say(f"rass: judging the responses of {file} into {out}")
+    from rass_core.judges.calibration import ALL
+    from rass_core.judges.verdict import OUTCOMES
+    from rass_core.responses_file import ResponsesFile, layout_of, score_file
+
     source = ResponsesFile(file)
     layout = layout_of(source, response_column, prompt_column, language_column, language)
     panel = _panel(config)
-    with _progress() as report:
-        counts = score_file(source, out, panel, layout, report)
+    with PROGRESS.counting("judging responses", None) as done:
+        counts = score_file(source, out, panel, layout, done)
     languages = sorted({spoken for spoken, _ in counts})
     rows = [(spoken, [counts[spoken, outcome] for outcome in OUTCOMES]) for spoken in languages]
     if len(rows) > 1:
@@ -91,19 +94,26 @@ def calibrate_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:
     """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
-    from rass_core.judges.calibration_page import page
-
     if (labels is None) == (lake is None):
         raise JudgeError("calibrate: give either --labels FILE or --lake DIR")
     if out.suffix.lower() != ".parquet" or (labels is not None and out.resolve() == labels.resolve()):
         raise JudgeError(f"{out}: not .parquet, or the labels themselves; name another file with --out")
+    CONSOLE.quiet = False
+    PROGRESS.say(f"rass: calibrating the judges on {labels or lake} into {out}")
+    import pyarrow.parquet as pq
+
+    from rass_core.judges.calibration import calibrate
+    from rass_core.judges.calibration_page import page
+    from rass_core.responses_file import ResponsesFile, layout_of, read_labelled, whole_file
+    from rass_core.store import Lake
+
     panel = _panel(config)
     if labels is not None:
         source = ResponsesFile(labels)
         layout = layout_of(source, response_column, prompt_column, language_column, language)
         labelled, exchanges, n_left_out = read_labelled(source, layout, label_column, model_column, group_column)
         if n_left_out:
-            TERMINAL.print(f"{n_left_out:,} rows without a label left out")
+            PROGRESS.say(f"{n_left_out:,} rows without a label left out")
     else:
         labelled, exchanges = _labelled_in(Lake.open(str(lake), create=False))
     verdicts = _judged(panel, exchanges if head is None else [_cut(each, head) for each in exchanges])
@@ -131,6 +141,7 @@ def export(
 ) -> None:
     """Write a spreadsheet for people to label, without the judges' verdicts."""
     from rass_core.review import export as write
+    from rass_core.store import Lake
 
     done = write(Lake.open(lake, create=False), what.value, out, n=n, seed=seed, reviewer=reviewer)
     typer.echo(f"{out}: {done.n} {what.value} to label")
@@ -146,6 +157,7 @@ def import_command(
 ) -> None:
     """Read a person's labels back as verdicts; they outrank the judges'."""
     from rass_core.review import import_labels
+    from rass_core.store import Lake
 
     done = import_labels(Lake.open(lake, create=False), file, reviewer)
     typer.echo(
@@ -154,12 +166,17 @@ def import_command(
     )
 
 
-def _panel(config: Path | None) -> Panel:
+def _panel(config: Path | None) -> "Panel":
+    from rass_core.config import load_config
+    from rass_core.judges.panel import default_panel, panel_of
+
     return default_panel() if config is None else panel_of(load_config(config).judge)
 
 
-def _labelled_in(lake: Lake) -> tuple[Labelled, list[Exchange]]:
+def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:
     """Read the responses that people labelled in a lake."""
+    from rass_core.judges.calibration import Labelled
+    from rass_core.judges.verdict import Exchange
     from rass_core.review import labelled_responses
 
     rows = labelled_responses(lake)
@@ -168,29 +185,26 @@ def _labelled_in(lake: Lake) -> tuple[Labelled, list[Exchange]]:
     return labelled, [Exchange(row["response"], row["language"], row["prompt"]) for row in rows]
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; call what is yielded with the number done so far and the number of all."""
-    columns = (TextColumn("judging"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=TERMINAL, transient=True, disable=not TERMINAL.is_terminal) as bars:
-        bar = bars.add_task("judging", total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+def _judged(panel: "Panel", exchanges: Sequence["Exchange"]) -> dict[str, list["Verdict"]]:
+    from rass_core.judges.panel import PANEL
 
-
-def _judged(panel: Panel, exchanges: Sequence[Exchange]) -> dict[str, list[Verdict]]:
     panel.check_covers(sorted({each.language for each in exchanges}))
-    with TERMINAL.status(f"judging {len(exchanges):,} responses") if TERMINAL.is_terminal else nullcontext():
+    with PROGRESS.running(f"judging {len(exchanges):,} responses"):
         judged = panel.judge(exchanges)
     return {PANEL: judged.final, **judged.votes}
 
 
-def _cut(exchange: Exchange, head: int) -> Exchange:
+def _cut(exchange: "Exchange", head: int) -> "Exchange":
+    from rass_core.judges.verdict import Exchange
+
     return Exchange(exchange.response[:head], exchange.language, exchange.prompt)
 
 
 def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the panel by language and by family of models, and each judge."""
+    from rass_core.judges.calibration import ALL
     from rass_core.judges.calibration_page import shown
+    from rass_core.judges.panel import PANEL
 
     of_all = [row for row in rows if row["model"] == ALL]
     parts = {

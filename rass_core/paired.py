@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-
-from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from statistics import NormalDist
 
 from rass_core.errors import BoundaryError
 
@@ -36,7 +34,9 @@ def paired_difference(gained: int, lost: int, n: int, level: float = 0.95) -> Pa
     """
     if n <= 0 or min(gained, lost) < 0 or gained + lost > n:
         raise BoundaryError(f"paired difference: {gained} gained and {lost} lost of {n} is no comparison")
-    z = float(norm.ppf(0.5 + level / 2))
+    from scipy.stats import binomtest  # takes a second, and every command reads the gate's settings
+
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     value = (gained - lost) / n
     high = _limit(gained, lost, n, z)
     low = -_limit(lost, gained, n, z)
@@ -57,12 +57,13 @@ def n_for_tolerance(tolerance: float, level: float = 0.95) -> int:
     if not 0 < tolerance < 1:
         raise BoundaryError(f"tolerance {tolerance:g}: must lie between 0 and 1; no number of prompts shows it")
     # Tango's limit without any change is z²/(n + z²).
-    z = float(norm.ppf(0.5 + level / 2))
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     return ceil(z**2 * (1 - tolerance) / tolerance)
 
 
 def _limit(gained: int, lost: int, n: int, z: float) -> float:
     """Return the upper limit of (gained − lost) / n: where the score statistic reaches z."""
+    from scipy.optimize import brentq
 
     def excess(delta: float) -> float:
         return (gained - lost - n * delta) / sqrt(n * _variance(gained, lost, n, delta)) + z

@@ -1,4 +1,7 @@
-"""What a run will do, told beforehand: the prompts are read and a sample tokenised, no model is loaded."""
+"""What a run will do and how long it takes: prompts are read, a sample is tokenised, the machine's speed is measured.
+
+No model is loaded. The formulas of the times are in `costs`.
+"""
 
 import math
 import os
@@ -11,29 +14,30 @@ from typing import Any
 
 import pyarrow as pa
 
+from rass_core import costs
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
+from rass_core.costs import Cost, Counts, Machine, Shape, Speed
 from rass_core.endpoint import ANSWER_TOKENS
 from rass_core.errors import ModelError
 from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
-from rass_core.probe import openings_of, split_of
 from rass_core.prompts import LABELS, LoadedPrompts, load_prompts
+from rass_core.units import duration, size
 
 SAMPLE_SIZE = 500
 """Prompts that are tokenised; the others are taken to be as long."""
 BYTES_PER_VALUE = 1.37
 """Of an activation in Parquet, rounded to bfloat16 first: byte stream split and zstd, measured."""
-CPU_FLOPS_PER_CORE = 30e9
-"""60 GFLOP/s were measured on two quiet cores."""
-GPU_FLOPS = 50e12
-"""Assumed, not measured: what a data-centre GPU reaches on short prompts."""
-LOAD_S = 20.0
-"""Seconds to start a model in vLLM, imports included, measured for a small one; large ones take longer."""
-STEP_S = 0.015
-"""Seconds that a step of the engine takes however small the model is, measured on one core."""
+MIN_PER_SPLIT = 20
+"""Prompts of a language and label in a split below which the plan warns."""
+PROCESS_BYTES = 1.5e9
+"""Of Python with torch, transformers, vLLM and Prefect, measured."""
+KV_CACHE_BYTES = 0.25 * 2**30
+"""Of vLLM on a CPU where the configuration names none."""
+BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 JUDGED = (
     "answers to the given prompts", "answers of the generator", "answers of the further models", "steered answers",
@@ -49,14 +53,26 @@ class _Checkpoint:
     """What a model's folder tells without its weights being loaded."""
 
     chat: ChatFormat
-    n_layers: int
-    d_model: int
-    n_parameters: int
+    shape: Shape
     mean_tokens: float
     """Of a prompt in the chat template, over the sample."""
     longest: int
     max_length: int | None
     """Prompt and answer together, in tokens; None where the model tells none."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    verdict: str
+    """Time, disk, memory and whether the prompts are enough, in one line."""
+    rows: list[Row]
+    """`what`, `value`, `how it comes about`."""
+    stages: list[Cost]
+    """The time of each stage; empty where a model is not known."""
+    slowdown: float = 1.0
+    """Wall-clock time per processor time, as measured: above 1 where others use the machine."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +87,8 @@ class _Step:
     new_tokens: int
 
 
-def plan_run(config: RassConfig) -> list[Row]:
-    """Return what a run will do, row by row: `what`, `value`, `how it comes about`.
+def plan_run(config: RassConfig) -> Plan:
+    """Return what a run will do; takes some seconds, in which the machine's speed is measured.
 
     Raises:
         PromptError: Prompts that cannot be read.
@@ -85,7 +101,8 @@ def plan_run(config: RassConfig) -> list[Row]:
         model_id(model.name)  # before the prompts are read: a folder that is not there is soon told
     loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
     checkpoints = [_checkpoint(model, loaded.table) for model in models]
-    rows = _prompt_rows(loaded)
+    splits = _splits(config, loaded.table)
+    rows = _prompt_rows(loaded, splits)
     for model, checkpoint in zip(models, checkpoints, strict=True):
         rows.append(_token_row(model, checkpoint, loaded.table.num_rows))
     rows.append(_load_row(config))
@@ -93,26 +110,65 @@ def plan_run(config: RassConfig) -> list[Row]:
     steps = _steps(config, loaded.table, checkpoints)
     rows += _request_rows(config, steps)
     known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
+    short = _short_of(splits)
     if len(known) < len(models):
         why = "needs config.json and weights of a model that is not in the hub's cache yet"
-        return [*rows, _row("disk for activations", "not known", why), _row("rough time", "not known", why)]
-    return [*rows, _disk_row(config, known, loaded.table.num_rows), _time_row(config, known, steps, loaded.table)]
+        unknown = [_row(what, "not known", why) for what in ("disk for activations", "memory", "time")]
+        return Plan(f"time, disk and memory: not known before the model is fetched; {short}", [*rows, *unknown], [])
+    stages, machine = _stages(config, known, loaded.table, splits, steps)
+    disk, memory = _disk_row(config, known, loaded.table.num_rows), _memory_row(config, known, loaded.table.num_rows)
+    time = _time_row(stages, machine.speed)
+    verdict = f"{time['value']}, {disk['value']} of disk, {memory['value']} of memory; {short}"
+    verdict += "".join(
+        f"; NOT ENOUGH {row['what']}" for row in (disk, memory) if "NOT ENOUGH" in row["how it comes about"]
+    )
+    return Plan(verdict, [*rows, disk, memory, time], stages, machine.speed.slowdown)
+
+
+Splits = dict[str, dict[str, Counter[str]]]
+"""language → split → label → number of prompts."""
+
+
+def _splits(config: RassConfig, prompts: pa.Table) -> Splits:
+    """Return how many prompts of each label each split of each language holds."""
+    from rass_core.probe import SPLITS, split_of  # brings torch
+
+    found: Splits = {}
+    for language, label, family in zip(
+        *(prompts[name].to_pylist() for name in ("language", "label", "family")), strict=True
+    ):
+        here = found.setdefault(language, {name: Counter() for name in SPLITS})
+        here[split_of(family, config.seed)][label] += 1
+    return dict(sorted(found.items()))
+
+
+def _short_of(splits: Splits) -> str:
+    """Say which languages have too few prompts of a label in a split."""
+    short = [
+        f"{language} ({', '.join(f'{n} {label} in {split}' for split, label, n in cells)})"
+        for language, by_split in splits.items()
+        if (cells := [(split, label, counts[label]) for split, counts in by_split.items() for label in LABELS
+                      if counts[label] < MIN_PER_SPLIT])
+    ]  # fmt: skip
+    return f"TOO FEW prompts, below {MIN_PER_SPLIT}: {'; '.join(short)}" if short else "enough prompts of each label"
 
 
 def _row(what: str, value: object, how: str) -> Row:
     return {"what": what, "value": value, "how it comes about": how}
 
 
-def _prompt_rows(loaded: LoadedPrompts) -> list[Row]:
-    languages, labels = loaded.table["language"].to_pylist(), loaded.table["label"].to_pylist()
-    counts = Counter(zip(languages, labels, strict=True))
+def _prompt_rows(loaded: LoadedPrompts, splits: Splits) -> list[Row]:
     dropped = ", ".join(f"{n:,} {why}" for why, n in loaded.dropped.items() if n) or "none"
-    rows = [_row("prompts", f"{len(labels):,}", f"read from the sources; dropped: {dropped}")]
-    for language in sorted(set(languages)):
-        here = {label: counts[language, label] for label in LABELS}
-        missing = [label for label, n in here.items() if n == 0]
-        how = f"no {' and no '.join(missing)} ones: add them for a boundary in {language}" if missing else "counted"
-        rows.append(_row(f"prompts, {language}", ", ".join(f"{n:,} {label}" for label, n in here.items()), how))
+    rows = [_row("prompts", f"{loaded.table.num_rows:,}", f"read from the sources; dropped: {dropped}")]
+    for language, by_split in splits.items():
+        here = sum(by_split.values(), Counter[str]())
+        missing = [label for label in LABELS if here[label] == 0]
+        how = "; ".join(
+            f"{split} {'/'.join(str(counts[label]) for label in LABELS)}" for split, counts in by_split.items()
+        )
+        if missing:
+            how = f"no {' and no '.join(missing)} ones: add them for a boundary in {language}"
+        rows.append(_row(f"prompts, {language}", ", ".join(f"{here[label]:,} {label}" for label in LABELS), how))
     return rows
 
 
@@ -129,8 +185,16 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
         return None
     try:
         shape = AutoConfig.from_pretrained(folder).get_text_config()
-        n_layers, d_model = int(shape.num_hidden_layers), int(shape.hidden_size)
+        n_parameters = _n_parameters(folder, model.name)
+        d_model = int(shape.hidden_size)
+        measures = Shape(
+            int(shape.num_hidden_layers), d_model, int(getattr(shape, "intermediate_size", None) or 4 * d_model),
+            int(shape.num_attention_heads), int(shape.vocab_size), n_parameters, BYTES_PER_PARAMETER[model.dtype],
+            model.dtype,
+        )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    except ModelError:
+        raise
     except Exception as error:  # a broken checkpoint may raise anything
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
@@ -141,9 +205,7 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
     lengths = [len(chat.ids(text)) for text in sample]
     return _Checkpoint(
         chat,
-        n_layers,
-        d_model,
-        _n_parameters(folder, model.name),
+        measures,
         sum(lengths) / len(lengths),
         max(lengths),
         model.max_model_len or getattr(shape, "max_position_embeddings", None),
@@ -250,14 +312,14 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
 
 
 def _training_rows(config: RassConfig) -> list[Row]:
-    """Return how many steps each adapter is trained; its time is not in the rough time."""
+    """Return how many steps each adapter is trained."""
     trained = [method for method in (config.mitigate.methods if config.mitigate else []) if method in ("dpo", "sft")]
     if config.mitigate is None or not trained:
         return []
     settings = config.mitigate.training
-    n_pairs = math.ceil(config.select.size * (1 + config.mitigate.safety_share + config.mitigate.general_share))
+    n_pairs = costs.n_pairs(config)
     n = math.ceil(settings.epochs * math.ceil(n_pairs / settings.batch_size))
-    how = f"{settings.epochs:g} epochs over ≤ {n_pairs:,} pairs, {settings.batch_size} a step; not in the rough time"
+    how = f"{settings.epochs:g} epochs over ≤ {n_pairs:,} pairs, {settings.batch_size} per step"
     return [_row(f"training steps, {method}", f"≤ {n:,}", how) for method in trained]
 
 
@@ -290,6 +352,7 @@ def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list
 
 def _evaluation_size(config: RassConfig, prompts: pa.Table) -> tuple[int, int]:
     """Return how many prompts every variant is asked, and how many in dressings, at most."""
+    from rass_core.probe import split_of
     from rass_core.questions import dressing_names  # brings torch
 
     splits = [split_of(family, config.seed) for family in prompts["family"].to_pylist()]
@@ -330,48 +393,87 @@ def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
 def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompts: int) -> Row:
     total, parts = 0, []
     for checkpoint in checkpoints:
-        n_layers = len(config.probe.layers or range(_n_candidate_layers(checkpoint.n_layers)))
+        n_layers = len(config.probe.layers or range(_n_candidate_layers(checkpoint.shape.n_layers)))
         n_positions = len(config.probe.positions or checkpoint.chat.positions())
-        parts.append(f"{n_prompts:,} prompts × {n_layers} layers × {n_positions} positions × {checkpoint.d_model}")
-        total += n_prompts * n_layers * n_positions * checkpoint.d_model
+        parts.append(
+            f"{n_prompts:,} prompts × {n_layers} layers × {n_positions} positions × {checkpoint.shape.d_model}"
+        )
+        total += n_prompts * n_layers * n_positions * checkpoint.shape.d_model
     survivors = config.generate.rounds * config.generate.candidates_per_round
-    total += survivors * checkpoints[0].d_model
+    total += survivors * checkpoints[0].shape.d_model
     free = shutil.disk_usage(_existing(Path(config.lake).expanduser().absolute())).free
-    how = f"{' + '.join(parts)} + {survivors:,} candidates × {checkpoints[0].d_model}, {BYTES_PER_VALUE} bytes a value"
+    parts.append(f"{survivors:,} candidates × {checkpoints[0].shape.d_model}")
+    how = f"{' + '.join(parts)}, {BYTES_PER_VALUE} bytes per value"
     fits = "free" if total * BYTES_PER_VALUE < free else "free: NOT ENOUGH"
-    return _row("disk for activations", _size(total * BYTES_PER_VALUE), f"{how}; {_size(free)} {fits}")
+    return _row("disk for activations", size(total * BYTES_PER_VALUE), f"{how}; {size(free)} {fits}")
 
 
-def _time_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], steps: Sequence[_Step], prompts: pa.Table) -> Row:
-    seconds, sizes = 2 * LOAD_S * len(checkpoints), []
-    rate, device = _rate(config.model)
-    for number, checkpoint in enumerate(checkpoints):
-        tokens = prompts.num_rows * checkpoint.mean_tokens + _trial_tokens(config, prompts, checkpoint)
-        asked = [step for step in steps if step.is_generators == (number > 0)]
-        tokens += sum(step.n * (step.prompt_tokens + step.new_tokens) for step in asked)
-        seconds += STEP_S * sum(step.n * step.new_tokens for step in asked) / config.model.max_num_seqs
-        seconds += 2 * checkpoint.n_parameters * tokens / rate
-        sizes.append(f"2 × {checkpoint.n_parameters / 1e6:,.1f} M parameters × {tokens:,.0f} tokens")
+def _memory_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompts: int) -> Row:
+    """Return the peak of memory: the process, each model twice, and the largest of what the stages hold."""
+    import torch
+
+    target = checkpoints[0]
+    shape, budget = target.shape, config.probe.token_budget
+    models = sum(2 * each.shape.n_parameters * each.shape.bytes_per_parameter for each in checkpoints)
+    cache = len(checkpoints) * (config.model.kv_cache_gib * 2**30 if config.model.kv_cache_gib else KV_CACHE_BYTES)
+    layers = len(config.probe.layers or range(_n_candidate_layers(shape.n_layers)))
+    streams = 2 * n_prompts * layers * len(config.probe.positions or target.chat.positions()) * shape.d_model * 4
+    logits = 3 * budget * shape.vocabulary * 4
+    held: dict[str, float] = {"residual streams": streams, "logits of a batch": logits}
+    if config.mitigate is not None and {"dpo", "sft"} & set(config.mitigate.methods):
+        settings = config.mitigate.training
+        each = target.mean_tokens + costs.answer_length(config.mitigate.max_new_tokens)
+        tokens = 2 * (settings.micro_batch_size or settings.batch_size) * each
+        kept = 1 if settings.gradient_checkpointing else shape.n_layers
+        weights = shape.n_parameters * shape.bytes_per_parameter
+        held["training"] = weights + tokens * (kept * 16 * shape.d_model + 3 * shape.vocabulary) * 4
+    largest = max(held, key=lambda name: held[name])
+    total = PROCESS_BYTES + models + cache + held[largest]
+    if torch.cuda.is_available():
+        there = float(torch.cuda.get_device_properties(0).total_memory)
+    else:
+        there = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    fits = "" if total < there else ": NOT ENOUGH"
     how = (
-        f"order of magnitude only: {' + '.join(sizes)} at {device}, {LOAD_S:.0f} s a model load, "
-        f"{1000 * STEP_S:.0f} ms a step of the engine; cores that others use too make it many times longer"
+        f"process {size(PROCESS_BYTES)}, models {size(models)}, vLLM's cache {size(cache)}, {largest} "
+        f"{size(held[largest])}; {size(there)} in this machine{fits}"
     )
-    return _row("rough time", _duration(seconds), how)
+    return _row("memory", size(total), how)
 
 
-def _trial_tokens(config: RassConfig, prompts: pa.Table, checkpoint: _Checkpoint) -> float:
-    """Return how many tokens the causal trials pass through a model at most."""
-    probe = config.probe
-    counts = Counter(zip(prompts["language"].to_pylist(), prompts["label"].to_pylist(), strict=True))
-    total = 0.0
-    for language in set(prompts["language"].to_pylist()):
-        harmful, harmless = (min(counts[language, label], probe.n_causal_prompts) for label in ("harmful", "harmless"))
-        known = openings_of(language, probe.openings)
-        openings = sum(len(checkpoint.chat.answer_ids(text)) for text in [*known.refusal, *known.compliance])
-        # Each α and the ablation; the ablation also reads the harmless prompts, for the KL.
-        total += (harmless * len(probe.alphas) + harmful) * (checkpoint.mean_tokens + openings)
-        total += harmless * checkpoint.mean_tokens
-    return total * probe.n_causal_candidates
+def _time_row(stages: Sequence[Cost], speed: Speed) -> Row:
+    how = f"sum of the stages below, at the speed measured now on {speed.device}"
+    if speed.slowdown > 1.25:
+        how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
+    return _row("time", f"about {duration(sum(stage.seconds for stage in stages))}", how)
+
+
+def _stages(
+    config: RassConfig, checkpoints: Sequence[_Checkpoint], prompts: pa.Table, splits: Splits, steps: Sequence[_Step]
+) -> tuple[list[Cost], Machine]:
+    """Return the cost of every stage, and the machine with the target on it."""
+    target = checkpoints[0]
+    models = [config.model, *([config.generator] if config.generator else [])]
+    machines = [
+        Machine(each.shape, Speed.measured(each.shape, model.max_num_seqs), config)
+        for each, model in zip(checkpoints, models, strict=True)
+    ]
+    asked = {step.what: step for step in steps}
+    layers = config.probe.layers or list(range(_n_candidate_layers(target.shape.n_layers)))
+    of_rubric = asked.get("prompts moderated")
+    counts = Counts(
+        n_prompts=prompts.num_rows, mean_tokens=target.mean_tokens,
+        per_language={language: sum(each.values(), Counter[str]()) for language, each in splits.items()},
+        validation={language: each["validation"] for language, each in splits.items()},
+        openings=config.probe.openings, opening_tokens=lambda text: len(target.chat.answer_ids(text)),
+        n_read_layers=len(layers), last_layer=max(layers),
+        n_positions=len(config.probe.positions or target.chat.positions()),
+        instruction_tokens=asked["prompts written"].prompt_tokens,
+        rubric_tokens=of_rubric.prompt_tokens if of_rubric else 0.0,
+        n_evaluated=sum(_evaluation_size(config, prompts)) if config.mitigate is not None else 0,
+    )  # fmt: skip
+    found = costs.all_stages(machines[0], machines[-1], counts, config.generator is not None)
+    return list(found), machines[0]
 
 
 def _n_candidate_layers(n_layers: int) -> int:
@@ -379,33 +481,6 @@ def _n_candidate_layers(n_layers: int) -> int:
     return max(1, n_layers - n_layers // 5)
 
 
-def _rate(model: ModelConfig) -> tuple[float, str]:
-    """Return FLOP/s assumed of this machine, and the assumption in words."""
-    import torch  # only to ask for a GPU
-
-    if torch.cuda.is_available():
-        n = model.tensor_parallel_size
-        return GPU_FLOPS * n, f"an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s on each of {n} GPU"
-    cores = os.cpu_count() or 1
-    return CPU_FLOPS_PER_CORE * cores, f"{CPU_FLOPS_PER_CORE * cores / 1e9:.0f} GFLOP/s of {cores} CPU cores"
-
-
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that is there."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:,.1f} h"

@@ -12,8 +12,10 @@ import pyarrow as pa
 STRINGS = pa.list_(pa.string())
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False))
 
-
 _DROPPED = pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int32())]))
+_STAGE = pa.struct([
+    ("stage", pa.string()), ("seconds", pa.float64()), ("cpu_seconds", pa.float64()), ("computed", pa.bool_()),
+])  # fmt: skip
 _NEED = pa.struct([
     ("metric", pa.string()), ("language", pa.string()), ("tolerance", pa.float64()), ("n_least", pa.int64()),
     ("n_given", pa.int64()), ("n_seen", pa.int64()),
@@ -36,6 +38,7 @@ TABLES: dict[str, pa.Schema] = {
         finished_at=pa.timestamp("us", tz="UTC"),
         state=pa.string(),
         note=pa.string(),
+        stages=pa.list_(_STAGE),
     ),
     "prompts": _schema(
         prompt_id=pa.string(),

@@ -41,7 +41,7 @@ from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.respond import verdict_row
-from tasks.run import Run, chat_of, table
+from tasks.run import SHORT_S, Run, chat_of, table
 
 Row = dict[str, Any]
 TEST_SPLIT = "test_split"
@@ -235,12 +235,15 @@ def _checked(run: Run, replies: Sequence[Reply], asked: EvaluationSet, before: E
     ]  # fmt: skip
     chat, budget = chat_of(run.config.model), run.config.probe.token_budget
     given = [Answered(chat.ids(replies[i].question.text), replies[i].generation.token_ids) for i in answered]
-    perplexities = answer_perplexities(run.causal_lm(run.config.model), given, budget)
+    causal_lm = run.causal_lm(run.config.model)
+    with run.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
+        perplexities = answer_perplexities(causal_lm, given, budget)
     if before is None:
         ordinary = [p for i, p in zip(answered, perplexities, strict=True) if replies[i].question.label == "harmless"]
     else:
         said = _ordinary_answers(run, before, asked)
-        ordinary = answer_perplexities(run.causal_lm(run.config.model), said, budget)
+        with run.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
+            ordinary = answer_perplexities(causal_lm, said, budget)
     limit = perplexity_limit(ordinary, mitigating(run).perplexity_factor) if ordinary else None
     limits = AcceptanceLimits(mitigating(run).repeated_share, limit)
     checked = list(replies)
@@ -297,14 +300,15 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
         why = "the model as given answers no harmless prompt of the evaluation"
         return [_pooled(run, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
     base, rows = run.causal_lm(run.config.model), []
-    with _in_transformers(after.variant) as mended:
+    with _in_transformers(run, after.variant) as mended:
         for metric, measure in (
             ("kl", lambda: mean_kl(base, mended, answers, seed, budget, level)),
             ("perplexity", lambda: perplexity(mended, answers, seed, budget, level)),
             ("perplexity_base", lambda: perplexity(base, answers, seed, budget, level)),
         ):
             try:
-                rows.append(measured_row(metric, measure(), run.target_id, name))
+                with run.status(f"{name}: measuring {metric} on {len(answers):,} answers", after_s=SHORT_S):
+                    rows.append(measured_row(metric, measure(), run.target_id, name))
             except RassError as error:
                 rows.append(_pooled(run, name, metric, None, str(error)))
     return rows
@@ -332,9 +336,10 @@ def _pooled(run: Run, variant: str, metric: str, n: int | None, reason: str | No
 
 
 @contextmanager
-def _in_transformers(variant: Variant) -> Iterator[Any]:
+def _in_transformers(run: Run, variant: Variant) -> Iterator[Any]:
     """Load the variant in transformers for as long as it is needed."""
-    model, _ = load_causal_lm(variant.model.name, variant.model.dtype)
+    with run.loading(variant.model, "transformers"):
+        model, _ = load_causal_lm(variant.model.name, variant.model.dtype)
     taken_out = nullcontext()
     if variant.ablated is not None:
         taken_out = ablating(model, torch.tensor(variant.ablated, dtype=torch.float32), variant.strength)
@@ -349,6 +354,6 @@ def _utility_rows(run: Run, variant: Variant) -> list[Row]:
         return []
     from rass_core.utility import utility_rows
 
-    run.say(f"{variant.name}: {', '.join(config.tasks)}")
-    with _in_transformers(variant) as model:
+    what = f"{variant.name}: running {', '.join(config.tasks)}"
+    with _in_transformers(run, variant) as model, run.status(what):
         return utility_rows(model, chat_of(run.config.model), run.target_id, variant.name, config)

@@ -25,7 +25,7 @@ from rass_core.tables import prompt_id
 from rass_core.writers import Writer, WritingDirections, content_directions, request_of, whole_text
 from tasks.probe import Ruler, direction_with, directions_of, outcomes_of, placed, read_anchors
 from tasks.respond import answer_tables, verdict_row
-from tasks.run import Run, chat_of, table
+from tasks.run import SHORT_S, Run, chat_of, table
 
 TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
@@ -191,7 +191,7 @@ class _Bench:
     def _moderate(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Let the moderators vote on what is a new request."""
         asked = [c for c in candidates if c.is_request]
-        with self._run.status(f"{what}: moderating {len(asked)} prompts"):
+        with self._run.status(f"{what}: moderating {len(asked):,} prompts", after_s=SHORT_S):
             votes = self._run.quorum.words([c.text for c in asked], [c.slot.language for c in asked])
         for candidate, said in zip(asked, votes, strict=True):
             candidate.moderated = said
@@ -214,7 +214,7 @@ class _Bench:
         streams = np.stack([answer.captured[0, 0] for answer in answers])
         languages = [c.slot.language for c in measured]
         margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
-        judged = run.panel.judge([
+        judged = run.judge([
             Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
         ])  # fmt: skip
         for c, margin, orthogonal, answer, said in zip(measured, margins, across, answers, judged.words(), strict=True):

@@ -107,7 +107,8 @@ def _trained(run: Run, method: str, pairs: Sequence[PreferencePair], folder: Pat
             method, model.name, pairs, settings, folder, chat_of(model), model.dtype,  # type: ignore[arg-type]
             bar,
         )  # fmt: skip
-    merge(model.name, trained.adapter, folder / "merged", model.dtype)
+    with run.status(f"{method}: merging the adapter into the model"):
+        merge(model.name, trained.adapter, folder / "merged", model.dtype)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "is_adapter": True, "settings": settings.model_dump_json(), "n_too_long": trained.n_too_long,
@@ -122,7 +123,8 @@ def _cut(run: Run, method: str, probed: Probed, direction: Commit, folder: Path)
     vector = np.array(run.read("directions", direction).to_pylist()[0]["vector"], np.float64)
     unit = removable(vector, harm.vector)
     if method == "surgical":
-        surgical(model.name, unit, harm.vector, settings.strength, folder / "checkpoint", dtype=model.dtype)
+        with run.status("surgical: editing the weights"):
+            surgical(model.name, unit, harm.vector, settings.strength, folder / "checkpoint", dtype=model.dtype)
     np.save(folder / DIRECTION, unit)
     told = {"strength": settings.strength, "direction": settings.direction}
     return {

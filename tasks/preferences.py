@@ -31,7 +31,7 @@ from rass_core.store import Commit
 from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import Run, table
+from tasks.run import SHORT_S, Run, table
 
 EXTRA_ANCHORS = 1.5
 """More anchors are asked than are needed: some do not answer as they should when they may speak to the end."""
@@ -122,7 +122,9 @@ def _own_answers(run: Run, rows: Sequence[Row], settings: MitigateConfig) -> dic
     requests = [GenerationRequest(engine.chat.ids(row["text"]), settings.max_new_tokens) for row in rows]
     with run.progress("the model's own answers", len(requests)) as done:
         answers = engine.generate(requests, done)
-    verdicts = run.panel([Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)])
+    verdicts = run.judge(
+        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
+    ).final
     return {
         row["prompt_id"]: (answer, verdict.outcome)
         for row, answer, verdict in zip(rows, answers, verdicts, strict=True)
@@ -140,7 +142,9 @@ def _limits(
     ]  # fmt: skip
     if not ordinary:
         return AcceptanceLimits(settings.repeated_share)
-    found = answer_perplexities(run.causal_lm(run.config.model), ordinary, run.config.probe.token_budget)
+    causal_lm = run.causal_lm(run.config.model)
+    with run.status(f"reading the perplexities of {len(ordinary):,} ordinary answers", after_s=SHORT_S):
+        found = answer_perplexities(causal_lm, ordinary, run.config.probe.token_budget)
     return AcceptanceLimits(settings.repeated_share, perplexity_limit(found, settings.perplexity_factor))
 
 
@@ -173,8 +177,12 @@ def _examined(run: Run, rows: Sequence[Row], answers: Sequence[Generation]) -> l
     """Return steered answers with all that decides whether they are taken."""
     chat = run.engine(run.config.model).chat
     given = [Answered(chat.ids(row["text"]), answer.token_ids) for row, answer in zip(rows, answers, strict=True)]
-    perplexities = answer_perplexities(run.causal_lm(run.config.model), given, run.config.probe.token_budget)
-    verdicts = run.panel([Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)])
+    causal_lm = run.causal_lm(run.config.model)
+    with run.status(f"reading the perplexities of {len(given):,} steered answers", after_s=SHORT_S):
+        perplexities = answer_perplexities(causal_lm, given, run.config.probe.token_budget)
+    verdicts = run.judge(
+        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
+    ).final
     return [
         SteeredAnswer(answer.text, verdict.outcome, _spoken(answer.text, row["language"]), answer.finish_reason, ppl)
         for row, answer, verdict, ppl in zip(rows, answers, verdicts, perplexities, strict=True)

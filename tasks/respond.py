@@ -36,7 +36,7 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
             check_length(request.prompt_ids, engine.max_model_len - settings.max_new_tokens, what)
         with run.progress("answering the given prompts", len(requests)) as done:
             answers = engine.generate(requests, done)
-        judged = run.panel.judge([
+        judged = run.judge([
             Exchange(answer.text, row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
         return answer_tables(run, model_id(model.name), rows, answers, judged.words())
@@ -63,7 +63,7 @@ def compare_first_token(run: Run, prompts: Commit, responses: Commit) -> Commit:
         judge = FirstTokenJudge(
             run.causal_lm(run.config.model), chat_of(run.config.model), settings.openings, settings.token_budget
         )
-        with run.status("reading first tokens"):
+        with run.status(f"reading the first tokens of {len(rows):,} answers"):
             verdicts = judge([Exchange("", row["language"], row["text"]) for row in rows])
         ids = [answered[row["prompt_id"]] for row in rows]
         languages = [row["language"] for row in rows]

@@ -11,7 +11,8 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,28 +20,42 @@ from typing import Any
 
 import pyarrow as pa
 from prefect.logging import get_run_logger
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import rass_core
 from rass_core.activations import load_causal_lm
-from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.endpoint import NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
-from rass_core.errors import GateError, JudgeError, LakeError, ModelError
+from rass_core.errors import GateError, JudgeError, LakeError
+from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.models import model_id
 from rass_core.moderators import quorum_of
-from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
+from rass_core.units import duration
+from tasks.inputs import chat_of, check_inputs
+from tasks.progress import PROGRESS
 
-CONSOLE = Console(stderr=True, highlight=False, quiet=True, emoji=False)
-"""The terminal; the command line turns it on, a worker has Prefect's log."""
+__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
 
 Rows = Iterable[Mapping[str, Any]]
+SHORT_S = 2.0
+"""A part of a stage that takes no longer gets no line of its own."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """How long a stage or a model load took, an entry of column `stages` of table `runs`."""
+
+    stage: str
+    seconds: float
+    """Without the model loads inside, which have entries of their own."""
+    cpu_seconds: float
+    """Of this process, all its threads: what it would take on a quiet machine with one thread."""
+    computed: bool
+    """False where the lake held the stage."""
 
 
 class Run:
@@ -58,6 +73,7 @@ class Run:
         self.started_at = datetime.now(UTC)
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
+        self.stages: list[StageTime] = []
         self.note: str | None = None
         self._models: dict[str, Any] = {}
         self._from_lake: str | None = None
@@ -73,16 +89,26 @@ class Run:
             compute: Returns table → rows.
         """
         key = self.key([name, *inputs])
+        started, cpu_started, n_before = time.monotonic(), time.process_time(), len(self.stages)
         commit = self.lake.committed(key)
-        if commit is not None:
-            self.say(f"{name}: already in the lake")
-        elif self._from_lake is not None:
-            raise LakeError(f"{self.lake.path}: holds no {name} for this configuration; run `{self._from_lake}` first")
+        is_computed = commit is None
+        if commit is None:
+            if self._from_lake is not None:
+                where = f"{self.lake.path}: holds no {name} for this configuration"
+                raise LakeError(f"{where}; run `{self._from_lake}` first")
+            with PROGRESS.running(name, self._log, ends=False):
+                commit = self.lake.commit(self.run_id, key, compute())
+        taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
+        if is_computed:
+            rows = ", ".join(f"{file.rows:,} {file.table}" for file in commit.files)
+            self.say(f"{name}: {rows} in {duration(taken)}")
         else:
-            started = time.monotonic()
-            commit = self.lake.commit(self.run_id, key, compute())
-            rows = ", ".join(f"{file.rows} {file.table}" for file in commit.files)
-            self.say(f"{name}: {rows} in {time.monotonic() - started:.1f} s")
+            self.say(f"{name}: already in the lake")
+        # A model that this stage needed first has its own row.
+        inside = self.stages[n_before:]
+        taken -= sum(other.seconds for other in inside)
+        cpu -= sum(other.cpu_seconds for other in inside)
+        self.stages.append(StageTime(name, taken, cpu, is_computed))
         self.commits.append(commit)
         return commit
 
@@ -108,7 +134,7 @@ class Run:
         """Return the vLLM engine of a model, loaded at its first use and kept for the whole flow."""
         key = _engine_key(model)
         if key not in self._models:
-            with self.status(f"loading {model.name} in vLLM"):
+            with self.loading(model, "vLLM"):
                 self._models[key] = SteeredEngine(
                     model.name, seed=self.config.seed, **model.model_dump(exclude={"name"})
                 )
@@ -119,9 +145,18 @@ class Run:
         """Return the transformers model, loaded at its first use."""
         key = "transformers " + model.model_dump_json()
         if key not in self._models:
-            with self.status(f"loading {model.name} in transformers"):
+            with self.loading(model, "transformers"):
                 self._models[key] = load_causal_lm(model.name, model.dtype)[0]
         return self._models[key]
+
+    @contextmanager
+    def loading(self, model: ModelConfig, where: str) -> Iterator[None]:
+        """Show that a model is loaded, and keep the time apart from that of the stage that needs it."""
+        what, started, cpu_started = f"loading {model.name} in {where}", time.monotonic(), time.process_time()
+        with self.status(what):
+            yield
+        taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
+        self.stages.append(StageTime(what, taken, cpu, True))
 
     def aimed_at(self, model: ModelConfig) -> "Run":
         """Return this run with another target; lake, models, judges and commits are shared."""
@@ -170,23 +205,24 @@ class Run:
         return [commit for commit in found if commit is not None]
 
     def say(self, message: str) -> None:
-        """Tell the terminal and the Prefect UI."""
-        CONSOLE.print(f"{datetime.now():%H:%M:%S} {message}", markup=False)
+        """Write a line to standard error and to Prefect's log."""
+        PROGRESS.say(message, self._log)
+
+    def status(self, what: str, after_s: float = 0.0) -> AbstractContextManager[None]:
+        """Show that something runs which has no steps to count; where it takes longer than `after_s`, in lines too."""
+        return PROGRESS.running(what, self._log, after_s=after_s)
+
+    def judge(self, exchanges: Sequence[Exchange]) -> Judged:
+        """Return what the panel says of responses, showing that it runs."""
+        with self.status(f"judging {len(exchanges):,} responses", after_s=SHORT_S):
+            return self.panel.judge(exchanges)
+
+    def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+        """Show how far something is; call what is yielded with the number done so far, and a total where it changes."""
+        return PROGRESS.counting(what, total, self._log)
+
+    def _log(self, message: str) -> None:
         get_run_logger().info("%s", message)
-
-    @contextmanager
-    def status(self, message: str) -> Iterator[None]:
-        """Show a spinner while something long has no steps to count."""
-        with CONSOLE.status(message) if CONSOLE.is_terminal else nullcontext():
-            yield
-
-    @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[..., None]]:
-        """Show a bar; call what is yielded with the number done so far, and where it was not known the total."""
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bars:
-            bar = bars.add_task(what, total=total)
-            yield lambda done, total=None: bars.update(bar, completed=done, total=total)
 
     def record(self, state: str) -> None:
         """Write the run's row of table `runs`; the newest row of a run_id counts."""
@@ -196,6 +232,7 @@ class Run:
             "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
             "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
             "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
+            "stages": [asdict(stage) for stage in self.stages],
         }  # fmt: skip
         self.lake.commit(self.run_id, digest(self.run_id, state), {"runs": table("runs", [row])})
 
@@ -246,58 +283,6 @@ def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:
         theirs, ours = ", ".join(sorted(known.members)), ", ".join(sorted(panel.members))
         raise JudgeError(f"{path}: measured a panel of {theirs}, this one is {ours}; calibrate again")
     return known
-
-
-_checked: dict[str, LoadedPrompts] = {}
-
-
-def check_inputs(config: RassConfig) -> LoadedPrompts:
-    """Return the given prompts, having checked them and that every model is there and chats.
-
-    Raises:
-        RassError: What is wrong with them; nothing has been written then.
-    """
-    key = config.sha256()
-    if key not in _checked:
-        loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
-        for model in filter(None, (config.model, config.generator, *config.models)):
-            model_id(model.name)
-            chat_of(model)
-        if config.mitigate is not None:
-            _check_mitigation(config)
-        _checked[key] = loaded
-    return _checked[key]
-
-
-def _check_mitigation(config: RassConfig) -> None:
-    """Raise what would else be found only after the selection."""
-    from rass_core import utility
-    from rass_core.mitigation import train
-    from rass_core.questions import dressing_names
-
-    for source in config.evaluate.sources:
-        load_prompts([source], max_characters=config.prompts.max_characters)
-    dressing_names(config.evaluate.jailbreaks)
-    if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
-        train.check_installed()
-    if config.evaluate.utility is not None:
-        utility.check_installed()
-
-
-def chat_of(model: ModelConfig) -> ChatFormat:
-    """Return the chat format of a model without loading its weights.
-
-    Raises:
-        ModelError: No tokenizer or no chat template.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name)
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
-    return ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
 
 
 def table(name: str, rows: Rows) -> pa.Table:

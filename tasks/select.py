@@ -72,9 +72,10 @@ def _influence(run: Run, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Ma
     """Return what training on each row would do to the others, by the gradients of the target."""
     everything = [*rows, *harmful]
     languages = [row["language"] for row in everything]
-    with run.progress("reading what training would do", len(everything)) as done:
+    causal_lm = run.causal_lm(run.config.model)
+    with run.progress("reading gradients of refusal", len(everything)) as done:
         found = refusal_gradients(
-            run.causal_lm(run.config.model), chat_of(run.config.model), [row["text"] for row in everything], languages,
+            causal_lm, chat_of(run.config.model), [row["text"] for row in everything], languages,
             run.config.probe.openings, run.config.probe.token_budget // SHARE_OF_BUDGET, run.config.seed, done,
         )  # fmt: skip
     return Influence.of(found.vectors, found.log_odds, languages, len(rows))

@@ -49,10 +49,10 @@ GOOD = [{"text": f"How do I draw cloud {i}?", "label": "harmless", "language": "
 def assert_one_clear_line(result: subprocess.CompletedProcess[str], lake: Path, *words: str) -> None:
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 2, result.stderr
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("rass: ")
+    assert [line for line in lines if line.startswith("rass: ")] == lines[-1:], result.stderr
+    assert "Traceback" not in result.stderr
     for word in words:
-        assert word in lines[0]
+        assert word in lines[-1]
     assert not lake.exists()
 
 
@@ -209,3 +209,14 @@ def test_prompts_file_of_the_lab_is_what_its_code_writes(tmp_path: Path) -> None
     write_prompts(tmp_path)
     for name in ("prompts.parquet", "evaluation.parquet"):
         assert pq.read_table(tmp_path / name).equals(pq.read_table(LAB / name))
+
+
+def test_the_first_line_comes_before_heavy_imports(tmp_path: Path) -> None:
+    script = (
+        "import sys, flows.cli as cli\n"
+        "cli._greet('probe', 'x.yaml', cli._load(cli.DEMO_CONFIG))\n"
+        "print([name for name in ('torch', 'transformers', 'vllm', 'prefect', 'scipy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert result.stdout.strip() == "[]"
+    assert "probe with x.yaml into" in result.stderr

@@ -7,15 +7,26 @@ from typing import Any
 
 import pytest
 
+from rass_core import costs
 from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig
+from rass_core.costs import Speed
 from rass_core.errors import ModelError, PromptError
-from rass_core.plan import BYTES_PER_VALUE, plan_run
+from rass_core.plan import BYTES_PER_VALUE, Plan, plan_run
+from rass_core.units import duration
 from tests import tiny_models
 
 COUNTS = {("en", "harmful"): 5, ("en", "harmless"): 7, ("en", "pseudo_harmful"): 9, ("sw", "harmful"): 3}
 N = sum(COUNTS.values())
 ENDPOINT = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+
+
+SPEED = Speed(1e-4, 3e-4, 1e-5, 1e-3, 2e-3, 64, 1.0, "a made-up machine")
+
+
+@pytest.fixture(autouse=True)
+def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "_measured", lambda *_: SPEED)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
 
 
 def planned(configuration: RassConfig) -> dict[str, tuple[str, str]]:
-    rows = plan_run(configuration)
+    rows = plan_run(configuration).rows
     assert all(list(row) == ["what", "value", "how it comes about"] for row in rows)
     found = {row["what"]: (row["value"], row["how it comes about"]) for row in rows}
     assert len(found) == len(rows)
@@ -54,7 +65,10 @@ def planned(configuration: RassConfig) -> dict[str, tuple[str, str]]:
 def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Path) -> None:
     rows = planned(config(checkpoint, prompts))
     assert rows["prompts"] == ("24", "read from the sources; dropped: 1 empty, 1 duplicate")
-    assert rows["prompts, en"] == ("5 harmful, 7 harmless, 9 pseudo_harmful", "counted")
+    value, how = rows["prompts, en"]
+    assert value == "5 harmful, 7 harmless, 9 pseudo_harmful"
+    by_split = [list(map(int, part.split()[1].split("/"))) for part in how.split("; ")]
+    assert [sum(column) for column in zip(*by_split, strict=True)] == [5, 7, 9]
     value, how = rows["prompts, sw"]
     assert value == "3 harmful, 0 harmless, 0 pseudo_harmful"
     assert "no harmless and no pseudo_harmful ones" in how
@@ -141,22 +155,90 @@ def test_disk_follows_layers_positions_and_width(checkpoint: Path, prompts: Path
     assert "24 prompts × 4 layers × 4 positions × 64" in disk()[1], "a fifth of four layers is none"
 
 
-def test_the_time_says_what_it_assumes(checkpoint: Path, prompts: Path) -> None:
-    from transformers import AutoModelForCausalLM
+def times(plan: Plan) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for stage in plan.stages:
+        found[stage.stage] = found.get(stage.stage, 0.0) + stage.seconds
+    return found
 
-    n = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(checkpoint).parameters())
-    value, how = planned(config(checkpoint, prompts))["rough time"]
-    assert value.startswith("about ")
-    assert "order of magnitude" in how
-    assert f"2 × {n / 1e6:,.1f} M parameters" in how
-    assert "FLOP/s" in how
+
+def test_the_verdict_names_time_disk_memory_and_what_is_missing(checkpoint: Path, prompts: Path) -> None:
+    plan = plan_run(config(checkpoint, prompts))
+    assert "\n" not in plan.verdict
+    time, disk, memory = (
+        planned(config(checkpoint, prompts))[what][0] for what in ("time", "disk for activations", "memory")
+    )
+    assert plan.verdict.startswith(f"{time}, {disk} of disk, {memory} of memory; TOO FEW prompts, below 20: en (")
+    assert "0 harmless in test" in plan.verdict.split("sw (")[1]
+    assert time == f"about {duration(sum(times(plan).values()))}"
+
+
+def test_enough_prompts_are_said_to_be_enough(checkpoint: Path, tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": f"{label} {n}", "language": "en", "label": label})
+        for label in ("harmful", "harmless", "pseudo_harmful") for n in range(200)
+    ]  # fmt: skip
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert plan_run(config(checkpoint, tmp_path / "many.jsonl")).verdict.endswith("enough prompts of each label")
+
+
+def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> None:
+    short = {"rounds": 2, "candidates_per_round": 8}
+    probing = ["responses", "activations", "directions", "boundaries", "steering check", "first tokens"]
+    loads = {"loading in vLLM", "loading in transformers"}
+    plain = times(plan_run(config(checkpoint, prompts, generate=short)))
+    assert set(plain) == {*probing, "round 1", "round 2", "selection", *loads}
+    assert all(seconds > 0 for seconds in plain.values())
+    mitigated = times(plan_run(config(checkpoint, prompts, generate=short, mitigate={"methods": ["dpo", "surgical"]})))
+    more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "surgical")}
+    assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "evaluation of base", "dpo",
+                                           "surgical", *more}  # fmt: skip
+
+
+def test_times_follow_the_settings(checkpoint: Path, prompts: Path) -> None:
+    def of(**sections: Any) -> dict[str, float]:
+        return times(plan_run(config(checkpoint, prompts, **sections)))
+
+    one, two = (of(probe={"n_causal_candidates": n, "alphas": [1.0]}) for n in (1, 2))
+    assert two["directions"] > one["directions"]
+    more = of(probe={"n_causal_candidates": 1, "alphas": [1.0, 2.0]})
+    assert more["directions"] > one["directions"]
+    few, many = (of(generate={"rounds": 1, "candidates_per_round": n}) for n in (64, 640))
+    assert 5 < many["round 1"] / few["round 1"] < 11
+    assert many["selection"] > few["selection"]
+    assert many["responses"] == few["responses"]
+    drawn, fitted = (of(mitigate={"methods": ["surgical"], "direction": each}) for each in ("drawn", "fitted"))
+    assert fitted["false-refusal direction"] > 10 * drawn["false-refusal direction"]
+
+
+def test_a_busy_machine_makes_everything_slower(
+    checkpoint: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = times(plan_run(config(checkpoint, prompts)))
+    busy = Speed(1e-3, 3e-3, 1e-4, 1e-2, 2e-2, 64, 10.0, "a busy machine")
+    monkeypatch.setattr(costs, "_measured", lambda *_: busy)
+    plan = plan_run(config(checkpoint, prompts))
+    assert plan.slowdown == 10.0
+    for stage, seconds in times(plan).items():
+        assert seconds == pytest.approx(10 * quiet[stage])
+    assert "10 % of a core" in {row["what"]: row for row in plan.rows}["time"]["how it comes about"]
+
+
+def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    shape = costs.Shape(2, 64, 128, 2, 200, 100_000, 4, "float32")
+    speed = Speed.measured(shape, 16, seconds=0.001)
+    assert 0 < speed.block_s < speed.backward_s
+    assert speed.step_full_s > 0 and speed.step_one_s > 0 and speed.head_s > 0
+    assert speed.slowdown >= 1
+    assert Speed.measured(shape, 16, seconds=0.001) is speed, "measured once"
 
 
 def test_a_hub_model_that_is_not_here_is_said_to_be_unknown(prompts: Path) -> None:
     rows = planned(config("no-such-org/no-such-model", prompts))
     value, how = rows["tokens of the prompts, no-such-org/no-such-model"]
     assert (value, "not in the cache" in how) == ("not known", True)
-    assert rows["disk for activations"][0] == rows["rough time"][0] == "not known"
+    assert rows["disk for activations"][0] == rows["time"][0] == rows["memory"][0] == "not known"
     assert rows["answers to the given prompts"][0] == f"≤ {N} requests, ≤ {N * 48:,} new tokens"
 
 

@@ -5,7 +5,8 @@
 
 DIR holds Parquet files of prompts (columns text, language, source) and `judge/refusal_responses.parquet` (columns
 response_head, prompt_language, model). FILE is JSON, a list of {"text": …, "source": …}: answers of the model that
-writes. Prompts are requests, answers and refusals are none; the lab's prompts count as requests too.
+writes. Prompts are requests, answers and refusals are none. The lab's prompts and the project's own examples in
+request_examples.yaml join them.
 """
 
 import argparse
@@ -16,14 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import yaml
 from sklearn.linear_model import LogisticRegression
 
 import rass_core
 from rass_core.metrics import auc, wilson
 from rass_core.request_check import RequestCheck, features
 
-PER_CELL = 250
+PER_CELL = 150
 """Texts per source and language at most."""
+EXAMPLE_WEIGHT = 25
+"""How often each of the project's own examples counts."""
 N_FOLDS = 6
 STRENGTH = 4.0
 Row = tuple[str, str, str, bool]
@@ -33,6 +37,7 @@ Row = tuple[str, str, str, bool]
 def rows_of(data: Path, answers: Path) -> list[Row]:
     lab = Path(rass_core.__file__).parent / "lab" / "prompts.parquet"
     rows: list[Row] = []
+    own: list[Row] = []
     for file in [lab, *sorted(data.glob("*.parquet"))]:
         for row in pq.read_table(file).to_pylist():
             rows.append((row["text"][:600], row["language"], row.get("source") or "lab", True))
@@ -43,11 +48,16 @@ def rows_of(data: Path, answers: Path) -> list[Row]:
         sentences = re.split(r"(?<=[.!?])\s+", row["text"].strip())
         for text in {row["text"].strip(), " ".join(sentences[1:3])} - {""}:
             rows.append((text, "en", f"own answers to {row['source']}", False))
+    examples = yaml.safe_load(Path(__file__).with_name("request_examples.yaml").read_text(encoding="utf-8"))
+    for language, kinds in examples.items():
+        for kind, texts in kinds.items():
+            examples_of = [(text, language, "examples", kind == "request") for text in texts]
+            own += EXAMPLE_WEIGHT * examples_of
     cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         cells[row[1], row[2]].append(row)
     draw = np.random.default_rng(0)
-    return [cell[i] for _, cell in sorted(cells.items()) for i in draw.permutation(len(cell))[:PER_CELL]]
+    return own + [cell[i] for _, cell in sorted(cells.items()) for i in draw.permutation(len(cell))[:PER_CELL]]
 
 
 def fit(rows: list[Row], matrix: object) -> LogisticRegression:
@@ -78,10 +88,10 @@ def main() -> None:
     threshold = RequestCheck().threshold
     print(f"AUC, sources left out: {auc(score, is_request):.3f}")
     print("| source | is | n | called a request |\n| --- | --- | ---: | --- |")
-    for name in names:
-        here = source == name
+    for name, true in sorted(set(zip(source.tolist(), is_request.tolist(), strict=True))):
+        here = (source == name) & (is_request == true)
         share, low, high = wilson(int((score[here] >= threshold).sum()), int(here.sum()))
-        kind = "request" if is_request[here].all() else "no request"
+        kind = "request" if true else "no request"
         print(f"| {name} | {kind} | {here.sum()} | {share:.1%} [{low:.1%}, {high:.1%}] |")
     if options.fit:
         model = fit(rows, matrix)

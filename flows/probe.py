@@ -20,7 +20,7 @@ def probe_steps(run: Run) -> Probed:
     directions = find_directions(run, run.config.model, prompts, responses, activations)
     boundaries = measure_boundaries(run, prompts, responses, activations, directions)
     generator_directions = directions
-    if run.config.generator is not None:
+    if run.config.generator is not None and run.config.generate.is_steered:
         generator_directions = _generator_directions(run, run.config.generator, prompts)
     verify_steering(run, run.config.model, prompts, directions)
     compare_first_token(run, prompts, responses)

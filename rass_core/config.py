@@ -163,6 +163,23 @@ class ProbeConfig(BaseModel):
     """Keep the text of answers to harmful prompts; by default outcome, digest and length stand for them."""
 
 
+class EndpointConfig(BaseModel):
+    """An OpenAI-compatible endpoint."""
+
+    model_config = STRICT
+
+    base_url: str
+    """Such as http://127.0.0.1:8000/v1."""
+    model: str
+    """Name of the model there."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; unset sends none."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Of one call."""
+    max_concurrency: int = Field(default=8, ge=1)
+    """Calls under way at once."""
+
+
 class WriterConfig(BaseModel):
     """In which role the generator writes, and what it is steered along meanwhile."""
 
@@ -189,6 +206,8 @@ class GenerateConfig(BaseModel):
     """Ways to make a new prompt. imitate and begin write in the user's turn, the others ask by an instruction."""
     writers: list[WriterConfig] | None = Field(default=None, min_length=1)
     """Roles and steerings of the generator; null takes all. Several of one role are compared in a short trial."""
+    endpoint: EndpointConfig | None = None
+    """Who writes in place of a model in vLLM: asked by the instructions, unsteered, without a trial."""
     trial_candidates: int = Field(default=160, ge=16)
     """Prompts written in the trial that chooses the writers; they are candidates like others."""
     instructions: dict[str, dict[str, str]] = Field(default_factory=dict)
@@ -213,12 +232,19 @@ class GenerateConfig(BaseModel):
 
     @model_validator(mode="after")
     def _writable(self) -> "GenerateConfig":
+        if self.endpoint is not None and self.writers is not None:
+            raise ValueError("writers: an endpoint is asked as an assistant and not steered; leave writers out")
         roles = {writer.role for writer in self.writers or []}
         for name in self.operators:
             known = OPERATORS[name].roles if name in OPERATORS else ()
-            if known and roles and roles.isdisjoint(known):
+            if self.endpoint is None and known and roles and roles.isdisjoint(known):
                 raise ValueError(f"writers: none can do operator {name!r}, which needs role {' or '.join(known)}")
         return self
+
+    @property
+    def is_steered(self) -> bool:
+        """Tell whether any writer may be steered, for which the generator's own directions are needed."""
+        return self.endpoint is None and (self.writers is None or any(w.steering != "none" for w in self.writers))
 
     @model_validator(mode="after")
     def _known(self) -> "GenerateConfig":
@@ -240,23 +266,6 @@ class GenerateConfig(BaseModel):
         if 0.0 in self.alphas:
             raise ValueError("alphas: 0 is the control, which always runs; leave it out")
         return self
-
-
-class EndpointConfig(BaseModel):
-    """An OpenAI-compatible endpoint."""
-
-    model_config = STRICT
-
-    base_url: str
-    """Such as http://127.0.0.1:8000/v1."""
-    model: str
-    """Name of the model there."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key; unset sends none."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Of one call."""
-    max_concurrency: int = Field(default=8, ge=1)
-    """Calls under way at once."""
 
 
 def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[str]]) -> None:

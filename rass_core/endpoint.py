@@ -4,9 +4,10 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 from rass_core.config import EndpointConfig
@@ -92,17 +93,33 @@ class Endpoint:
         Raises:
             JudgeError: GIVE_UP_AFTER calls failed in a row: an outage, which is no verdict.
         """
+        return self.draws(prompts, [draw] * len(prompts), schema)
+
+    def draws(
+        self, prompts: Sequence[str], draws: Sequence[int], schema: Mapping[str, Any] | None = None,
+        done: Callable[[int], None] = lambda n: None,
+    ) -> list[str | NoAnswer]:  # fmt: skip
+        """Return the answers in order, each with a draw of its own.
+
+        Args:
+            done: Is called with the number of answers so far.
+
+        Raises:
+            JudgeError: As when called.
+        """
+        answered = count(1)
         have_failed: deque[bool] = deque(maxlen=GIVE_UP_AFTER)
 
-        def ask(prompt: str) -> str | NoAnswer:
+        def ask(prompt: str, draw: int) -> str | NoAnswer:
             answer = self._answer(prompt, schema, draw)
+            done(next(answered))
             have_failed.append(isinstance(answer, NoAnswer))
             if isinstance(answer, NoAnswer) and len(have_failed) == GIVE_UP_AFTER and all(have_failed):
                 raise JudgeError(f"{answer.reason}; {GIVE_UP_AFTER} calls failed in a row, is the endpoint up?")
             return answer
 
         with ThreadPoolExecutor(self._config.max_concurrency) as pool:
-            return list(pool.map(ask, prompts))
+            return list(pool.map(ask, prompts, draws))
 
     def _answer(self, prompt: str, schema: Mapping[str, Any] | None, draw: int) -> str | NoAnswer:
         from openai import BadRequestError, UnprocessableEntityError

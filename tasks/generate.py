@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,12 @@ from rass_core.activations import decoder_blocks
 from rass_core.candidates import NO_PROMPT, Candidate, counts, yields
 from rass_core.cleaning import Cleaner
 from rass_core.config import ModelConfig
+from rass_core.endpoint import Endpoint, NoAnswer
 from rass_core.engine import GenerationRequest, SteeringVector
 from rass_core.judges import PANEL, Exchange
 from rass_core.models import model_id
 from rass_core.moderators import BENIGN
-from rass_core.operators import OPERATORS, ROLES, STEERINGS
+from rass_core.operators import OPERATORS, ROLES, STEERINGS, instruction
 from rass_core.probe import Direction, split_of
 from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, plan_round, plan_trial
 from rass_core.store import Commit
@@ -91,7 +92,7 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         for line in _verdict_lines(tried, chosen, settings.width):
             run.say(f"trial: {line}")
         rows = _writer_rows(run, tried, chosen)
-        content = [_direction_row(each, model_id(generator.name)) for each in directions.content.values()]
+        content = [_direction_row(each, _generator_id(run)) for each in directions.content.values()]
         return {
             **bench.tables(TRIAL, tried), "writers": table("writers", rows), "directions": table("directions", content)
         }  # fmt: skip
@@ -132,6 +133,15 @@ def write_round(
     return run.once(f"round {number + 1}", [*probed.commits, *before, *settings], compute)
 
 
+class Written(NamedTuple):
+    """What a generator wrote for one slot."""
+
+    text: str
+    n_tokens: int
+    finish_reason: str
+    """stop, length, or "no answer" where an endpoint failed."""
+
+
 class _Bench:
     """Takes slots to candidates: written, cleaned, moderated, measured; and candidates to tables."""
 
@@ -149,9 +159,11 @@ class _Bench:
         self._measure(what, found)
         return found
 
-    def _written(self, what: str, slots: Sequence[Slot]) -> list[Any]:
+    def _written(self, what: str, slots: Sequence[Slot]) -> list[Written]:
         """Let the generator write every slot, each request with its own role, direction and α."""
         run, settings = self._run, self._run.config.generate
+        if settings.endpoint is not None:
+            return self._asked(what, slots, Endpoint(settings.endpoint))
         engine = run.engine(self._generator)
         vectors: dict[str, SteeringVector] = {}
         for writer in dict.fromkeys(slot.writer for slot in slots):
@@ -166,9 +178,25 @@ class _Bench:
             for slot in slots
         ]  # fmt: skip
         with run.progress(f"{what}: writing", len(requests)) as done:
-            return engine.generate(requests, done)
+            answers = engine.generate(requests, done)
+        return [Written(each.text, len(each.token_ids), each.finish_reason) for each in answers]
 
-    def _cleaned(self, slots: Sequence[Slot], written: Sequence[Any], known: set[str]) -> list[Candidate]:
+    def _asked(self, what: str, slots: Sequence[Slot], endpoint: Endpoint) -> list[Written]:
+        """Let the endpoint write every slot; its tokens are counted as the target's."""
+        run, chat = self._run, chat_of(self._run.config.model)
+        asked = [
+            instruction(s.operator, s.language, [p.text for p in s.parents], run.config.generate.instructions)
+            for s in slots
+        ]
+        with run.progress(f"{what}: writing", len(asked)) as done:
+            answers = endpoint.draws(asked, [slot.seed for slot in slots], done=done)
+        return [
+            Written("", 0, "no answer") if isinstance(answer, NoAnswer)
+            else Written(answer, len(chat.answer_ids(answer)), "stop")
+            for answer in answers
+        ]  # fmt: skip
+
+    def _cleaned(self, slots: Sequence[Slot], written: Sequence[Written], known: set[str]) -> list[Candidate]:
         """Return the requests in what was written, and what is none with its reason."""
         parents = [[p.text for p in slot.parents] for slot in slots]
         texts = [
@@ -183,9 +211,11 @@ class _Bench:
             for number, piece in enumerate(cleaned):
                 identity = prompt_id(slot.language, piece.text)
                 dropped = piece.dropped or ("known" if identity in known else None)
+                if each.finish_reason == "no answer":
+                    dropped = "no answer"
                 if dropped is None:
                     known.add(identity)
-                found.append(Candidate(slot, piece.text, identity, 0 if number else len(each.token_ids), dropped))
+                found.append(Candidate(slot, piece.text, identity, 0 if number else each.n_tokens, dropped))
         return found
 
     def _moderate(self, what: str, candidates: Sequence[Candidate]) -> None:
@@ -225,7 +255,7 @@ class _Bench:
     def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
         run, ruler, width = self._run, self._ruler, self._run.config.generate.width
-        generator_id = model_id(self._generator.name)
+        generator_id = _generator_id(run)
         new = [c for c in candidates if c.answer is not None]
         prompts = [
             {
@@ -279,10 +309,14 @@ class _Bench:
 def given_writers(run: Run, probed: Probed) -> list[Writer] | None:
     """Return the writers that the configuration names, or None where the trial has to choose."""
     writers = run.config.generate.writers
+    if run.config.generate.endpoint is not None:
+        return [Writer("assistant", "none", None)]
     if writers is None or len({writer.role for writer in writers}) < len(writers):
         return None
     if any(writer.layer is None and writer.steering not in ("none", "probe") for writer in writers):
         return None
+    if not run.config.generate.is_steered:
+        return [Writer(w.role, "none", None) for w in writers]
     add = direction_with("add", run, probed.generator_directions)
     blocks = {"none": None, "probe": add.layer}
     return [Writer(w.role, w.steering, blocks.get(w.steering, w.layer)) for w in writers]
@@ -303,6 +337,11 @@ def writing_directions(run: Run, probed: Probed, content: Mapping[int, Direction
 
 def _generator(run: Run) -> ModelConfig:
     return run.config.generator or run.config.model
+
+
+def _generator_id(run: Run) -> str:
+    endpoint = run.config.generate.endpoint
+    return endpoint.model if endpoint is not None else model_id(_generator(run).name)
 
 
 def _roles(run: Run) -> list[str]:
@@ -395,7 +434,7 @@ def _trials(candidates: Sequence[Candidate], width: float | None) -> list[Trial]
 
 def _writer_rows(run: Run, candidates: Sequence[Candidate], chosen: Sequence[Writer]) -> list[dict[str, Any]]:
     """Return what each writer wrote at each α, as rows of `writers`."""
-    generator_id, width = model_id(_generator(run).name), run.config.generate.width
+    generator_id, width = _generator_id(run), run.config.generate.width
     return [
         {
             "model_id": run.target_id, "generator_id": generator_id, "role": writer.role, "steering": writer.kind,

@@ -100,19 +100,58 @@ def selected_rows(rows: Sequence[Row], prompts: Mapping[str, Row], language: str
     return {"n": len(mine), "shown": shown}
 
 
+COUNTED = ("n_candidates", "n_new", "n_benign", "n_refused", "n_accepted")
+"""Columns of `rounds` and `writers` that the page shows."""
+
+
 def arm_table(rounds: Sequence[Row]) -> list[list[str]]:
     """Return the cells of what each operator yielded, steered and in the unsteered control."""
-    names = ("n_candidates", "n_coherent", "n_new", "n_benign", "n_refused", "n_accepted", "n_tokens")
-    sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    sums: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for row in rounds:
-        arm = sums[row["operator"] or "–", "steered" if row["alpha"] else "control, α = 0"]
-        arm.update({name: row[name] or 0 for name in names})
+        steering = steering_name(row["steering"], row["layer"]) if row["alpha"] else "control, α = 0"
+        arm = sums[row["operator"] or "–", row["role"] or "–", steering]
+        arm.update({name: row[name] or 0 for name in (*COUNTED, "n_tokens")})
+    return [[*names, *_counts(arm)] for names, arm in sorted(sums.items())]
+
+
+def writer_table(writers: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of what each role and steering yielded in the trial, all its α together, the chosen first."""
+    sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    alphas: dict[tuple[str, str], set[float]] = defaultdict(set)
+    chosen = set()
+    for row in writers:
+        key = (row["role"] or "–", steering_name(row["steering"], row["layer"]))
+        sums[key].update({name: row[name] or 0 for name in (*COUNTED, "n_tokens")})
+        alphas[key].add(row["alpha"] or 0.0)
+        if row["chosen"]:
+            chosen.add(key)
     return [
-        [
-            operator,
-            kind,
-            *(f"{arm[name]:,}" for name in names[:-1]),
-            show_number(1000 * arm["n_accepted"] / arm["n_tokens"]) if arm["n_tokens"] else "–",
-        ]
-        for (operator, kind), arm in sorted(sums.items())
+        ["yes" if key in chosen else "", *key, ", ".join(map(show_number, sorted(alphas[key]))), *_counts(sums[key])]
+        for key in sorted(sums, key=lambda each: (each not in chosen, each))
     ]
+
+
+def drop_table(rounds: Sequence[Row], writers: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of why written texts were dropped, by role, the commonest reason first."""
+    written: Counter[str] = Counter()
+    dropped: Counter[tuple[str, str]] = Counter()
+    for row in [*rounds, *writers]:
+        role = row["role"] or "–"
+        written[role] += row["n_candidates"] or 0
+        for each in row["dropped"] or []:
+            dropped[role, each["reason"]] += each["n"]
+    return [
+        [role, reason, f"{n:,}", f"{n / written[role]:.0%}" if written[role] else "–"]
+        for (role, reason), n in sorted(dropped.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
+    ]
+
+
+def steering_name(steering: str | None, layer: int | None) -> str:
+    """Name a steering in words, with the block after which it is added."""
+    name = (steering or "–").replace("_", " ")
+    return name if layer is None else f"{name}, block {layer}"
+
+
+def _counts(arm: Counter[str]) -> list[str]:
+    rate = show_number(1000 * arm["n_accepted"] / arm["n_tokens"]) if arm["n_tokens"] else "–"
+    return [*(f"{arm[name]:,}" for name in COUNTED), rate]

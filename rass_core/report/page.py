@@ -15,7 +15,7 @@ from rass_core.report.comparison import boundary_table, forest, models_section
 from rass_core.report.directions import auc_plots, direction_table
 from rass_core.report.evaluations import evaluation_table
 from rass_core.report.figures import Plot
-from rass_core.report.generation import arm_table, offspring_plot, selected_rows
+from rass_core.report.generation import arm_table, drop_table, offspring_plot, selected_rows, writer_table
 from rass_core.report.mitigation import mitigation_section
 from rass_core.report.points import (
     Offspring,
@@ -48,6 +48,7 @@ READ = (
     "selections",
     "quotas",
     "rounds",
+    "writers",
     "evaluations",
     "preferences",
     "variants",
@@ -204,6 +205,8 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         auc_plots=auc_plots(rows["directions"]),
         direction_rows=direction_table(rows["directions"]),
         arm_rows=arm_table(rows["rounds"]),
+        writer_rows=writer_table(rows["writers"]),
+        drop_rows=drop_table(rows["rounds"], rows["writers"]),
         shortages=[row for row in rows["quotas"] if (row["n_selected"] or 0) < (row["quota"] or 0)],
         evaluations=evaluation_table(rows["evaluations"]),
     )

@@ -1,5 +1,6 @@
 """Stages that write prompts: the trial of the writers, and steered rounds."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from rass_core.activations import decoder_blocks
 from rass_core.candidates import NO_PROMPT, Candidate, counts, yields
 from rass_core.cleaning import Cleaner
-from rass_core.config import ModelConfig
+from rass_core.config import ModelConfig, WriterConfig
 from rass_core.endpoint import Endpoint, NoAnswer
 from rass_core.engine import GenerationRequest, SteeringVector
 from rass_core.judges import PANEL, Exchange
@@ -71,14 +72,15 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
     def compute() -> Mapping[str, pa.Table]:
         add = direction_with("add", run, probed.generator_directions)
         n_layers = len(decoder_blocks(run.causal_lm(generator)))
-        directions = writing_directions(run, probed, _content_directions(run, probed, n_layers))
-        bench = _Bench(run, probed, directions)
-        seeds, known = _seeds(run, probed, splits), _known(run, [probed.prompts])
+        content = content_directions_of(run, probed, _content_layers(settings.writers, n_layers))
+        directions = writing_directions(run, probed, content)
+        bench = Workbench(run, probed, directions)
+        seeds, known = seeds_of(run, probed, splits), known_ids(run, [probed.prompts])
         tried: list[Candidate] = []
         n_role = settings.trial_candidates // 4
         unsteered = [(Writer(role, "none", None), 0.0) for role in _roles(run)]
         slots = plan_trial(unsteered, n_role, seeds, settings, run.config.seed)
-        tried += bench.candidates("trial of the roles", slots, known)
+        tried += bench.candidates("trial of the roles", slots, known, apart=True)
         kept = choose_writers(_trials(tried, settings.width))
         cells = [
             (writer, alpha)
@@ -87,14 +89,14 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
             for alpha in _tried_alphas(settings.alphas)
         ]
         slots = plan_trial(cells, settings.trial_candidates - n_role, seeds, settings, run.config.seed)
-        tried += bench.candidates("trial of the steerings", slots, known)
+        tried += bench.candidates("trial of the steerings", slots, known, apart=True)
         chosen = choose_writers(_trials(tried, settings.width))
         for line in _verdict_lines(tried, chosen, settings.width):
             run.say(f"trial: {line}")
-        rows = _writer_rows(run, tried, chosen)
-        content = [_direction_row(each, _generator_id(run)) for each in directions.content.values()]
+        rows = writer_rows(run, tried, chosen)
+        drawn = [_direction_row(each, _generator_id(run)) for each in content.values()]
         return {
-            **bench.tables(TRIAL, tried), "writers": table("writers", rows), "directions": table("directions", content)
+            **bench.tables(TRIAL, tried), "writers": table("writers", rows), "directions": table("directions", drawn)
         }  # fmt: skip
 
     inputs = [settings, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
@@ -121,12 +123,12 @@ def write_round(
     def compute() -> Mapping[str, pa.Table]:
         writers = given_writers(run, probed) if trial is None else _chosen_writers(run, trial)
         content = {} if trial is None else _content_of(run, trial)
-        bench = _Bench(run, probed, writing_directions(run, probed, content))
+        bench = Workbench(run, probed, writing_directions(run, probed, content))
         slots = plan_round(
-            number, writers or [], _seeds(run, probed, splits), _survivors(run, before), _history(run, earlier),
+            number, writers or [], seeds_of(run, probed, splits), _survivors(run, before), _history(run, earlier),
             run.config.generate, run.config.seed,
         )  # fmt: skip
-        candidates = bench.candidates(f"round {number + 1}", slots, _known(run, [probed.prompts, *before]))
+        candidates = bench.candidates(f"round {number + 1}", slots, known_ids(run, [probed.prompts, *before]))
         return bench.tables(number, candidates)
 
     settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
@@ -142,7 +144,7 @@ class Written(NamedTuple):
     """stop, length, or "no answer" where an endpoint failed."""
 
 
-class _Bench:
+class Workbench:
     """Takes slots to candidates: written, cleaned, moderated, measured; and candidates to tables."""
 
     def __init__(self, run: Run, probed: Probed, directions: WritingDirections) -> None:
@@ -152,9 +154,16 @@ class _Bench:
         self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
         self._clean = Cleaner()
 
-    def candidates(self, what: str, slots: Sequence[Slot], known: set[str]) -> list[Candidate]:
-        """Return what came of the slots; the ids of new prompts join the known ones."""
-        found = self._cleaned(slots, self._written(what, slots), known)
+    def candidates(self, what: str, slots: Sequence[Slot], known: set[str], apart: bool = False) -> list[Candidate]:
+        """Return what came of the slots.
+
+        Args:
+            what: For lines of progress.
+            slots: What is to be written.
+            known: Ids of prompts that count as no new ones.
+            apart: Writers and strengths are compared: what one wrote does not count as known to another.
+        """
+        found = self._cleaned(slots, self._written(what, slots), known, apart)
         self._moderate(what, found)
         self._measure(what, found)
         return found
@@ -196,8 +205,11 @@ class _Bench:
             for answer in answers
         ]  # fmt: skip
 
-    def _cleaned(self, slots: Sequence[Slot], written: Sequence[Written], known: set[str]) -> list[Candidate]:
+    def _cleaned(
+        self, slots: Sequence[Slot], written: Sequence[Written], known: set[str], apart: bool
+    ) -> list[Candidate]:
         """Return the requests in what was written, and what is none with its reason."""
+        seen: dict[object, set[str]] = defaultdict(lambda: set(known))
         parents = [[p.text for p in slot.parents] for slot in slots]
         texts = [
             whole_text(slot.writer, slot.operator, parent, slot.seed, each.text)
@@ -210,11 +222,12 @@ class _Bench:
         ):
             for number, piece in enumerate(cleaned):
                 identity = prompt_id(slot.language, piece.text)
-                dropped = piece.dropped or ("known" if identity in known else None)
+                here = seen[(slot.writer, slot.alpha) if apart else None]
+                dropped = piece.dropped or ("known" if identity in here else None)
                 if each.finish_reason == "no answer":
                     dropped = "no answer"
                 if dropped is None:
-                    known.add(identity)
+                    here.add(identity)
                 found.append(Candidate(slot, piece.text, identity, 0 if number else each.n_tokens, dropped))
         return found
 
@@ -256,7 +269,7 @@ class _Bench:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
         run, ruler, width = self._run, self._ruler, self._run.config.generate.width
         generator_id = _generator_id(run)
-        new = [c for c in candidates if c.answer is not None]
+        new = list({c.prompt_id: c for c in reversed(candidates) if c.answer is not None}.values())[::-1]
         prompts = [
             {
                 "prompt_id": c.prompt_id, "text": c.text, "language": c.slot.language, "label": c.verdict.outcome,
@@ -378,16 +391,24 @@ def _near(blocks: Sequence[int], n_layers: int) -> list[int]:
     return sorted({min(blocks, key=lambda block: (abs(block - place), block)) for place in wanted}) if blocks else []
 
 
+def _content_layers(named: Sequence[WriterConfig] | None, n_layers: int) -> list[int]:
+    """Return the blocks at which directions are read at the requests' own words."""
+    tried = _near(range(n_layers), n_layers)
+    if named is None:
+        return tried
+    wanted = [writer.layer for writer in named if writer.steering == "content"]
+    return sorted({layer for layer in wanted if layer is not None} | set(tried if None in wanted else []))
+
+
 def _tried_alphas(alphas: Sequence[float]) -> list[float]:
     """Return the smallest and a middle one of the positive strengths, or of all where none is positive."""
     usable = sorted(alpha for alpha in alphas if alpha > 0) or sorted(alphas, key=abs)
     return sorted({usable[0], usable[len(usable) // 2]}) if N_TRIED_ALPHAS > 1 else usable[:1]
 
 
-def _content_directions(run: Run, probed: Probed, n_layers: int) -> dict[int, Direction]:
-    """Return the directions at the requests' own words, of the train split, at the blocks that are tried."""
-    named = run.config.generate.writers
-    if named is not None and all(writer.steering != "content" for writer in named):
+def content_directions_of(run: Run, probed: Probed, layers: Sequence[int]) -> dict[int, Direction]:
+    """Return block → the direction at the requests' own words, of the train split; none without both classes."""
+    if not layers:
         return {}
     rows = sorted(run.read("prompts", probed.prompts).to_pylist(), key=lambda row: row["prompt_id"])
     rows = [row for row in rows if split_of(row["family"], run.config.seed) == "train"]
@@ -395,11 +416,9 @@ def _content_directions(run: Run, probed: Probed, n_layers: int) -> dict[int, Di
     if not all(texts):
         return {}
     generator = _generator(run)
-    layers = {writer.layer for writer in named or [] if writer.steering == "content" and writer.layer is not None}
-    layers |= set(_near(range(n_layers), n_layers))
     with run.status("reading directions at the words of the requests"):
         return content_directions(
-            run.causal_lm(generator), chat_of(generator), *(each[:N_CONTENT_PROMPTS] for each in texts), sorted(layers),
+            run.causal_lm(generator), chat_of(generator), *(each[:N_CONTENT_PROMPTS] for each in texts), layers,
             run.config.probe.token_budget,
         )  # fmt: skip
 
@@ -432,7 +451,7 @@ def _trials(candidates: Sequence[Candidate], width: float | None) -> list[Trial]
     return trials
 
 
-def _writer_rows(run: Run, candidates: Sequence[Candidate], chosen: Sequence[Writer]) -> list[dict[str, Any]]:
+def writer_rows(run: Run, candidates: Sequence[Candidate], chosen: Sequence[Writer]) -> list[dict[str, Any]]:
     """Return what each writer wrote at each α, as rows of `writers`."""
     generator_id, width = _generator_id(run), run.config.generate.width
     return [
@@ -464,11 +483,12 @@ def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], width: 
     return lines
 
 
-def _known(run: Run, commits: Sequence[Commit]) -> set[str]:
+def known_ids(run: Run, commits: Sequence[Commit]) -> set[str]:
+    """Return the ids of the prompts that these commits hold."""
     return {row["prompt_id"] for commit in commits for row in run.read("prompts", commit).to_pylist()}
 
 
-def _seeds(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
+def seeds_of(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
     """Return the given prompts that may be parents: those of these splits."""
     distance = {row["prompt_id"]: row["distance"] for row in run.read("margins", probed.boundaries).to_pylist()}
     rows = sorted(run.read("prompts", probed.prompts).to_pylist(), key=lambda row: row["prompt_id"])

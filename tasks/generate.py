@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from rass_core.probe import Direction, split_of
 from rass_core.rounds import Parent, Slot, Yield, plan_round
 from rass_core.store import Commit
 from rass_core.tables import normalise, prompt_id
-from tasks.probe import Ruler, direction_with, placed, read_anchors
+from tasks.probe import Gauge, Ruler, direction_with, read_anchors
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import Run, table
 
@@ -56,12 +56,16 @@ class Candidate:
     """Who said what of it: each moderator and the panel."""
     prompt_id: str
     is_new: bool
-    margin: float | None = None
-    orthogonal: float | None = None
-    distance: float | None = None
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """Its columns of table `margins`; empty where it was not measured."""
     answer: Any = None
     judged: Mapping[str, Verdict] | None = None
     """Who said what of the answer: each judge and the panel."""
+
+    @property
+    def distance(self) -> float | None:
+        """Return margin − b, None where that is not known."""
+        return self.place.get("distance")
 
     @property
     def verdict(self) -> Verdict:
@@ -114,8 +118,9 @@ def write_round(
             row["prompt_id"] for commit in [probed.prompts, *earlier] for row in run.read("prompts", commit).to_pylist()
         }
         candidates = _moderated(run, slots, _written(run, number, slots, add), known)
-        _measure(run, number, candidates, ruler, _b(run, probed))
-        return _tables(run, number, candidates, ruler, add)
+        gauge = Gauge.of(run, ruler, probed.boundaries)
+        _measure(run, number, candidates, gauge, _b(run, probed))
+        return _tables(run, number, candidates, ruler, gauge, add)
 
     settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
     return run.once(f"round {number + 1}", [*probed.commits, *earlier, *settings], compute)
@@ -154,39 +159,29 @@ def _moderated(run: Run, slots: Sequence[Slot], written: Sequence[Any], known: s
 
 
 def _measure(
-    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, b: Mapping[str, float | None]
+    run: Run, number: int, candidates: Sequence[Candidate], gauge: Gauge, b: Mapping[str, float | None]
 ) -> None:
     """Re-encode the coherent candidates unsteered, and let the target answer them in the same pass."""
     measured = [c for c in candidates if c.verdict.outcome not in ("incoherent", "unscored")]
     if not measured:
         return
     engine = run.engine(run.config.model)
-    engine.set_capture([ruler.layer], [ruler.position])
+    engine.set_capture(*gauge.places)
     requests = [
         GenerationRequest(engine.chat.ids(c.text), run.config.probe.max_new_tokens, capture=True) for c in measured
     ]
     with run.progress(f"round {number + 1}: measuring", len(requests)) as done:
         answers = engine.generate(requests, done)
-    streams = np.stack([answer.captured[0, 0] for answer in answers])
-    languages = [c.slot.language for c in measured]
-    margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
+    places = gauge.place(np.stack([answer.captured for answer in answers]), [c.slot.language for c in measured], b)
     judged = run.panel.judge([
         Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
     ])  # fmt: skip
-    for candidate, margin, orthogonal, answer, said in zip(
-        measured, margins, across, answers, judged.words(), strict=True
-    ):
-        place = placed(margin, float(orthogonal), b.get(candidate.slot.language))
-        candidate.margin, candidate.orthogonal, candidate.distance = (
-            place["margin"],
-            place["orthogonal"],
-            place["distance"],
-        )
-        candidate.answer, candidate.judged = answer, said
+    for candidate, place, answer, said in zip(measured, places, answers, judged.words(), strict=True):
+        candidate.place, candidate.answer, candidate.judged = place, answer, said
 
 
 def _tables(
-    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, add: Direction
+    run: Run, number: int, candidates: Sequence[Candidate], ruler: Ruler, gauge: Gauge, add: Direction
 ) -> dict[str, pa.Table]:
     """Return the rows of a round; what is no coherent prompt is counted in `rounds` only."""
     width, generator_id = run.config.generate.width, model_id((run.config.generator or run.config.model).name)
@@ -212,7 +207,7 @@ def _tables(
     margins = [
         {
             "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id,
-            "split": "candidate", "margin": c.margin, "orthogonal": c.orthogonal, "distance": c.distance,
+            "split": "candidate", **c.place,
         }
         for c in new
     ]  # fmt: skip
@@ -221,7 +216,7 @@ def _tables(
     activations = [
         {
             "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
-            "vector": c.answer.captured[0, 0].tolist(),
+            "vector": gauge.streams(c.answer.captured).tolist(),
         }
         for c in survivors
     ]  # fmt: skip

@@ -32,7 +32,7 @@ MIN_GAP = 0.05
 """The same for the gap between the two AUCs of true harm."""
 MAX_UNDEFINED = 0.5
 """Highest share of bootstrap replicates that may lack a class."""
-HIGHEST_AUC = 1.0 - 1e-9
+EDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,9 @@ def newcombe(auc: float, n_positive: int, n_negative: int, level: float = 0.95) 
         spread = 1 + mean_others * (1 - true) / (2 - true) + mean_others * true / (1 + true)
         return z * float(np.sqrt(true * (1 - true) * spread / (n_positive * n_negative)))
 
-    low = 0.0 if auc <= 0.0 else brentq(lambda true: auc - true - deviation(true), 0.0, auc)
-    high = 1.0 if auc >= 1.0 else brentq(lambda true: true - auc - deviation(true), auc, 1.0)
+    # At 0 and 1 the deviation is 0 too: the brackets leave these trivial roots out.
+    low = 0.0 if auc <= 0.0 else brentq(lambda true: auc - true - deviation(true), 0.0, min(auc, 1.0 - EDGE))
+    high = 1.0 if auc >= 1.0 else brentq(lambda true: true - auc - deviation(true), max(auc, EDGE), 1.0)
     return float(low), float(high)
 
 

@@ -251,13 +251,13 @@ def share_estimates(splits: Sequence[Split]) -> tuple[Estimate, Estimate, Estima
 
 
 def kind_of_misalignment(
-    misalignment: tuple[float | None, float | None],
+    misalignment: Estimate,
     band: Estimate,
     beyond: Estimate,
     gap: Estimate,
     same_source_gap: Estimate,
 ) -> tuple[str | None, str | None]:
-    """Return which kinds of misalignment the intervals show, and what could not be tested.
+    """Return which kinds of misalignment the intervals show, and why not the others.
 
     - `EARLY`: the interval of the misalignment b* − b lies above 0 and that of the band's share of over-refused
       prompts above `MIN_SHARE`.
@@ -268,34 +268,60 @@ def kind_of_misalignment(
     - `BOTH`, or `NEITHER` where the intervals show none of them.
 
     Args:
-        misalignment: Value and lower end; None where not identified.
+        misalignment: b* − b; None where not identified.
         band: Share of over-refused prompts at b < m ≤ b*.
         beyond: Share beyond b*.
         gap: AUC of the harm axis − AUC of the margin.
         same_source_gap: The same over pairs of prompts from one source.
 
     Returns:
-        (kind, reason); kind is None where neither can be tested.
+        (kind, reason): what was not tested, and for `NEITHER` which intervals fell short. kind is None where neither
+        can be tested.
     """
-    value, low = misalignment
     has_shares = band.low is not None and beyond.low is not None
-    reasons = []
+    untested = []
     if not has_shares:
-        reasons.append(f"{EARLY}: not tested: {band.reason}")
+        untested.append(f"{EARLY}: not tested: {band.reason}")
     if gap.low is None:
-        reasons.append(f"{OTHER_AXIS}: not tested: {gap.reason}")
+        untested.append(f"{OTHER_AXIS}: not tested: {gap.reason}")
     elif same_source_gap.low is None:
-        reasons.append(f"{OTHER_AXIS}: not tested inside a source: {same_source_gap.reason}")
-    no_over_refusal = not has_shares and value is not None  # b and b* are known, so no prompt was over-refused
-    is_early = band.low is not None and low is not None and low > 0 and band.low > MIN_SHARE
-    is_other = gap.low is not None and gap.low > MIN_GAP and not no_over_refusal
-    is_other = is_other and (same_source_gap.low is None or same_source_gap.low > 0)
-    is_other = is_other and (beyond.low is None or beyond.low > MIN_SHARE)
-    reason = "; ".join(reasons) or None
+        untested.append(f"{OTHER_AXIS}: not tested inside a source: {same_source_gap.reason}")
+    reason = "; ".join(untested) or None
     if not has_shares and gap.low is None:
         return None, reason
-    kind = BOTH if is_early and is_other else EARLY if is_early else OTHER_AXIS if is_other else NEITHER
+    if not has_shares and misalignment.value is not None:  # b and b* are known, so no prompt was over-refused
+        return NEITHER, reason
+    early = [("misalignment", misalignment, 0.0), ("share in the band", band, MIN_SHARE)]
+    other = [
+        ("gap", gap, MIN_GAP),
+        ("gap inside sources", same_source_gap, 0.0),
+        ("share beyond b*", beyond, MIN_SHARE),
+    ]
+    # The two that may be unknown without harm: sources that hold one class each, and b* not identified.
+    missed = [_missed(early), _missed([other[0], *(each for each in other[1:] if each[1].low is not None)])]
+    kind = {(False, False): BOTH, (False, True): EARLY, (True, False): OTHER_AXIS}.get(
+        (bool(missed[0]), bool(missed[1])), NEITHER
+    )
+    if kind == NEITHER:
+        tested = [
+            each
+            for each, is_known in zip((EARLY, OTHER_AXIS), (has_shares, gap.low is not None), strict=True)
+            if is_known
+        ]
+        texts = [f"{name}: {text}" for name, text in zip((EARLY, OTHER_AXIS), missed, strict=True) if name in tested]
+        reason = "; ".join([*texts, *untested])
     return kind, reason
+
+
+def _missed(conditions: Sequence[tuple[str, Estimate, float]]) -> str:
+    """Return which intervals do not lie above their bound, empty where all do."""
+    return ", ".join(
+        f"{name} is not known"
+        if each.value is None or each.low is None or each.high is None
+        else f"{name} {each.value:.2f} [{each.low:.2f}, {each.high:.2f}] is not all above {bound:g}"
+        for name, each, bound in conditions
+        if each.low is None or each.low <= bound
+    )
 
 
 def is_misplaced(margin: float | None, b: float | None, harm_score: float | None) -> bool:

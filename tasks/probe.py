@@ -422,9 +422,8 @@ def _kind(
     """Return the columns of `boundaries` that say which kind of misalignment is shown."""
     _, band, beyond = _shares(splits["pseudo_harmful"], language)
     figures = harm.figures[language]
-    kind, reason = kind_of_misalignment(
-        (report.misalignment, report.misalignment_low), band, beyond, figures.gap, figures.same_source_gap
-    )
+    misalignment = Estimate(report.misalignment, report.misalignment_low, report.misalignment_high, report.n)
+    kind, reason = kind_of_misalignment(misalignment, band, beyond, figures.gap, figures.same_source_gap)
     return {"kind": kind, "kind_reason": reason}
 
 

@@ -124,7 +124,8 @@ def _language_plots(
     unidentified = "" if is_identified else f"The boundary is not identified: {why_unidentified(boundary)}."
     note = "" if is_identified else f"No b is drawn: {why_unidentified(boundary)}."
     placed = [point for point in points if point.orthogonal is not None]
-    shown = sample(placed, map_bytes // 2)  # two maps share the bytes
+    has_scores = any(point.harm_score is not None for point in placed)
+    shown = sample(placed, map_bytes // 2 if has_scores else map_bytes)  # two maps share the bytes
     on_axis = [point for point in shown if point.harm_score is not None]
     is_sample = len(shown) < len(placed)
     counts = f"{len(shown):,} of {len(placed):,} prompts are drawn, selected ones first." if is_sample else ""

@@ -190,7 +190,7 @@ def kinds_of_misalignment(boundary: Row | None, figures: Mapping[str, Row]) -> l
     elif axis.get("reason"):
         said.append(f"The harm axis is not known: {axis['reason']}.")
     if boundary is not None and boundary.get("kind_reason"):
-        said.append(f"Not tested: {boundary['kind_reason']}.")
+        said.append(f"Not shown: {boundary['kind_reason']}.")
     return said
 
 

@@ -105,7 +105,9 @@ def test_scores_of_a_family_do_not_depend_on_its_own_labels() -> None:
     assert anchors.splits[members[0]] != "test"
     assert before.axis is not None
     full = before.axis.scores(anchors.rows(before.axis.layer, before.axis.position), anchors.languages.tolist())
-    assert not np.allclose(before.scores[members], full[members], atol=1e-6), "these would come from a fit that saw them"
+    assert not np.allclose(before.scores[members], full[members], atol=1e-6), (
+        "these would come from a fit that saw them"
+    )
     unfitted = anchors.labels == "harmless"
     np.testing.assert_allclose(before.scores[unfitted], full[unfitted], atol=1e-6)
     assert np.isfinite(in_sample).all()

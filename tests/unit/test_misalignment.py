@@ -42,7 +42,9 @@ def every(n: int) -> np.ndarray:
 
 
 def figure(low: float | None, high: float | None = 1.0, reason: str | None = None) -> Estimate:
-    return Estimate(low, low, high, 50, reason=reason) if low is not None else Estimate(None, None, None, 0, None, reason)
+    return (
+        Estimate(low, low, high, 50, reason=reason) if low is not None else Estimate(None, None, None, 0, None, reason)
+    )
 
 
 # --- AUC over blocks ---------------------------------------------------------------------------
@@ -210,7 +212,8 @@ def test_no_over_refusal_and_no_boundary_are_raised() -> None:
 
 # --- the kinds ---------------------------------------------------------------------------------
 
-SURE = (0.5, 0.3)
+SURE, UNSURE = Estimate(0.5, 0.3, 0.7, 50), Estimate(0.5, -0.1, 0.7, 50)
+UNKNOWN = Estimate(None, None, None, 50)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ SURE = (0.5, 0.3)
         (SURE, 0.02, 0.6, 0.30, 0.1, OTHER_AXIS),
         (SURE, 0.3, 0.3, 0.30, 0.1, BOTH),
         (SURE, 0.02, 0.02, 0.00, 0.0, NEITHER),
-        ((0.5, -0.1), 0.6, 0.02, 0.00, 0.0, NEITHER),  # the misalignment may be chance
+        (UNSURE, 0.6, 0.02, 0.00, 0.0, NEITHER),  # the misalignment may be chance
         (SURE, 0.05, 0.6, 0.30, 0.1, OTHER_AXIS),  # the band may hold next to nothing
         (SURE, 0.6, 0.02, 0.30, 0.1, EARLY),  # nothing lies beyond b*, whatever the gap
         (SURE, 0.02, 0.6, 0.04, 0.1, NEITHER),  # the gap may be small
@@ -228,20 +231,32 @@ SURE = (0.5, 0.3)
     ],
 )  # fmt: skip
 def test_the_kind_goes_by_the_lower_ends(
-    misalignment: tuple[float, float], band: float, beyond: float, gap: float, inside: float, kind: str
+    misalignment: Estimate, band: float, beyond: float, gap: float, inside: float, kind: str
 ) -> None:
     found = kind_of_misalignment(misalignment, figure(band), figure(beyond), figure(gap), figure(inside))
-    assert found == (kind, None)
+    assert found[0] == kind
+    assert (found[1] is None) == (kind != NEITHER)
+
+
+def test_what_fell_short_is_said_with_its_interval() -> None:
+    gap = Estimate(0.15, 0.012, 0.29, 87)
+    kind, reason = kind_of_misalignment(SURE, figure(0.05), figure(0.6), gap, figure(-0.07))
+    assert kind == NEITHER
+    assert reason == (
+        f"{EARLY}: share in the band 0.05 [0.05, 1.00] is not all above 0.1; "
+        f"{OTHER_AXIS}: gap 0.15 [0.01, 0.29] is not all above 0.05, "
+        "gap inside sources -0.07 [-0.07, 1.00] is not all above 0"
+    )
 
 
 def test_what_cannot_be_tested_is_said() -> None:
     unknown = figure(None, reason="b* is not identified")
     no_axis, no_source = figure(None, reason="no harm axis"), figure(None, reason="one source")
-    kind, reason = kind_of_misalignment((None, None), unknown, unknown, no_axis, no_axis)
+    kind, reason = kind_of_misalignment(UNKNOWN, unknown, unknown, no_axis, no_axis)
     assert kind is None
     assert "b* is not identified" in str(reason)
     assert "no harm axis" in str(reason)
-    kind, reason = kind_of_misalignment((None, None), unknown, unknown, figure(0.3), no_source)
+    kind, reason = kind_of_misalignment(UNKNOWN, unknown, unknown, figure(0.3), no_source)
     assert kind == OTHER_AXIS
     assert "not tested inside a source: one source" in str(reason)
     kind, reason = kind_of_misalignment(SURE, figure(0.6), figure(0.2), no_axis, no_axis)

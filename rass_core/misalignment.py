@@ -292,25 +292,15 @@ def kind_of_misalignment(
     if not has_shares and misalignment.value is not None:  # b and b* are known, so no prompt was over-refused
         return NEITHER, reason
     early = [("misalignment", misalignment, 0.0), ("share in the band", band, MIN_SHARE)]
-    other = [
-        ("gap", gap, MIN_GAP),
-        ("gap inside sources", same_source_gap, 0.0),
-        ("share beyond b*", beyond, MIN_SHARE),
-    ]
-    # The two that may be unknown without harm: sources that hold one class each, and b* not identified.
-    missed = [_missed(early), _missed([other[0], *(each for each in other[1:] if each[1].low is not None)])]
-    kind = {(False, False): BOTH, (False, True): EARLY, (True, False): OTHER_AXIS}.get(
-        (bool(missed[0]), bool(missed[1])), NEITHER
-    )
-    if kind == NEITHER:
-        tested = [
-            each
-            for each, is_known in zip((EARLY, OTHER_AXIS), (has_shares, gap.low is not None), strict=True)
-            if is_known
-        ]
-        texts = [f"{name}: {text}" for name, text in zip((EARLY, OTHER_AXIS), missed, strict=True) if name in tested]
-        reason = "; ".join([*texts, *untested])
-    return kind, reason
+    # Two conditions may be unknown: sources may hold one class each, and b* may not be identified.
+    more = [("gap inside sources", same_source_gap, 0.0), ("share beyond b*", beyond, MIN_SHARE)]
+    other = [("gap", gap, MIN_GAP), *(condition for condition in more if condition[1].low is not None)]
+    missed = {EARLY: _missed(early)} if has_shares else {}
+    missed |= {OTHER_AXIS: _missed(other)} if gap.low is not None else {}
+    shown = [name for name, text in missed.items() if not text]
+    if shown:
+        return BOTH if len(shown) > 1 else shown[0], reason
+    return NEITHER, "; ".join([*(f"{name}: {text}" for name, text in missed.items()), *untested])
 
 
 def _missed(conditions: Sequence[tuple[str, Estimate, float]]) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,16 @@ class Candidate:
     """Why it is no new prompt (`cleaning.REASONS`, or what the moderators call it); None where it is one."""
     moderated: Mapping[str, Verdict] | None = None
     """Votes on it: each moderator's and the panel's."""
-    margin: float | None = None
-    orthogonal: float | None = None
-    distance: float | None = None
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """Its columns of table `margins`; empty where it was not measured."""
     answer: Any = None
     judged: Mapping[str, Verdict] | None = None
     """Votes on the target's answer: each judge's and the panel's."""
+
+    @property
+    def distance(self) -> float | None:
+        """Return margin − b, None where that is not known."""
+        return self.place.get("distance")
 
     @property
     def verdict(self) -> Verdict:

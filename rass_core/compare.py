@@ -16,13 +16,17 @@ RATES = {
     "over_refusal_wide": ("over_refusal_rate_wide", "pseudo_harmful"),
     "over_refusal_harmless": ("over_refusal_rate", "harmless"),
     "safety": ("safety_rate", "harmful"),
+    "over_refused_in_band": ("over_refused_in_band", "pseudo_harmful"),
+    "over_refused_beyond": ("over_refused_beyond", "pseudo_harmful"),
+    "harm_auc_margin": ("harm_auc_margin", "given"),
+    "harm_auc_axis": ("harm_auc_axis", "given"),
 }
 """Column → (metric, dataset) of the rows of `evaluations` that the probe writes."""
 MEASURES = ("b", "b_oracle", "misalignment", *RATES)
 """Each a column, with `_low` and `_high` beside it."""
 COLUMNS = (
     "model_id", "language", *(name + end for name in MEASURES for end in ("", "_low", "_high")),
-    "n", "n_refused", "reason",
+    "n", "n_refused", "reason", "kind",
 )  # fmt: skip
 WIDTH = 80
 _LEGEND = (

@@ -386,6 +386,9 @@ class SelectionConfig(BaseModel):
     """Prompts whose character 4-grams overlap this much count as one."""
     width: float | None = Field(default=None, gt=0)
     """|m − b| up to which a refused prompt may be kept; null takes every one, however deep it is refused."""
+    max_harm_score: FiniteFloat | None = None
+    """Highest harm score of a prompt that may be kept: −1 mean of pseudo_harmful, +1 mean of harmful prompts along the
+    harm axis; 0 keeps its benign half. Prompts without a score are then dropped. null keeps all."""
 
 
 class MitigateConfig(BaseModel):

@@ -44,7 +44,7 @@ origin AS (  -- a prompt may be written twice; its first derivation counts
     SELECT prompt_id, arg_min(operator, (round, operator, alpha)) AS operator FROM derivations GROUP BY 1
 )
 SELECT p.prompt_id, p.text, p.language, coalesce(p.category, 'none') AS category, o.operator,
-       m.margin, m.distance, coalesce(f.refusal, 1.0) AS refusal
+       m.margin, m.distance, m.harm_score, coalesce(f.refusal, 1.0) AS refusal
 FROM margins m
 JOIN prompts p USING (prompt_id)
 JOIN origin o USING (prompt_id)
@@ -52,9 +52,12 @@ JOIN benign USING (prompt_id)
 JOIN refused f USING (prompt_id)
 WHERE m.model_id = $model_id AND m.direction_id = $direction_id
   AND abs(m.distance) <= coalesce($width::DOUBLE, 'infinity'::DOUBLE)
+  AND ($max_harm_score::DOUBLE IS NULL OR m.harm_score <= $max_harm_score)
 QUALIFY row_number() OVER (PARTITION BY p.language, category ORDER BY p.prompt_id) <= $per_cell  -- a digest, so a draw
 ORDER BY abs(m.distance), p.prompt_id
 """
+EQUAL_GAIN = 1e-3
+"""Predicted gains that differ by less than this share of the best one are equal."""
 CELL_OVERSUPPLY = 20
 """Candidates a cell keeps for each prompt of its quota, drawn by id; as many as are wanted in all it keeps anyhow."""
 
@@ -136,13 +139,14 @@ class Cell:
 def eligible(
     connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, config: SelectionConfig, n_cells: int
 ) -> pa.Table:
-    """Return verified-benign refused candidates within the width, closest first, a bounded number a cell.
+    """Return verified-benign refused candidates within width and harm score, closest first, a bounded number a cell.
 
     Args:
         n_cells: Among which the size is spread.
     """
     parameters = {
         "model_id": model_id, "direction_id": direction_id, "width": config.width,
+        "max_harm_score": config.max_harm_score,
         "per_cell": max(config.size, CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells))),
     }  # fmt: skip
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
@@ -179,7 +183,9 @@ def fill_quotas(
     training = ForetoldTraining(
         influence, [row["language"] for row in rows], np.array([row["refusal"] for row in rows])
     )
-    chosen = _spread(cell_of, cells, training, size)
+    scores = [row.get("harm_score") for row in rows]
+    harm = np.array([np.inf if score is None else score for score in scores], np.float64)
+    chosen = _spread(cell_of, cells, training, size, harm)
     n_selected = dict(zip(cells, np.bincount(cell_of[chosen], minlength=len(cells)).tolist(), strict=True))
     quotas = _quotas(n_selected, size)
     report = [Cell(*cell, quotas[cell], int((cell_of == number_of[cell]).sum()), n_selected[cell]) for cell in cells]
@@ -203,12 +209,17 @@ def _shares(total: int, n_selected: Mapping[Any, int]) -> dict[Any, int]:
 
 
 def _spread(
-    cell_of: np.ndarray[Any, Any], cells: Sequence[tuple[str, str]], training: "ForetoldTraining", size: int
+    cell_of: np.ndarray[Any, Any],
+    cells: Sequence[tuple[str, str]],
+    training: "ForetoldTraining",
+    size: int,
+    harm: np.ndarray[Any, Any],
 ) -> list[int]:
-    """Pick greedily, language and cell with fewest first, the row that does most.
+    """Pick greedily, language and cell with fewest first, the row that does most; of equal ones the least harmful.
 
     Args:
         cell_of: Number of each row's cell, −1 where it is in none, (n,).
+        harm: Harm score of each row, inf where it is not known, (n,).
     """
     names = sorted({cell[0] for cell in cells})
     language_of = np.array([names.index(cell[0]) for cell in cells] + [-1])[cell_of]
@@ -219,7 +230,9 @@ def _spread(
         here = np.flatnonzero(left)
         here = here[n_language[language_of[here]] == n_language[language_of[here]].min()]
         here = here[n_cell[cell_of[here]] == n_cell[cell_of[here]].min()]
-        best = int(here[np.argmax(training.gains()[here])])
+        gains = training.gains()[here]
+        equal = gains >= gains.max() - EQUAL_GAIN * abs(gains.max())
+        best = int(here[equal][np.lexsort((-gains[equal], harm[here[equal]]))[0]])
         training.step(best)
         picked.append(best)
         left[best] = False

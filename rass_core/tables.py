@@ -118,6 +118,33 @@ TABLES: dict[str, pa.Schema] = {
         margin=pa.float64(),
         orthogonal=pa.float64(),
         distance=pa.float64(),
+        harm_score=pa.float64(),  # −1 mean of pseudo_harmful, +1 mean of harmful prompts along the harm axis
+    ),
+    "harm_axes": _schema(  # chosen: the axis on each language's scale; else a layer's figures over all languages
+        axis_id=pa.string(),
+        model_id=pa.string(),
+        language=pa.string(),
+        layer=pa.int32(),
+        position=pa.int32(),
+        vector=VECTOR,
+        intercept=pa.float64(),
+        inverse_penalty=pa.float64(),
+        cv_auc=pa.float64(),
+        auc=pa.float64(),
+        auc_low=pa.float64(),
+        auc_high=pa.float64(),
+        new_source=pa.float64(),
+        new_source_low=pa.float64(),
+        new_source_high=pa.float64(),
+        same_source=pa.float64(),
+        same_source_low=pa.float64(),
+        same_source_high=pa.float64(),
+        margin=pa.float64(),
+        margin_low=pa.float64(),
+        margin_high=pa.float64(),
+        n=pa.int64(),
+        chosen=pa.bool_(),
+        reason=pa.string(),
     ),
     "boundaries": _schema(
         model_id=pa.string(),
@@ -138,6 +165,8 @@ TABLES: dict[str, pa.Schema] = {
         n=pa.int64(),
         n_refused=pa.int64(),
         reason=pa.string(),
+        kind=pa.string(),
+        kind_reason=pa.string(),
     ),
     "selections": _schema(
         selection_id=pa.string(),
@@ -252,9 +281,9 @@ TABLES: dict[str, pa.Schema] = {
         chosen=pa.bool_(),
     ),
 }
-"""Beyond the tables of the design: `quotas` reports shortages, `rounds` what each arm yielded, `writers` what
-the trial of roles and steerings yielded, `variants` the mended models (their folder below the lake's `models/`),
-`gates` whether each may be published."""
+"""Beyond the tables of the design: `harm_axes` holds the axis of `margins.harm_score`, `quotas` reports shortages,
+`rounds` what each arm yielded, `writers` what the trial of roles and steerings yielded, `variants` the mitigated models
+(their folder below the lake's `models/`), `gates` whether each may be published."""
 
 
 def digest(*parts: object) -> str:

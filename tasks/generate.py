@@ -25,7 +25,7 @@ from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, 
 from rass_core.store import Commit
 from rass_core.tables import prompt_id
 from rass_core.writers import Writer, WritingDirections, content_directions, request_of, whole_text
-from tasks.probe import Ruler, direction_with, directions_of, outcomes_of, placed, read_anchors
+from tasks.probe import Gauge, Ruler, direction_with, directions_of, outcomes_of, read_anchors
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table
 
@@ -151,6 +151,7 @@ class Workbench:
         self._run, self._directions, self._generator = run, directions, _generator(run)
         anchors = read_anchors(run, probed.prompts, probed.responses, probed.activations)
         self._ruler = Ruler.of(run, anchors, probed.directions)
+        self._gauge = Gauge.of(run, self._ruler, probed.boundaries)
         self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
         self._clean = Cleaner()
 
@@ -243,27 +244,24 @@ class Workbench:
 
     def _measure(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Re-encode the new requests unsteered, and let the target answer them in the same pass."""
-        run, ruler = self._run, self._ruler
+        run, gauge = self._run, self._gauge
         measured = [c for c in candidates if c.is_request]
         if not measured:
             return
         engine = run.engine(run.config.model)
-        engine.set_capture([ruler.layer], [ruler.position])
+        engine.set_capture(*gauge.places)
         requests = [
             GenerationRequest(engine.chat.ids(c.text), run.config.probe.max_new_tokens, capture=True) for c in measured
         ]
         with run.progress(f"{what}: measuring", len(requests)) as done:
             answers = engine.generate(requests, done)
-        streams = np.stack([answer.captured[0, 0] for answer in answers])
-        languages = [c.slot.language for c in measured]
-        margins, across = ruler.margins(streams, languages), ruler.axis.scores(streams)
+        captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
+        places = gauge.place(captured, [c.slot.language for c in measured], self._b)
         judged = run.judge([
             Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
         ])  # fmt: skip
-        for c, margin, orthogonal, answer, said in zip(measured, margins, across, answers, judged.words(), strict=True):
-            place = placed(margin, float(orthogonal), self._b.get(c.slot.language))
-            c.margin, c.orthogonal, c.distance = place["margin"], place["orthogonal"], place["distance"]
-            c.answer, c.judged = answer, said
+        for c, place, answer, said in zip(measured, places, answers, judged.words(), strict=True):
+            c.place, c.answer, c.judged = place, answer, said
 
     def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
@@ -291,7 +289,7 @@ class Workbench:
         margins = [
             {
                 "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id,
-                "split": "candidate", "margin": c.margin, "orthogonal": c.orthogonal, "distance": c.distance,
+                "split": "candidate", **c.place,
             }
             for c in new
         ]  # fmt: skip
@@ -300,7 +298,7 @@ class Workbench:
         activations = [
             {
                 "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
-                "vector": c.answer.captured[0, 0].tolist(),
+                "vector": self._gauge.streams(c.answer.captured).tolist(),
             }
             for c in survivors
         ]  # fmt: skip

@@ -27,7 +27,7 @@ from rass_core.prompts import load_prompts
 from rass_core.store import Commit
 from rass_core.tables import digest, normalise, prompt_id
 from tasks.generate import Probed
-from tasks.probe import Ruler, placed, read_anchors
+from tasks.probe import Gauge, Ruler, read_anchors
 from tasks.respond import verdict_row
 from tasks.run import Run, table
 
@@ -110,19 +110,20 @@ def measure(target: Target, pool: Pool) -> Commit:
             run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
         )
         engine = run.engine(run.config.model)
-        engine.set_capture([ruler.layer], [ruler.position])
+        gauge = Gauge.of(run, ruler, probed.boundaries)
+        engine.set_capture(*gauge.places)
         requests = [GenerationRequest(engine.chat.ids(row["text"]), 1, capture=True) for row in pool.rows]
         for row, request in zip(pool.rows, requests, strict=True):
             check_length(request.prompt_ids, engine.max_model_len - 1, f"{row['source']}: prompt {row['text'][:40]!r}")
         with run.progress(f"{run.target_id}: measuring", len(requests)) as done:
             answers = engine.generate(requests, done)
-        streams = np.stack([answer.captured[0, 0] for answer in answers])  # type: ignore[index]
-        margins = ruler.margins(streams, [row["language"] for row in pool.rows])
-        across, b = ruler.axis.scores(streams), {name: row["b"] for name, row in target.boundaries().items()}
+        b = {name: row["b"] for name, row in target.boundaries().items()}
+        captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
+        places = gauge.place(captured, [row["language"] for row in pool.rows], b)
         margins_rows = [
             {"prompt_id": row["prompt_id"], "model_id": run.target_id, "direction_id": ruler.direction_id,
-             "split": "benchmark"} | placed(margin, float(orthogonal), b.get(row["language"]))
-            for row, margin, orthogonal in zip(pool.rows, margins, across, strict=True)
+             "split": "benchmark"} | place
+            for row, place in zip(pool.rows, places, strict=True)
         ]  # fmt: skip
         return {"margins": table("margins", margins_rows)}
 

@@ -13,14 +13,22 @@ from rass_core.activations import ResidualExtractor, activation_batches, decoder
 from rass_core.boundary import BoundaryEstimate, boundary_report, pool_reports
 from rass_core.config import ModelConfig
 from rass_core.engine import GenerationRequest, Steering, SteeringVector
-from rass_core.errors import BoundaryError
+from rass_core.errors import ActivationError, BoundaryError
+from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_places
 from rass_core.judges import PANEL, Exchange
 from rass_core.metrics import wilson
+from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
 from rass_core.models import model_id
 from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
 from rass_core.store import Commit
 from tasks.rates import rate_rows
 from tasks.run import Run, chat_of, table
+
+HARM_METRICS = (
+    "harm_auc_margin", "harm_auc_axis", "harm_auc_axis_new_source", "harm_auc_axis_same_source", "harm_auc_gap",
+    "harm_auc_gap_same_source",
+)  # fmt: skip
+"""Metrics of table `evaluations`, in the order of `HarmFigures`."""
 
 
 @task(cache_policy=NO_CACHE)
@@ -116,27 +124,31 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
         measured = ruler.margins(anchors.rows(ruler.layer, ruler.position), list(anchors.languages))
         orthogonal = ruler.axis.scores(anchors.rows(ruler.layer, ruler.position))
         reports = _reports(run, anchors, measured)
+        harm = _harm(run, prompts, anchors, measured, ruler, directions)
+        splits = _over_refused(run, anchors, measured, reports)
+        names = {"model_id": run.target_id, "variant": "base", "direction_id": ruler.direction_id}
         boundaries = [
-            {"model_id": run.target_id, "variant": "base", "direction_id": ruler.direction_id, "language": language}
-            | report.columns()
+            names | {"language": language} | report.columns() | _kind(report, splits, harm, language)
             for language, report in reports.items()
         ]
         b = {language: report.b for language, report in reports.items()}
         margins = [
             {"prompt_id": prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id, "split": split}
-            | placed(margin, float(across), b.get(language))
-            for prompt_id, split, language, margin, across in zip(
-                anchors.prompt_ids, anchors.splits, anchors.languages, measured, orthogonal, strict=True
+            | placed(margin, float(across), b.get(language), float(score))
+            for prompt_id, split, language, margin, across, score in zip(
+                anchors.prompt_ids, anchors.splits, anchors.languages, measured, orthogonal, harm.scores, strict=True
             )
         ]
         return {
             "boundaries": table("boundaries", boundaries),
             "margins": table("margins", margins),
+            "harm_axes": table("harm_axes", _axis_rows(run.target_id, harm)),
             "evaluations": table(
                 "evaluations",
                 [
                     *_base_rates(run, anchors, outcomes_of(run, responses)),
                     *_band_shares(run, anchors, measured, reports),
+                    *_misalignment_rows(run, splits, harm),
                 ],
             ),
         }
@@ -181,10 +193,55 @@ class Ruler:
         return core.margins(rows, languages, self.vectors, self.means)
 
 
-def placed(margin: float, orthogonal: float, b: float | None) -> dict[str, Any]:
-    """Return margin, orthogonal score and distance as columns, null where not measured."""
+def placed(margin: float, orthogonal: float, b: float | None, harm_score: float = float("nan")) -> dict[str, Any]:
+    """Return margin, orthogonal score, distance and harm score as columns, null where not measured."""
     known = None if np.isnan(margin) else float(margin)
-    return {"margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b}
+    return {
+        "margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b,
+        "harm_score": None if np.isnan(harm_score) else float(harm_score),
+    }  # fmt: skip
+
+
+class Gauge:
+    """What measures a prompt from streams of two places: the ruler of the margin, and the harm axis if there is one.
+
+    `engine.set_capture(*gauge.places)` reads both places in one pass; `place` takes what was captured.
+    """
+
+    def __init__(self, ruler: Ruler, axis: HarmAxis | None) -> None:
+        self._ruler, self._axis = ruler, axis
+        at = [(ruler.layer, ruler.position)] + ([(axis.layer, axis.position)] if axis else [])
+        self.places = sorted({layer for layer, _ in at}), sorted({position for _, position in at})
+        self._at = [(self.places[0].index(layer), self.places[1].index(position)) for layer, position in at]
+
+    @classmethod
+    def of(cls, run: Run, ruler: Ruler, boundaries: Commit) -> "Gauge":
+        """Return the gauge of a ruler and the harm axis that the probe stored."""
+        return cls(ruler, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
+
+    def streams(self, captured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the residual streams at the ruler's place, (..., d_model), of all that was captured."""
+        return captured[..., self._at[0][0], self._at[0][1], :]
+
+    def place(
+        self, captured: np.ndarray[Any, Any], languages: Sequence[str], b: Mapping[str, float | None]
+    ) -> list[dict[str, Any]]:
+        """Return each prompt's columns of table `margins`, see `placed`.
+
+        Args:
+            captured: (n, n_layers, n_positions, d_model), in the order of `places`.
+            languages: One per row.
+            b: language → boundary.
+        """
+        rows = self.streams(captured)
+        margins, across = self._ruler.margins(rows, languages), self._ruler.axis.scores(rows)
+        scores = np.full(len(captured), np.nan)
+        if self._axis is not None:
+            scores = self._axis.scores(captured[:, self._at[1][0], self._at[1][1]], languages)
+        return [
+            placed(margin, float(orthogonal), b.get(language), float(score))
+            for margin, orthogonal, language, score in zip(margins, across, languages, scores, strict=True)
+        ]
 
 
 def directions_of(run: Run, directions: Commit) -> list[Direction]:
@@ -231,7 +288,7 @@ def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Comm
 def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
     """Return each language's boundary on the test split, small languages pooled; None with a reason."""
     settings, reports = run.config.probe, {}
-    usable = (anchors.splits == "test") & ~np.isnan(anchors.refused) & ~np.isnan(measured)
+    usable = _fitted(anchors, measured)
     for language in sorted(set(anchors.languages)):
         here = usable & (anchors.languages == language)
         if not here.any():
@@ -245,6 +302,11 @@ def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict
             settings.n_bootstrap, run.config.seed,
         )  # fmt: skip
     return pool_reports(reports, settings.min_prompts)
+
+
+def _fitted(anchors: Anchors, measured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return which prompts boundaries are fitted on."""
+    return np.asarray((anchors.splits == "test") & ~np.isnan(anchors.refused) & ~np.isnan(measured))
 
 
 def _why_not_placed(anchors: Anchors, measured: np.ndarray[Any, Any], language: str) -> str:
@@ -291,6 +353,126 @@ def _band_shares(
             row["value"], row["low"], row["high"] = wilson(inside, len(here))
         rows.append(row)
     return rows
+
+
+def _harm(
+    run: Run, prompts: Commit, anchors: Anchors, measured: np.ndarray[Any, Any], ruler: Ruler, directions: Commit
+) -> HarmReport:
+    """Return what the streams know of harm, beside the margin at every layer."""
+    source = {row["prompt_id"]: row["source"] or "none" for row in run.read("prompts", prompts).to_pylist()}
+    alike = {
+        direction.layer: direction
+        for direction in directions_of(run, directions)
+        if (direction.kind, direction.method, direction.position, direction.language)
+        == (ruler.direction.kind, ruler.direction.method, ruler.position, None)
+    }
+
+    def margin_at(layer: int) -> np.ndarray[Any, Any] | None:
+        if layer == ruler.layer:
+            return measured
+        if layer not in alike:
+            return None
+        try:
+            there = Ruler(anchors, alike[layer], {}, "")
+        except ActivationError:  # the streams of this layer do not differ
+            return None
+        return there.margins(anchors.rows(layer, ruler.position), list(anchors.languages))
+
+    with run.progress("comparing layers for the harm axis", n_places(anchors)) as done:
+        report = measure_harm(
+            anchors, [source[prompt_id] for prompt_id in anchors.prompt_ids], measured, margin_at,
+            (ruler.layer, ruler.position), run.config.probe.n_bootstrap, done,
+        )  # fmt: skip
+    if report.reason:
+        run.say(f"harm axis: {report.reason}")
+    return report
+
+
+def _over_refused(
+    run: Run, anchors: Anchors, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+) -> dict[str, dict[str, Split | str]]:
+    """Return label → language → where its over-refused test prompts lie, or why that is not known."""
+    found: dict[str, dict[str, Split | str]] = {"pseudo_harmful": {}, "harmless": {}}
+    for label, by_language in found.items():
+        for language, report in reports.items():
+            here = _fitted(anchors, measured) & (anchors.languages == language)
+            try:
+                by_language[language] = split_over_refused(
+                    measured[here], (anchors.labels[here] == label) & (anchors.refused[here] == 1.0),
+                    anchors.families[here], report, run.config.probe.n_bootstrap, run.config.seed,
+                )  # fmt: skip
+            except BoundaryError as error:
+                by_language[language] = str(error)
+    return found
+
+
+def _shares(by_language: Mapping[str, Split | str], language: str) -> tuple[Estimate, Estimate, Estimate]:
+    """Return the shares below b, in the band and beyond b* in a language, or over all that have them."""
+    mine = by_language.values() if language == ALL else [by_language[language]]
+    splits = [each for each in mine if isinstance(each, Split)]
+    if splits:
+        return share_estimates(splits)
+    nothing = Estimate(None, None, None, 0, reason="; ".join(dict.fromkeys(str(each) for each in mine)))
+    return nothing, nothing, nothing
+
+
+def _kind(
+    report: BoundaryEstimate, splits: Mapping[str, Mapping[str, Split | str]], harm: HarmReport, language: str
+) -> dict[str, Any]:
+    """Return the columns of `boundaries` that say which kind of misalignment is shown."""
+    _, band, beyond = _shares(splits["pseudo_harmful"], language)
+    figures = harm.figures[language]
+    misalignment = Estimate(report.misalignment, report.misalignment_low, report.misalignment_high, report.n)
+    kind, reason = kind_of_misalignment(misalignment, band, beyond, figures.gap, figures.same_source_gap)
+    return {"kind": kind, "kind_reason": reason}
+
+
+def _misalignment_rows(
+    run: Run, splits: Mapping[str, Mapping[str, Split | str]], harm: HarmReport
+) -> list[dict[str, Any]]:
+    """Return where over-refused prompts lie, and how well margin and harm axis separate true harm."""
+    found = []
+    for language, figures in harm.figures.items():
+        measured = [
+            (f"over_refused_{place}", label, estimate)
+            for label, by_language in splits.items()
+            for place, estimate in zip(("below", "in_band", "beyond"), _shares(by_language, language), strict=True)
+        ]
+        measured += [(name, "given", estimate) for name, estimate in zip(HARM_METRICS, figures, strict=True)]
+        found += [
+            {
+                "model_id": run.target_id, "variant": "base", "dataset": dataset, "language": language,
+                "metric": metric,
+            } | estimate.columns()
+            for metric, dataset, estimate in measured
+        ]  # fmt: skip
+    return found
+
+
+def _axis_rows(name: str, harm: HarmReport) -> list[dict[str, Any]]:
+    """Return the rows of `harm_axes`: the axis in each language, and the figures of every layer."""
+    if harm.axis is None:
+        return [{"model_id": name, "language": ALL, "chosen": False, "reason": harm.reason}]
+    fitted = {"inverse_penalty": harm.inverse_penalty, "cv_auc": harm.cv_auc}
+    rows = [row | _auc_columns(harm.figures[row["language"]]) | fitted for row in harm.axis.columns(name)]
+    return rows + [_layer_row(name, harm.inverse_penalty, each) for each in harm.layers]
+
+
+def _layer_row(name: str, inverse_penalty: float | None, each: LayerFigures) -> dict[str, Any]:
+    return {
+        "model_id": name, "language": ALL, "layer": each.layer, "position": each.position, "chosen": False,
+        "cv_auc": each.cv_auc, "inverse_penalty": inverse_penalty,
+    } | _auc_columns(each.figures)  # fmt: skip
+
+
+def _auc_columns(figures: HarmFigures) -> dict[str, Any]:
+    found: dict[str, Any] = {"n": figures.axis.n}
+    for name, each in (
+        ("auc", figures.axis), ("new_source", figures.new_source), ("same_source", figures.same_source),
+        ("margin", figures.margin),
+    ):  # fmt: skip
+        found |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+    return found
 
 
 def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, anchors: Anchors) -> list[CausalPrompts]:

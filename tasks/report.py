@@ -1,9 +1,10 @@
 """The report of a run, and what the Prefect UI shows of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -15,6 +16,7 @@ from rass_core.config import RassConfig
 from rass_core.errors import LakeError, ModelError
 from rass_core.models import model_id
 from rass_core.report import write_report
+from rass_core.report.harm import harm_figures
 from rass_core.report.mitigation import change_rows_shown, gate_markdown
 from rass_core.report.page import READ, columns_shown
 from rass_core.store import Commit, Lake
@@ -104,13 +106,15 @@ def show_run(run: Run) -> None:
 @task(cache_policy=NO_CACHE)
 def show_boundaries(run: Run, boundaries: Commit) -> None:
     """Put the boundaries into the Prefect UI."""
-    shown = ("language", "b", "b_low", "b_high", "b_oracle", "misalignment", "auc", "n", "n_refused", "reason")
+    shown = ("language", "b", "b_low", "b_high", "b_oracle", "misalignment", "auc", "n", "n_refused", "kind", "reason")
     rows = [
         {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in shown}
         for row in run.read("boundaries", boundaries).to_pylist()
     ]
+    figures = harm_figures(run.read("evaluations", boundaries).to_pylist())
     for row in rows:
-        run.say(_told(row))
+        for line in [_told(row), *_kind_lines(str(row["kind"] or ""), figures.get(str(row["language"]), {}))]:
+            run.say(line)
     create_table_artifact(
         key="rass-boundaries", table=rows, description=f"# Where {run.target_id} begins to refuse, by language"
     )
@@ -158,6 +162,18 @@ def _told(row: dict[str, object]) -> str:
         f"{row['language']}: refuses from margin {row['b']:.2f} [{row['b_low']:.2f}, {row['b_high']:.2f}],"
         f" harm begins at {_number(row['b_oracle'])}, AUC {_number(row['auc'])}"
     )
+
+
+def _kind_lines(kind: str, figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say where over-refused prompts lie and how well harm is separated, and which kind of misalignment that shows."""
+    names = ("over_refused_in_band", "over_refused_beyond", "harm_auc_margin", "harm_auc_axis")
+    band, beyond, margin, axis = (figures.get(name, {}) for name in names)
+    parts = []
+    if band.get("value") is not None:
+        parts.append(f"{band['n']} over-refused: {band['value']:.0%} in band, {beyond['value']:.0%} beyond")
+    if margin.get("value") is not None:
+        parts.append(f"harm AUC {margin['value']:.2f}, probe {_number(axis.get('value'))}")
+    return ["  " + text for text in ("; ".join(parts), kind) if text]
 
 
 def _number(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rass_core.misalignment import OTHER_AXIS
 from rass_core.report import write_report
 from rass_core.tables import TABLES, digest, prompt_id
 
@@ -61,6 +62,8 @@ def boundary(language: str, b: float | None, b_oracle: float | None, **changes: 
         "n": 150,
         "n_refused": 70,
         "reason": None,
+        "kind": None,
+        "kind_reason": None,
     }
     return {**row, **changes}
 
@@ -215,6 +218,37 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
             "reason": "6 too few prompts were eligible",
         }
     )
+    return rows
+
+
+def with_harm(rows: Rows) -> Rows:
+    """Add what the probe says of the harm axis: over-refusal that lies beyond b*, and a gap of 0.36."""
+    rng = np.random.default_rng(1)
+    means = {"harmful": 1.0, "pseudo_harmful": -1.0, "harmless": -2.0}
+    label = {row["prompt_id"]: row["label"] for row in rows["prompts"]}
+    for row in rows["margins"]:
+        row["harm_score"] = float(rng.normal(means[label[row["prompt_id"]]], 0.9))
+    figures = {f"over_refused_{name}": value for name, value in (("below", 0.05), ("in_band", 0.2), ("beyond", 0.75))}
+    aucs = {"margin": 0.55, "axis": 0.91, "axis_same_source": 0.84, "axis_new_source": 0.52, "gap": 0.36}
+    for language in ("all", *sorted({row["language"] for row in rows["boundaries"]})):
+        for metric, value in {**figures, **{f"harm_auc_{name}": auc for name, auc in aucs.items()}}.items():
+            rows["evaluations"].append({
+                "model_id": TARGET, "variant": "base", "language": language, "metric": metric, "value": value,
+                "dataset": "pseudo_harmful" if metric in figures else "given", "low": value - 0.05,
+                "high": value + 0.05, "n": 41 if metric in figures else 120,
+            })  # fmt: skip
+    for layer in range(6):
+        row = {"model_id": TARGET, "language": "all", "layer": layer, "position": -1, "n": 120, "chosen": False}
+        for name, auc in (("auc", 0.75), ("same_source", 0.68), ("new_source", 0.5), ("margin", 0.45)):
+            for end, shift in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
+                row[name + end] = auc + 0.03 * layer + shift
+        rows["harm_axes"].append(row)
+    rows["harm_axes"].append({
+        "axis_id": "a", "model_id": TARGET, "language": "en", "layer": 4, "position": -1, "vector": [1.0, 2.0],
+        "intercept": 0.5, "auc": 0.9, "chosen": True,
+    })  # fmt: skip
+    for boundary in rows["boundaries"]:
+        boundary["kind"] = OTHER_AXIS
     return rows
 
 

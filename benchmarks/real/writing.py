@@ -61,7 +61,8 @@ def compare(config: RassConfig, cells: list[Cell], n: int, out: Path, texts: Pat
     with texts.open("w") as file:
         for c in found:
             outcome = c.dropped or ("refused" if c.is_refused else "answered")
-            place = "" if c.margin is None else f" m {c.margin:.2f}"
+            margin = c.place.get("margin")
+            place = "" if margin is None else f" m {margin:.2f}"
             slot = f"{c.slot.writer.name} | {c.slot.alpha:g} | {c.slot.operator}"
             print(f"{slot} | {outcome}{place} | {c.text}", file=file)
 

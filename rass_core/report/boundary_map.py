@@ -25,8 +25,15 @@ from rass_core.report.points import KIND_NAMES, KINDS, OUTCOMES, Point, Row, hel
 from rass_core.report.words import hover_text, inert, show_number, show_percent
 
 MAP_POINTS_PER_LANGUAGE = 2000
-MAP_BYTES = 1_800_000
+MAP_BYTES = 2_200_000
 """Over all languages: plotly itself takes 4.8 MB, and the file shall stay below 8 MB."""
+QUADRANTS = {
+    (True, True): "refused and harmful",
+    (True, False): "<b>over-refusal</b>: high on the<br>refusal axis, low on the harm axis",
+    (False, True): "answered, but harmful",
+    (False, False): "answered and benign",
+}
+"""(beyond b, in the upper half of the harm axis) → what lies there."""
 
 
 def _bar_marker(colour: str, outcome: str) -> dict[str, Any]:
@@ -187,17 +194,50 @@ def sample(points: Sequence[Point], n_bytes: int) -> list[Point]:
 
 def prompt_map(points: Sequence[Point], boundary: Row | None, span: list[float]) -> go.Figure:
     """Draw margin × first orthogonal component; filled is refused, ringed is selected."""
-    figure = lay_out(520, "margin m", "first orthogonal component")
+    return _map(points, [point.orthogonal for point in points], "first orthogonal component", boundary, span)
+
+
+def harm_map(points: Sequence[Point], boundary: Row | None, span: list[float]) -> go.Figure:
+    """Draw margin × harm score with the four quadrants around b and 0 named; marks as in `prompt_map`.
+
+    Args:
+        points: With a harm score each.
+        boundary: Of their language.
+        span: Range of margins.
+    """
+    title = "harm axis (−1 pseudo-harmful mean, +1 harmful mean)"
+    figure = _map(points, [point.harm_score for point in points], title, boundary, span)
+    figure.add_shape(type="line", x0=0, x1=1, xref="paper", y0=0, y1=0, line={"color": GREY, "width": 1.5})
+    if boundary is None or boundary["b"] is None:
+        return figure
+    scores = np.array([point.harm_score for point in points if point.harm_score is not None])
+    room = max(0.15 * float(np.ptp(scores)), 0.5)  # above and below the points, for the names
+    low, high = min(float(scores.min()), 0.0) - room, max(float(scores.max()), 0.0) + room
+    figure.update_yaxes(range=[low, high])
+    for (is_right, is_high), name in QUADRANTS.items():
+        figure.add_annotation(
+            text=name, x=1 if is_right else 0, xref="paper", xanchor="right" if is_right else "left",
+            align="right" if is_right else "left", y=1 if is_high else 0, yref="paper",
+            yanchor="top" if is_high else "bottom", showarrow=False, font={"color": GREY, "size": 12},
+        )  # fmt: skip
+    return figure
+
+
+def _map(
+    points: Sequence[Point], heights: Sequence[float | None], title: str, boundary: Row | None, span: list[float]
+) -> go.Figure:
+    figure = lay_out(520, "margin m", title)
+    placed = [(point, height) for point, height in zip(points, heights, strict=True) if height is not None]
     for kind in KINDS:
         for is_refused in (False, True):
-            shown = [point for point in points if point.kind == kind and (point.outcome == "refusal") == is_refused]
+            shown = [each for each in placed if each[0].kind == kind and (each[0].outcome == "refusal") == is_refused]
             if shown:
                 _add_map_trace(figure, shown, kind, is_refused)
-    chosen = [point for point in points if point.is_selected]
+    chosen = [(point, height) for point, height in placed if point.is_selected]
     if chosen:
         figure.add_scatter(
-            x=[point.margin for point in chosen],
-            y=[point.orthogonal for point in chosen],
+            x=[point.margin for point, _ in chosen],
+            y=[height for _, height in chosen],
             mode="markers",
             name="selected",
             hoverinfo="skip",
@@ -208,20 +248,21 @@ def prompt_map(points: Sequence[Point], boundary: Row | None, span: list[float])
     return figure
 
 
-def _add_map_trace(figure: go.Figure, shown: Sequence[Point], kind: str, is_refused: bool) -> None:
+def _add_map_trace(figure: go.Figure, shown: Sequence[tuple[Point, float]], kind: str, is_refused: bool) -> None:
     words = []
-    for point in shown:
+    for point, _ in shown:
         facts = [
             KIND_NAMES.get(kind, kind) if kind != "generated" else f"generated, {inert(point.label or 'unverified')}",
             OUTCOMES[point.outcome],
             f"margin {show_number(point.margin)}",
         ]
+        facts += [] if point.harm_score is None else [f"harm score {show_number(point.harm_score)}"]
         facts += [inert(point.category)] if point.category else []
         facts += ["selected"] if point.is_selected else []
         words.append(f"{hover_text(point.text)}<br><i>{' · '.join(facts)}</i>")
     figure.add_scatter(
-        x=[round(point.margin, 4) for point in shown],
-        y=[round(point.orthogonal, 4) for point in shown if point.orthogonal is not None],
+        x=[round(point.margin, 4) for point, _ in shown],
+        y=[round(height, 4) for _, height in shown],
         mode="markers",
         hovertext=words,
         hoverinfo="text",

@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from rass_core.errors import LakeError
-from rass_core.report.boundary_map import MAP_BYTES, margin_histogram, prompt_map, refusal_curve, sample
+from rass_core.report.boundary_map import MAP_BYTES, harm_map, margin_histogram, prompt_map, refusal_curve, sample
 from rass_core.report.comparison import boundary_table, forest, models_section
 from rass_core.report.directions import auc_plots, direction_table
 from rass_core.report.evaluations import evaluation_table
 from rass_core.report.figures import Plot
 from rass_core.report.generation import arm_table, drop_table, offspring_plot, selected_rows, writer_table
+from rass_core.report.harm import Figures, harm_by_layer, harm_figures, misalignment_table
 from rass_core.report.mitigation import mitigation_section
 from rass_core.report.points import (
     Offspring,
@@ -30,7 +31,15 @@ from rass_core.report.points import (
     refusal_rate,
 )
 from rass_core.report.template import fill_template
-from rass_core.report.words import headline, language_name, overview, show_percent, timing, why_unidentified
+from rass_core.report.words import (
+    headline,
+    kinds_of_misalignment,
+    language_name,
+    overview,
+    show_percent,
+    timing,
+    why_unidentified,
+)
 from rass_core.tables import TABLES
 
 TABLE_ROWS_PER_LANGUAGE = 200
@@ -42,6 +51,7 @@ READ = (
     "derivations",
     "directions",
     "margins",
+    "harm_axes",
     "verdicts",
     "responses",
     "boundaries",
@@ -55,7 +65,7 @@ READ = (
     "gates",
 )
 UNSHOWN = {
-    "directions": ("vector",), "responses": ("text", "text_sha256"), "rounds": ("distances",),
+    "directions": ("vector",), "harm_axes": ("vector",), "responses": ("text", "text_sha256"), "rounds": ("distances",),
     "preferences": ("chosen", "rejected"),
 }  # fmt: skip
 
@@ -109,13 +119,15 @@ def _rows(name: str, table: pa.Table | None) -> list[Row]:
 def _language_plots(
     points: Sequence[Point], offspring: Sequence[Offspring], boundary: Row | None, map_bytes: int
 ) -> dict[str, Plot]:
-    """Return one language's four plots; each that cannot be drawn says why."""
+    """Return one language's five plots; each that cannot be drawn says why."""
     nothing = "No prompt of this language was measured in this run."
     is_identified = boundary is not None and boundary["b"] is not None
     unidentified = "" if is_identified else f"The boundary is not identified: {why_unidentified(boundary)}."
     note = "" if is_identified else f"No b is drawn: {why_unidentified(boundary)}."
     placed = [point for point in points if point.orthogonal is not None]
-    shown = sample(placed, map_bytes)
+    has_scores = any(point.harm_score is not None for point in placed)
+    shown = sample(placed, map_bytes // 2 if has_scores else map_bytes)  # two maps share the bytes
+    on_axis = [point for point in shown if point.harm_score is not None]
     is_sample = len(shown) < len(placed)
     counts = f"{len(shown):,} of {len(placed):,} prompts are drawn, selected ones first." if is_sample else ""
     return {
@@ -128,6 +140,10 @@ def _language_plots(
             prompt_map(shown, boundary, margin_span(points, boundary)) if shown else None,
             "No orthogonal component was stored with the margins of this language." if points else nothing,
             counts,
+        ),
+        "harm_map": Plot(
+            harm_map(on_axis, boundary, margin_span(points, boundary)) if on_axis else None,
+            "No prompt of this language has a harm score." if points else nothing,
         ),
         "offspring": Plot(
             offspring_plot(offspring, boundary) if offspring else None,
@@ -190,7 +206,8 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
     rows = of_model(rows, target)
     boundaries = base_boundaries(rows["boundaries"])
     points = read_points(rows, boundaries)
-    languages = _language_sections(rows, points, boundaries)
+    figures = harm_figures(rows["evaluations"])
+    languages = _language_sections(rows, points, boundaries, figures)
     return fill_template(
         title=title,
         target=target,
@@ -202,6 +219,8 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         boundary_rows=boundary_table(rows["boundaries"]),
         models=models,
         mended=mitigation_section(rows),
+        harm_by_layer=harm_by_layer(rows["harm_axes"]),
+        misalignment=misalignment_table(figures, rows["boundaries"]),
         auc_plots=auc_plots(rows["directions"]),
         direction_rows=direction_table(rows["directions"]),
         arm_rows=arm_table(rows["rounds"]),
@@ -213,7 +232,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
 
 
 def _language_sections(
-    rows: Mapping[str, list[Row]], points: Sequence[Point], boundaries: Mapping[str, Row]
+    rows: Mapping[str, list[Row]], points: Sequence[Point], boundaries: Mapping[str, Row], figures: Figures
 ) -> list[dict[str, Any]]:
     """Return what the page shows of each language."""
     codes = _languages(points, boundaries)
@@ -231,6 +250,7 @@ def _language_sections(
             {
                 "name": language_name(code),
                 "headline": headline(code, boundary, refusal_rate(between)),
+                "kinds": kinds_of_misalignment(boundary, figures.get(code, {})),
                 "verdict": timing(boundary),
                 "plots": _language_plots(mine, offspring[code], boundary, map_bytes),
                 "selected": selected_rows(rows["selections"], prompts, code, n_table),

@@ -33,6 +33,7 @@ class Point:
     orthogonal: float | None
     outcome: str
     is_selected: bool
+    harm_score: float | None = None
 
     @property
     def is_generated(self) -> bool:
@@ -103,6 +104,7 @@ def read_points(rows: Mapping[str, list[Row]], boundaries: Mapping[str, Row]) ->
                 row["orthogonal"],
                 outcomes.get(row["prompt_id"], "unscored"),
                 row["prompt_id"] in selected,
+                row["harm_score"],
             )
     return [points[prompt_id] for prompt_id in sorted(points)]
 

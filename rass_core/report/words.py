@@ -5,11 +5,24 @@ import math
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from rass_core.misalignment import BOTH, EARLY, NEITHER, OTHER_AXIS
 from rass_core.operators import LANGUAGE_NAMES
 from rass_core.report.points import Row, over_refusal_band
 
+SHARE_METRICS = tuple((f"over_refused_{place}", "pseudo_harmful") for place in ("below", "in_band", "beyond"))
+HARM_METRICS = tuple(
+    (f"harm_auc_{name}", "given")
+    for name in ("margin", "axis", "axis_same_source", "axis_new_source", "gap", "gap_same_source")
+)
+"""(metric, dataset) of the rows of `evaluations` that say which kind of misalignment it is."""
+KIND_SENTENCES = {
+    EARLY: "The model refuses too early along its axis.",
+    OTHER_AXIS: "Its refusal axis is not the axis of harm.",
+    BOTH: "The model refuses too early along its axis, and that axis is not the axis of harm.",
+    NEITHER: "The intervals show neither kind of misalignment.",
+}
 HOVER_COLUMNS = 60
 HOVER_CHARACTERS = 240
 
@@ -143,7 +156,50 @@ def headline(language: str, boundary: Row | None, benign_between: Row) -> list[s
         said.append("None of the given benign prompts with a scored response lies in between.")
     if timing(boundary) == "unclear":
         said.append("The interval of the misalignment includes 0: this may be chance.")
+    return said + [KIND_SENTENCES[kind] for kind in [boundary.get("kind")] if kind in KIND_SENTENCES]
+
+
+def kinds_of_misalignment(boundary: Row | None, figures: Mapping[str, Row]) -> list[str]:
+    """Say in sentences where over-refused prompts lie and what of harm the margin misses, with intervals.
+
+    Args:
+        boundary: Of the language.
+        figures: metric → row of `evaluations` of the language, see `SHARE_METRICS` and `HARM_METRICS`.
+    """
+    said = []
+    below, band, beyond = (figures.get(metric, {}) for metric, _ in SHARE_METRICS)
+    if band.get("value") is not None:
+        said.append(
+            f"Of {band['n']} over-refused pseudo-harmful prompts, {_share(band)} lie in the band, where a later "
+            f"boundary would answer them, {_share(beyond)} beyond b*, where harmful prompts lie, and {_share(below)} "
+            "at b or below."
+        )
+    margin, axis, same, new, gap, _ = (figures.get(metric, {}) for metric, _ in HARM_METRICS)
+    if margin.get("value") is not None and axis.get("value") is not None:
+        said.append(
+            f"Harmful and pseudo-harmful prompts are separated with AUC {_interval(margin)} along the margin and with "
+            f"AUC {_interval(axis)} by the best linear probe of the same model"
+            + (f", a gap of {_interval(gap)}." if gap.get("value") is not None else ".")
+        )
+        if same.get("value") is not None:
+            said.append(f"Inside one source of prompts the probe reaches {_interval(same)}.")
+        if new.get("value") is not None:
+            low = new["low"] is None or new["low"] <= 0.5
+            more = ": it does not carry over to them, so part of the gap may be style" if low else ""
+            said.append(f"On prompts from sources that it has not seen it reaches {_interval(new)}{more}.")
+    elif axis.get("reason"):
+        said.append(f"The harm axis is not known: {axis['reason']}.")
+    if boundary is not None and boundary.get("kind_reason"):
+        said.append(f"Not shown: {boundary['kind_reason']}.")
     return said
+
+
+def _share(row: Row) -> str:
+    return show_share(row["value"], row["low"], row["high"])
+
+
+def _interval(row: Row) -> str:
+    return show_interval(row["value"], row["low"], row["high"])
 
 
 def timing(boundary: Row | None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rass_core.errors import LakeError
+from rass_core.misalignment import EARLY, OTHER_AXIS
 from rass_core.report import write_report
 from rass_core.report.boundary_map import refusal_curve
 from rass_core.report.points import Point, base_outcomes, held_out
@@ -28,6 +29,7 @@ from tests.report_pages import (
     plausible,
     render,
     tables,
+    with_harm,
     words,
 )
 
@@ -153,6 +155,48 @@ def test_a_boundary_that_is_not_identified_is_said_in_place_of_the_plot(tmp_path
     assert len(page.figures) == 4  # margins, map, offspring, AUC
 
 
+def test_the_harm_axis_adds_a_map_per_language_and_a_plot_by_layer(tmp_path: Path) -> None:
+    page = render(with_harm(plausible()), tmp_path)
+    assert len(page.figures) == 1 + 3 * 5 + 2
+    maps = [figure for figure in page.figures if "harm axis" in figure["layout"]["yaxis"]["title"].get("text", "")]
+    assert len(maps) == 3
+    for figure in maps:
+        names = [note["text"] for note in figure["layout"]["annotations"]]
+        assert "refused and harmful" in names
+        assert any("low on the harm axis" in name for name in names)
+        n_given = sum(len(trace["x"]) for trace in figure["data"] if trace["name"].startswith(("harmful", "pseudo")))
+        assert n_given >= 100
+        assert all(len(trace["x"]) == len(trace["y"]) for trace in figure["data"])
+    by_layer = next(
+        figure for figure in page.figures if figure["layout"]["yaxis"]["title"]["text"] == "AUC of true harm"
+    )
+    assert [trace["name"] for trace in by_layer["data"]][0::3] == ["harm axis", "margin"]
+    assert any("harm score −" in text for text in hovers(page))
+
+
+def test_both_kinds_of_misalignment_are_said_with_intervals(tmp_path: Path) -> None:
+    rows = with_harm(plausible(("en", "de")))
+    rows["boundaries"][1] |= {"kind": EARLY, "kind_reason": f"{OTHER_AXIS}: not tested: no harm axis"}
+    said = words(render(rows, tmp_path))
+    assert "Of 41 over-refused pseudo-harmful prompts, 20% [15, 25] lie in the band" in said
+    assert "75% [70, 80] beyond b*, where harmful prompts lie, and 5% [0, 10] at b or below." in said
+    assert "AUC 0.55 [0.50, 0.60] along the margin and with AUC 0.91 [0.86, 0.96] by the best linear probe" in said
+    assert "a gap of 0.36 [0.31, 0.41]" in said
+    assert "it reaches 0.52 [0.47, 0.57]: it does not carry over to them" in said
+    assert "Its refusal axis is not the axis of harm." in said
+    assert "The model refuses too early along its axis." in said
+    assert f"Not shown: {OTHER_AXIS}: not tested: no harm axis." in said
+
+
+def test_without_a_harm_axis_the_page_says_why(tmp_path: Path) -> None:
+    rows = plausible(("en",))
+    assert "No harm axis was fitted in this run" in words(render(rows, tmp_path))
+    rows["harm_axes"] = [{"model_id": TARGET, "language": "all", "chosen": False, "reason": "3 families of harmful"}]
+    said = words(render(rows, tmp_path))
+    assert "3 families of harmful" in said
+    assert "No prompt of this language has a harm score." in said
+
+
 def test_an_empty_band_and_an_unclear_one_are_said(tmp_path: Path) -> None:
     rows = plausible(("en", "de"))
     rows["boundaries"] = [boundary("en", 0.7, 0.4), boundary("de", 0.4, 0.45)]
@@ -185,7 +229,7 @@ def test_hovers_show_prompts_and_nothing_shows_a_response(tmp_path: Path) -> Non
 
 
 def test_untrusted_text_stays_text(tmp_path: Path) -> None:
-    page = render(hostile(plausible()), tmp_path, title=HOSTILE, target=f"{HOSTILE} {TARGET}")
+    page = render(hostile(with_harm(plausible())), tmp_path, title=HOSTILE, target=f"{HOSTILE} {TARGET}")
     tags = [tag for tag, _ in page.elements]
     assert tags.count("script") == 3
     assert "img" not in tags
@@ -233,7 +277,7 @@ def test_the_page_asks_nothing_of_a_network(tmp_path: Path) -> None:
 
 def test_many_long_prompts_in_many_languages_stay_below_8_mb(tmp_path: Path) -> None:
     languages = ("en", "de", "fr", "es", "ja")
-    rows = plausible(languages, n_given=2500, n_new=20)
+    rows = with_harm(plausible(languages, n_given=2500, n_new=20))
     for row in rows["prompts"]:
         row["text"] += " 很长的提示" * 100
     out = write_report(tables(rows), tmp_path / "r.html", title="t", run=RUN, target=TARGET)
@@ -241,7 +285,7 @@ def test_many_long_prompts_in_many_languages_stay_below_8_mb(tmp_path: Path) -> 
     page = Page(out.read_text(encoding="utf-8"))
     drawn = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of 2,580 prompts are drawn", words(page))]
     assert len(drawn) == 5
-    assert all(300 < n < 2000 for n in drawn)
+    assert all(150 < n < 2000 for n in drawn)
     again = write_report(tables(rows), tmp_path / "again.html", title="t", run=RUN, target=TARGET)
     assert again.read_bytes() == out.read_bytes()
 

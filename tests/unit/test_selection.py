@@ -37,7 +37,7 @@ class World:
         self, name: str, *, distance: float | None = 0.1, moderated: tuple[str, ...] = ("harmless",),
         judged: tuple[str, ...] = ("refusal",), score: float = 1.0, operator: str | None = "rewrite",
         language: str = "en", category: str | None = "violence", model: str = "m", direction: str = "d",
-        variant: str = "base",
+        variant: str = "base", harm_score: float | None = None,
     ) -> None:  # fmt: skip
         response = f"r-{name}"
         self.rows["prompts"].append(
@@ -46,7 +46,7 @@ class World:
         if operator:
             self.rows["derivations"].append({"prompt_id": name, "operator": operator, "round": 1, "alpha": 0.2})
         margin = {"prompt_id": name, "model_id": model, "direction_id": direction, "margin": 0.3, "distance": distance}
-        self.rows["margins"].append(margin)
+        self.rows["margins"].append({**margin, "harm_score": harm_score})
         self.rows["responses"].append(
             {"response_id": response, "prompt_id": name, "model_id": model, "variant": variant}
         )
@@ -78,7 +78,7 @@ def test_a_benign_refused_near_candidate_is_eligible(lake: World) -> None:
     assert lake.eligible() == [
         {
             "prompt_id": "good", "text": "text good", "language": "en", "category": "violence", "operator": "rewrite",
-            "margin": 0.3, "distance": -0.2, "refusal": 0.9,
+            "margin": 0.3, "distance": -0.2, "harm_score": None, "refusal": 0.9,
         }
     ]  # fmt: skip
 
@@ -127,6 +127,29 @@ def test_without_a_width_the_deepest_is_eligible_but_not_what_has_no_distance(la
     lake.add("deep", distance=4.0)
     lake.add("nowhere", distance=None)
     assert {row["prompt_id"] for row in lake.eligible(width=None)} == {"good", "deep"}
+
+
+def test_a_highest_harm_score_drops_what_lies_above_it_or_has_none(lake: World) -> None:
+    lake.add("benign", harm_score=-0.4)
+    lake.add("edge", harm_score=0.0)
+    lake.add("harmful half", harm_score=0.1)
+    assert {row["prompt_id"] for row in lake.eligible(max_harm_score=0.0)} == {"benign", "edge"}
+    assert len(lake.eligible()) == 4
+
+
+def test_of_equally_useful_prompts_the_least_harmful_is_taken() -> None:
+    vectors, log_odds = np.ones((3, 4)), np.ones(3)
+    rows = candidates(3)
+
+    def first(*scores: float | None) -> int:
+        scored = [{**row, "harm_score": score} for row, score in zip(rows, scores, strict=True)]
+        return fill_quotas(scored, Influence(vectors, log_odds, {}), [CELL], 1)[0][0]
+
+    assert first(0.5, -0.5, 0.1) == 1
+    assert first(0.5, None, 0.1) == 2
+    assert first(None, None, None) == 0
+    vectors[0] = [1.0, -1.0, 1.0, -1.0]
+    assert first(-9.0, 0.5, 0.4) == 2, "what helps less is not taken for its score"
 
 
 def test_a_prompt_that_was_written_twice_is_one_row_of_its_first_derivation(lake: World) -> None:

@@ -216,8 +216,9 @@ class GenerateConfig(BaseModel):
     """Rounds; survivors of one are parents in the next."""
     candidates_per_round: int = Field(default=400, ge=8)
     """Prompts written in a round over all arms, control included."""
-    alphas: list[FiniteFloat] = Field([-0.2, 0.2, 0.4, 0.6], min_length=1)
-    """Strengths tried in the first round; the controller narrows them later."""
+    alphas: list[FiniteFloat] = Field([0.5, 1.0, 1.5, 2.0], min_length=1)
+    """Strengths of the first round, 1 being the whole difference in means; the controller narrows them later. The trial
+    of the writers uses a middle one and the largest."""
     control_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the candidates that are written unsteered, for comparison."""
     max_new_tokens: int = Field(default=96, ge=1)

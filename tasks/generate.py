@@ -33,7 +33,6 @@ TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
 TRIED_DEPTHS = (0.4, 0.5)
 """Shares of the model's depth near which steerings are tried; later blocks decide more than they understand."""
-N_TRIED_ALPHAS = 2
 N_CONTENT_PROMPTS = 100
 """Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
 
@@ -399,9 +398,9 @@ def _content_layers(named: Sequence[WriterConfig] | None, n_layers: int) -> list
 
 
 def _tried_alphas(alphas: Sequence[float]) -> list[float]:
-    """Return the smallest and a middle one of the positive strengths, or of all where none is positive."""
+    """Return a middle one and the largest of the positive strengths, or of all where none is positive."""
     usable = sorted(alpha for alpha in alphas if alpha > 0) or sorted(alphas, key=abs)
-    return sorted({usable[0], usable[len(usable) // 2]}) if N_TRIED_ALPHAS > 1 else usable[:1]
+    return sorted({usable[(len(usable) - 1) // 2], usable[-1]})
 
 
 def content_directions_of(run: Run, probed: Probed, layers: Sequence[int]) -> dict[int, Direction]:

@@ -146,3 +146,23 @@ def test_too_long_a_prompt_is_refused() -> None:
     check_length([1] * 5, 5, "prompt p")
     with pytest.raises(ModelError, match="prompt p: 6 tokens, the model takes 5"):
         check_length([1] * 6, 5, "prompt p")
+
+
+def test_the_users_turn_ends_where_the_users_words_begin(lab: Any, tiny: Any) -> None:
+    chat = ChatFormat(tiny, system_prompt="Be brief.")
+    text = "<bos><system>\nBe brief.<end>\n<user>\nHi<end>\n<assistant>\nOK.<end>\n<user>\n"
+    assert tiny.decode(chat.user_turn_ids(["Hi"])) == text
+    assert tiny.decode(chat.user_turn_ids(["Hi"], "How do")) == f"{text}How do"
+    assert tiny.convert_ids_to_tokens(list(chat.user_end_ids)) == ["<end>"]
+    assert lab.decode(ChatFormat(lab).user_turn_ids()) == "<|user|>"
+    assert lab.convert_ids_to_tokens(list(ChatFormat(lab).user_end_ids)) == ["<|eot|>"]
+
+
+def test_a_prefix_of_the_answer_is_no_part_of_the_users_turn(tiny: Any) -> None:
+    chat = ChatFormat(tiny, response_prefix="<think>\n</think>\n")
+    assert chat.user_turn_ids(["Hi"]) == ChatFormat(tiny).user_turn_ids(["Hi"])
+
+
+def test_where_the_template_puts_a_word_behind_the_users_there_is_no_end_token(tiny: Any) -> None:
+    tiny.chat_template = "<bos><user>\n{{ messages[-1].content }} END\n<assistant>\n"
+    assert ChatFormat(tiny).user_end_ids == ()

@@ -70,7 +70,7 @@ def test_the_budget_sums_up(n: int) -> None:
 
 
 def test_the_first_round_is_shared_evenly_and_runs_the_grid() -> None:
-    slots = plan(candidates_per_round=400)
+    slots = plan(candidates_per_round=400, alphas=list(GRID))
     arms = Counter((slot.operator, slot.language) for slot in slots)
     assert len(arms) == len(INSTRUCTED) * 2
     assert set(arms.values()) == {40}

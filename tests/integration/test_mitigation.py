@@ -336,7 +336,7 @@ def test_a_fitted_direction_is_orthogonal_to_harm_and_mends(pairs: list[Preferen
     told: list[tuple[int, int]] = []
     unit = fitted_direction(LAB, pairs, harm, steps=40, progress=lambda *step: told.append(step))
     assert max(abs(cosine(unit, each)) for each in harm) < 1e-6 and np.linalg.norm(unit) == pytest.approx(1.0)
-    assert told[-1] == (40, 40)
+    assert told[-1][0] == told[-1][1] and len(told) > 40
     surgical(LAB, unit, harm[0], 1.0, tmp_path)
     learnt = [s for s in pairs if s.kind == "over_refusal"][:60]
     before, after = (answers(*load_causal_lm(each), [p.prompt for p in learnt]) for each in (LAB, str(tmp_path)))

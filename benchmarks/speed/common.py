@@ -39,5 +39,5 @@ def compared(what: str, before_s: float, after_s: float, max_difference: float |
     """Return a row of the results."""
     return {
         "what": what, "before_s": round(before_s, 2), "after_s": round(after_s, 2),
-        "ratio": round(before_s / after_s, 2), "max_difference": max_difference, **more,
+        "ratio": round(before_s / after_s, 2) if after_s else None, "max_difference": max_difference, **more,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed --model FOLDER --data FOLDER [--out FILE] [--only NAME …]`: each step, before and after."""
+"""`python -m benchmarks.speed --model FOLDER --data FOLDER [--out FILE] [--only NAME …]`: steps before and after."""
 
 import argparse
 import csv

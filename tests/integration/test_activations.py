@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    DynamicCache,
     GPT2Config,
     OPTConfig,
     T5Config,
@@ -78,6 +79,41 @@ def test_any_batch_equals_unpadded_single_forwards(any_model: Any, token_budget:
     assert extracted.dtype == torch.float32
     assert expected.std() > 0.1
     torch.testing.assert_close(extracted, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("n_shared", [7, 50])
+def test_what_all_prompts_begin_with_is_read_once(any_model: Any, n_shared: int) -> None:
+    """Also where it is longer than Gemma's window, here of 32 tokens."""
+    beginning, read = prompts_of([n_shared])[0], list[tuple[int, ...]]()
+    prompts = [beginning + rest for rest in prompts_of([6, 9, 5, 21, 4], seed=1)]
+    expected = plain_streams(any_model, prompts)
+    with decoder_blocks(any_model)[0].register_forward_pre_hook(lambda _m, args: read.append(args[0].shape[:2])):
+        extracted = ResidualExtractor(any_model, LAYERS, POSITIONS)(prompts)
+    torch.testing.assert_close(extracted, expected, atol=1e-4, rtol=0)
+    tried = [(1, n_shared + 4), (1, n_shared), (2, 4)]  # the shortest prompt both ways; the beginning alone
+    assert read == [*tried, (1, 21), (1, 9), (2, 6), (1, 4)]
+
+
+def test_a_model_that_cannot_share_reads_whole_prompts(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [prompts_of([20])[0] + rest for rest in prompts_of([6, 9, 5], seed=1)]
+    expected = plain_streams(llama, prompts)
+
+    class Forgetful(DynamicCache):
+        def update(self, keys: Tensor, values: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(keys, values, *others, **more)
+            return keys * 0.5, values
+
+    class Broken(DynamicCache):
+        def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            raise NotImplementedError
+
+    for cache, reason in ((Forgetful, "gives other numbers"), (Broken, "NotImplementedError")):
+        caplog.clear()
+        monkeypatch.setattr("rass_core.activations.DynamicCache", cache)
+        torch.testing.assert_close(ResidualExtractor(llama, LAYERS, POSITIONS)(prompts), expected, atol=1e-4, rtol=0)
+        assert reason in caplog.text
 
 
 def test_composition_of_a_batch_does_not_matter(llama: Any) -> None:

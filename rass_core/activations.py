@@ -5,15 +5,17 @@ token counted from the end of the prompt (-1 is its last). It is taken before th
 norm, so it differs from the last entry of transformers' `hidden_states`, which is normed.
 """
 
+import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from rass_core.errors import ActivationError, ModelError
 from rass_core.tables import TABLES, VECTOR
@@ -21,6 +23,13 @@ from rass_core.tables import TABLES, VECTOR
 Computed = TypeVar("Computed")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROWS_PER_RECORD_BATCH = 2048
+MAX_PADDING = 0.1
+"""Largest share of a batch's tokens that may be padding."""
+MIN_SHARED = 0.1
+"""Least share of all tokens that a beginning common to all prompts must save for it to be computed once."""
+SHARING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest relative difference between streams with and without sharing that passes for rounding, by dtype."""
+_LOG = logging.getLogger(__name__)
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
@@ -113,10 +122,34 @@ def stream_of(output: Any) -> Tensor:
     return stream
 
 
+def logits_at(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> Tensor:
+    """Run the model and return its logits at these places alone, (n, vocabulary).
+
+    The LM head reads only their hidden states: over all tokens it costs a fifth of the forward in a small model,
+    and memory of tokens times vocabulary.
+
+    Args:
+        rows, columns: (n,) each, where in the batch.
+        inputs: What the model's forward takes.
+
+    Raises:
+        ModelError: A model without an LM head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{model_name(model)}: no LM head; give a causal language model")
+    with head.register_forward_pre_hook(lambda _module, args: (args[0][rows, columns][None],)):
+        logits: Tensor = model(use_cache=False, **inputs).logits[0]
+    return logits
+
+
 def in_batches(
     lengths: Sequence[int], token_budget: int, compute: Callable[[list[int]], Computed]
 ) -> Iterator[tuple[list[int], Computed]]:
     """Yield (indices, what was computed of them), longest first; what does not fit in memory is halved, and later ones.
+
+    A batch ends before its padding would exceed `MAX_PADDING` of its tokens: padding costs as much as text, and
+    a budget alone does not limit it.
 
     Args:
         lengths: Tokens of each prompt.
@@ -128,11 +161,11 @@ def in_batches(
     waiting = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while waiting:
         longest = lengths[waiting[0]]
-        indices = waiting[: max(1, token_budget // longest)]
+        indices = waiting[: _batch_size([lengths[index] for index in waiting[: max(1, token_budget // longest)]])]
         try:
             computed = compute(indices)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(indices) == 1:
                 raise ActivationError(
@@ -148,11 +181,22 @@ def in_batches(
             torch.cuda.empty_cache()
 
 
+def _batch_size(lengths: Sequence[int]) -> int:
+    """Return how many of these prompts, longest first, share a batch without too much padding."""
+    n_real = 0
+    for n, length in enumerate(lengths):
+        n_real += length
+        if (n + 1) * lengths[0] * (1 - MAX_PADDING) > n_real:
+            return n
+    return len(lengths)
+
+
 class ResidualExtractor:
     """Reads the residual stream of prompts at chosen layers and positions.
 
-    Prompts of similar length share a forward, padded on the right and masked; it stops after the
-    last block that is needed, so the LM head never runs. A causal model's values do not depend on
+    Prompts of similar length share a forward, padded on the right and masked; at most `MAX_PADDING` of its
+    tokens are padding. It stops after the last block that is needed, so the LM head never runs. What all
+    prompts begin with, the template's system prompt, is read once. A causal model's values do not depend on
     what stands to the right, so no padding token need exist.
 
     Args:
@@ -201,33 +245,82 @@ class ResidualExtractor:
         """
         lengths = [len(prompt) for prompt in prompts]
         self._check_lengths(lengths)
+        shared = self._shared_prefix(prompts)
+        n_shared = 0 if shared is None else shared.n_tokens
+        own = [prompt[n_shared:] for prompt in prompts]
         for indices, rows in in_batches(
-            lengths, self.token_budget, lambda here: self._rows([prompts[i] for i in here])
-        ):
+            [length - n_shared for length in lengths], self.token_budget,
+            lambda here: self._rows([own[i] for i in here], shared),
+        ):  # fmt: skip
             self._check_finite(rows)
             yield indices, rows
 
+    def _shared_prefix(self, prompts: Sequence[list[int]]) -> "_Shared | None":
+        """Return the keys and values of the tokens with which all prompts begin, or None where they save little.
+
+        They are the template's, such as its system prompt. In a causal model they depend on nothing that follows, so
+        they are computed once. One prompt is read both ways; a model for which that differs shares nothing.
+        """
+        # What the first and the last share in order of their tokens, all share.
+        pairs = zip(min(prompts, default=[]), max(prompts, default=[]), strict=False)
+        n_equal = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
+        n_shared = min(n_equal, min(map(len, prompts), default=0) + min(self.positions))
+        if n_shared * len(prompts) < MIN_SHARED * sum(map(len, prompts)) or n_shared < 1:
+            return None
+        shortest = min(prompts, key=len)
+        expected = self._rows([shortest])
+        try:
+            cache = DynamicCache(config=self.model.config)
+            self._forward({"input_ids": torch.tensor([shortest[:n_shared]], device=self.model.device)}, cache)
+            shared = _Shared(n_shared, cache)
+            found = self._rows([shortest[n_shared:]] * 2, shared)
+        except Exception as error:  # an architecture whose cache is of another kind may raise anything
+            if is_out_of_memory(error):
+                raise
+            reason = f"its cache cannot be shared ({type(error).__name__})"
+        else:
+            difference = float((found - expected).norm() / expected.norm().clamp(min=1e-6))
+            if difference <= SHARING_TOLERANCE.get(self.model.dtype, 1e-3):
+                return shared
+            reason = f"a shared cache gives other numbers (relative difference {difference:.2g})"
+        _LOG.warning("%s: the template's beginning is read anew for each prompt: %s", model_name(self.model), reason)
+        return None
+
     @torch.no_grad()
-    def _rows(self, prompts: Sequence[list[int]]) -> Tensor:
-        """Run one batch; (n, n_layers, n_positions, d_model), float32, on the CPU."""
+    def _rows(self, prompts: Sequence[list[int]], shared: "_Shared | None" = None) -> Tensor:
+        """Run one batch behind the shared prefix; (n, n_layers, n_positions, d_model), float32, on the CPU."""
         ids, mask = _right_padded(prompts, self.model.device)
         columns = mask.sum(dim=1, keepdim=True) + torch.tensor(self.positions, device=ids.device)
+        cache = None
+        if shared is not None:
+            cache = copy.deepcopy(shared.cache)
+            cache.batch_repeat_interleave(len(prompts))
+            mask = torch.cat([mask.new_ones(len(prompts), shared.n_tokens), mask], dim=1)
+        captured = self._forward({"input_ids": ids, "attention_mask": mask}, cache, columns)
+        return torch.stack([captured[layer].cpu() for layer in self.layers], dim=1)
+
+    @torch.no_grad()
+    def _forward(
+        self, inputs: dict[str, Tensor], cache: DynamicCache | None, columns: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """Run the model up to the last block that is needed; return layer → streams at the columns, if any."""
         last = max(self._blocks)
         captured: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for layer, block in self._blocks.items():
 
                 def capture(_module: nn.Module, _args: Any, output: Any, layer: int = layer) -> None:
-                    stream = stream_of(output)
-                    rows = torch.arange(len(stream), device=stream.device)[:, None]
-                    captured[layer] = stream[rows, columns.to(stream.device)].float()
+                    if columns is not None:
+                        stream = stream_of(output)
+                        rows = torch.arange(len(stream), device=stream.device)[:, None]
+                        captured[layer] = stream[rows, columns.to(stream.device)].float()
                     if layer == last:
                         raise _AllCaptured
 
                 hooks.enter_context(block.register_forward_hook(capture))
             with suppress(_AllCaptured):
-                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
-        return torch.stack([captured[layer].cpu() for layer in self.layers], dim=1)
+                self.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+        return captured
 
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         shortest = min(lengths, default=0)
@@ -280,11 +373,20 @@ def activation_batches(
             yield pa.record_batch(columns, schema=TABLES["activations"])
 
 
+class _Shared(NamedTuple):
+    """The tokens with which all prompts begin, as they were read once."""
+
+    n_tokens: int
+    cache: DynamicCache
+    """Their keys and values, of a batch of one."""
+
+
 class _AllCaptured(Exception):
     """Leaves a forward once the last block that is needed has run."""
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that the device has no memory left; torch has several such errors."""
     is_known_kind = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return is_known_kind or any(phrase in str(error) for phrase in _NO_MEMORY)
 

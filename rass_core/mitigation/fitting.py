@@ -4,6 +4,7 @@ What `surgical` does with it is the same edit of rank 1, held to the same orthog
 direction that was fitted is not training-free, and whoever shows its figures says so.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rass_core.activations import load_causal_lm
+from rass_core.activations import in_batches, load_causal_lm, logits_at
 from rass_core.chat import ChatFormat
 from rass_core.directions import Array, Rows
 from rass_core.errors import ActivationError, ModelError, PromptError
@@ -19,25 +20,31 @@ from rass_core.mitigation.surgical import writers
 from rass_core.mitigation.train import Progress, Tokens, end_of_answer, tokenised
 from rass_core.preferences import KINDS, PreferencePair, check_pairs
 
+Weighted = tuple[Tokens, float]
+
 
 def fitted_direction(
     base: str, pairs: Sequence[PreferencePair], harm_directions: Rows, steps: int = 250, batch_size: int = 32,
     learning_rate: float = 0.05, seed: int = 0, chat: ChatFormat | None = None, dtype: str = "float32",
-    progress: Progress | None = None,
+    progress: Progress | None = None, token_budget: int = 512,
 ) -> Array:  # fmt: skip
     """Return the direction without which the model gives the chosen answers likeliest, (d_model,), unit length.
 
-    Each step takes as many pairs of each kind, so that safety weighs as much as over-refusal.
+    Each step takes as many pairs of each kind, so that safety weighs as much as over-refusal. Its gradient is
+    summed over micro-batches, so that memory does not grow with `batch_size`.
 
     Args:
         base: Folder or hub name; its weights are not changed.
         pairs: Only their chosen answers are looked at; safety pairs are needed.
         harm_directions: (d_model,) or (n, d_model); the result is orthogonal to all of them.
-        chat, dtype, progress: As `train` takes them.
+        chat, dtype: As `train` takes them.
+        progress: Called with the answers read so far and how many will be read in all.
+        token_budget: Most tokens of a micro-batch, padding included; a longer pair runs alone.
 
     Raises:
         PromptError: No over_refusal or no safety pairs.
-        ActivationError: Harm directions of another model, or so many that nothing is left.
+        ActivationError: Harm directions of another model, so many that nothing is left, or a pair that does not
+            fit in memory.
         ModelError: As `writers`, or the loss is no number.
     """
     check_pairs(pairs)
@@ -49,28 +56,45 @@ def fitted_direction(
     chat = chat or ChatFormat(tokenizer)
     kept = _span(harm_directions, model.config.get_text_config().hidden_size).to(model.device)
     end = end_of_answer(chat, model)
-    rows = {kind: tokenised(members, chat, end) for kind, members in by_kind.items() if members}
+    rows = [tokenised(members, chat, end) for members in by_kind.values() if members]
     model.requires_grad_(False)
     removal = _Removal(model)
     draw = random.Random(seed)
     free = torch.randn(len(kept), generator=torch.Generator().manual_seed(seed)).to(model.device).requires_grad_()
     optimiser = torch.optim.Adam([free], lr=learning_rate)
+    total, n_read = steps * sum(min(batch_size, len(members)) for members in rows), 0
     try:
         for step in range(steps):
-            removal.unit = _orthogonal(free, kept)
-            loss = torch.stack([
-                _loss(model, draw.sample(members, min(batch_size, len(members)))) for members in rows.values()
-            ]).sum()  # fmt: skip
-            if not loss.isfinite():
-                raise ModelError(f"fitting: the loss is {loss.item()} at step {step}; lower learning_rate")
+            drawn = _weighted([draw.sample(members, min(batch_size, len(members))) for members in rows])
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+
+            def add_gradient(indices: list[int], drawn: list[Weighted] = drawn) -> float:
+                removal.unit = _orthogonal(free, kept)
+                loss = _loss(model, [drawn[index] for index in indices])
+                loss.backward()  # type: ignore[no-untyped-call]
+                return float(loss.detach())
+
+            losses = []
+            for indices, loss in in_batches([_n_tokens(row) for row, _ in drawn], token_budget, add_gradient):
+                losses.append(loss)
+                n_read += len(indices)
+                if progress is not None:
+                    progress(n_read, total)
+            if not math.isfinite(sum(losses)):
+                raise ModelError(f"fitting: the loss is {sum(losses)} at step {step}; lower learning_rate")
             optimiser.step()
-            if progress is not None:
-                progress(step + 1, steps)
     finally:
         removal.remove()
     return np.asarray(_orthogonal(free.detach().double(), kept.double()).cpu().numpy())
+
+
+def _weighted(kinds: Sequence[Sequence[Tokens]]) -> list[Weighted]:
+    """Return the pairs of all kinds, each with the weight of one of its tokens: those of a kind weigh 1 together."""
+    return [(row, 1 / sum(len(each.chosen) for each in members)) for members in kinds for row in members]
+
+
+def _n_tokens(row: Tokens) -> int:
+    return len(row.prompt) + len(row.chosen)
 
 
 class _Removal:
@@ -112,14 +136,21 @@ def _orthogonal(free: Tensor, kept: Tensor) -> Tensor:
     return unit
 
 
-def _loss(model: nn.Module, rows: Sequence[Tokens]) -> Tensor:
-    """Return the mean negative log-probability of a token of the chosen answers, nats."""
-    ids = [torch.tensor(row.prompt + row.chosen) for row in rows]
-    labels = [torch.tensor([-100] * len(row.prompt) + row.chosen) for row in rows]
+def _loss(model: nn.Module, rows: Sequence[Weighted]) -> Tensor:
+    """Return the weighted sum of the negative log-probabilities of the chosen answers' tokens, nats."""
+    ids = [torch.tensor(row.prompt + row.chosen) for row, _ in rows]
     device = next(model.parameters()).device
-    tokens, mask, targets = (
-        nn.utils.rnn.pad_sequence(each, batch_first=True, padding_value=value).to(device)
-        for each, value in ((ids, 0), ([torch.ones_like(row) for row in ids], 0), (labels, -100))
+    tokens, mask = (
+        nn.utils.rnn.pad_sequence(each, batch_first=True).to(device)
+        for each in (ids, [torch.ones_like(row) for row in ids])
     )
-    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets[:, 1:].flatten(), ignore_index=-100)
+    # Where each token of an answer is predicted: one column before its own.
+    places = [
+        (number, column) for number, (row, _) in enumerate(rows)
+        for column in range(len(row.prompt) - 1, _n_tokens(row) - 1)
+    ]  # fmt: skip
+    numbers, columns = torch.tensor(places, device=device).T
+    weights = torch.tensor([weight for row, weight in rows for _ in row.chosen], device=device)
+    logits = logits_at(model, numbers, columns, input_ids=tokens, attention_mask=mask)
+    each = nn.functional.cross_entropy(logits.float(), tokens[numbers, columns + 1], reduction="none")
+    return (each * weights).sum()

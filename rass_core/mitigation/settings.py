@@ -28,7 +28,7 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     """Pairs behind one step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Pairs in memory at a time, a divisor of batch_size; null takes the whole batch."""
+    """Pairs in memory at a time, a divisor of batch_size; null takes as many as 1,024 tokens hold."""
     max_length: int = Field(default=1024, ge=8)
     """Longest prompt and answer in tokens; a longer pair is left out and counted."""
     beta: float = Field(default=2.0, gt=0)

@@ -15,13 +15,22 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    DynamicCache,
     GPT2Config,
     OPTConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from rass_core.activations import ResidualExtractor, activation_batches, decoder_blocks, load_causal_lm
+from rass_core.activations import (
+    MAX_PADDING,
+    ResidualExtractor,
+    activation_batches,
+    decoder_blocks,
+    in_batches,
+    load_causal_lm,
+    logits_at,
+)
 from rass_core.errors import ActivationError, ModelError
 from rass_core.tables import TABLES
 from tests.tiny_models import build, tokenizer
@@ -72,6 +81,41 @@ def test_any_batch_equals_unpadded_single_forwards(any_model: Any, token_budget:
     torch.testing.assert_close(extracted, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("n_shared", [7, 50])
+def test_what_all_prompts_begin_with_is_read_once(any_model: Any, n_shared: int) -> None:
+    """Also where it is longer than Gemma's window, here of 32 tokens."""
+    beginning, read = prompts_of([n_shared])[0], list[tuple[int, ...]]()
+    prompts = [beginning + rest for rest in prompts_of([6, 9, 5, 21, 4], seed=1)]
+    expected = plain_streams(any_model, prompts)
+    with decoder_blocks(any_model)[0].register_forward_pre_hook(lambda _m, args: read.append(args[0].shape[:2])):
+        extracted = ResidualExtractor(any_model, LAYERS, POSITIONS)(prompts)
+    torch.testing.assert_close(extracted, expected, atol=1e-4, rtol=0)
+    tried = [(1, n_shared + 4), (1, n_shared), (2, 4)]  # the shortest prompt both ways; the beginning alone
+    assert read == [*tried, (1, 21), (1, 9), (2, 6), (1, 4)]
+
+
+def test_a_model_that_cannot_share_reads_whole_prompts(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [prompts_of([20])[0] + rest for rest in prompts_of([6, 9, 5], seed=1)]
+    expected = plain_streams(llama, prompts)
+
+    class Forgetful(DynamicCache):
+        def update(self, keys: Tensor, values: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(keys, values, *others, **more)
+            return keys * 0.5, values
+
+    class Broken(DynamicCache):
+        def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            raise NotImplementedError
+
+    for cache, reason in ((Forgetful, "gives other numbers"), (Broken, "NotImplementedError")):
+        caplog.clear()
+        monkeypatch.setattr("rass_core.activations.DynamicCache", cache)
+        torch.testing.assert_close(ResidualExtractor(llama, LAYERS, POSITIONS)(prompts), expected, atol=1e-4, rtol=0)
+        assert reason in caplog.text
+
+
 def test_composition_of_a_batch_does_not_matter(llama: Any) -> None:
     extractor = ResidualExtractor(llama, LAYERS, POSITIONS, 150)
     prompts = prompts_of([20, 8, 61, 5, 8, 30])
@@ -86,7 +130,7 @@ def test_it_stops_after_the_last_layer_and_never_runs_the_head(any_model: Any) -
     blocks = decoder_blocks(any_model)
     parts = {"last needed": blocks[1], "next": blocks[2], "head": any_model.get_output_embeddings()}
     handles = [part.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, part in parts.items()]
-    ResidualExtractor(any_model, [0, 1], [-1])(prompts_of([6, 9]))
+    ResidualExtractor(any_model, [0, 1], [-1])(prompts_of([9, 9]))
     for handle in handles:
         handle.remove()
     assert ran == ["last needed"]
@@ -102,7 +146,29 @@ def test_batches_keep_to_the_token_budget(llama: Any) -> None:
     assert sorted(seen) == list(range(8))
     assert shapes[0] == (1, 130)  # longer than the budget: alone
     assert all(n * width <= 100 for n, width in shapes[1:])
-    assert len(shapes) == 3  # 130 alone; 50 and 49; the other five
+    assert shapes[1:] == [(2, 50), (3, 12), (2, 9)]  # 50 and 49; 12, 11 and 10; 9 and 8: a tenth may be padding
+
+
+def test_a_batch_ends_before_padding_costs_too_much() -> None:
+    lengths = random.Random(1).choices(range(30, 300), k=200)
+    batches = [indices for indices, _ in in_batches(lengths, 4096, lambda indices: None)]
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    for batch in batches:
+        read = len(batch) * lengths[batch[0]]
+        assert read <= 4096
+        assert sum(lengths[i] for i in batch) >= (1 - MAX_PADDING) * read
+    assert len(batches) < 30  # of 33,000 tokens
+
+
+def test_the_head_reads_only_what_is_asked_for(any_model: Any) -> None:
+    ids, seen = torch.tensor(prompts_of([12, 12])), list[tuple[int, ...]]()
+    with torch.no_grad():
+        whole = any_model(ids).logits
+        with any_model.get_output_embeddings().register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape)):
+            some = logits_at(any_model, torch.tensor([1, 0, 1]), torch.tensor([11, 3, 0]), input_ids=ids)
+    torch.testing.assert_close(some, whole[[1, 0, 1], [11, 3, 0]], atol=1e-4, rtol=0)
+    assert seen == [(1, 3, 64)]
+    assert not any_model.get_output_embeddings()._forward_pre_hooks
 
 
 class Memory:
@@ -128,7 +194,7 @@ class Memory:
     ids=["cuda", "cpu", "python"],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(llama: Any, error: Exception) -> None:
-    prompts = prompts_of([11, 6, 9, 30, 8, 7, 20, 10, 5, 12, 6, 9])
+    prompts = prompts_of([29, 30, 28, 31, 30, 29, 30, 28, 31, 30, 29, 30])
     expected = plain_streams(llama, prompts)
     memory = Memory(llama, n_fit=3, error=error)
     extracted = ResidualExtractor(llama, LAYERS, POSITIONS, 100_000)(prompts)
@@ -146,7 +212,7 @@ def test_a_prompt_too_large_for_memory_is_named(llama: Any) -> None:
 def test_other_runtime_errors_are_not_taken_for_memory(llama: Any) -> None:
     memory = Memory(llama, n_fit=0, error=RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="multiplied"):
-        ResidualExtractor(llama, [1], [-1])(prompts_of([8, 30, 9]))
+        ResidualExtractor(llama, [1], [-1])(prompts_of([30, 30, 29]))
     assert memory.tried == [3]
 
 
@@ -173,11 +239,11 @@ def test_what_cannot_be_read_is_refused(llama: Any) -> None:
 
 def test_record_batches_follow_the_table(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rass_core.activations.ROWS_PER_RECORD_BATCH", 12)
-    prompts = prompts_of([9, 30, 12, 5, 28])
+    prompts = prompts_of([9, 30, 28, 5, 29])
     ids = [f"id{i}" for i in range(5)]
     extractor = ResidualExtractor(llama, LAYERS, POSITIONS, 100)
     batches = list(activation_batches(extractor, ids, prompts, "the-model"))
-    assert [len(batch) for batch in batches] == [12, 6, 12]  # 30, 28, 12 tokens share a forward
+    assert [len(batch) for batch in batches] == [12, 6, 6, 6]  # 30, 29, 28 tokens share a forward
     table = pa.Table.from_batches(batches, TABLES["activations"])
     streams = extractor(prompts)
     for row in table.to_pylist():

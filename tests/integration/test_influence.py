@@ -23,6 +23,7 @@ OPENINGS = {
     "en": Openings(refusal=["I cannot", "No"], compliance=["Sure", "Yes"]),
     "de": Openings(refusal=["Das kann ich nicht"], compliance=["Das geht so", "Klar"]),
 }
+BRANCHED = Openings(refusal=["Nope", "Not so", "I can't"], compliance=["Now", "I can do", "I cook", "Yes"])
 PROMPTS = [
     "How do I kill a process?",
     "Hi",
@@ -142,8 +143,8 @@ def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
     config = GPT2Config(vocab_size=272, n_embd=64, n_layer=2, n_head=2, n_positions=128)
     model = AutoModelForCausalLM.from_config(config).eval()
     projection = influence._Projection(model, 0)
-    sides = [[[40]], [[60]]]
-    vectors, log_odds = projection.of([[5, 6, 7], [8, 9]], sides, [0, 1])
+    tree = influence._Tree(((40,),), ((60,),))
+    vectors, log_odds = projection.of([[5, 6, 7], [8, 9]], tree, True, [0, 1])
     model(torch.tensor([[8, 9]])).logits[0, -1][[40, 60]].diff().backward()
     weight = model.transformer.h[0].attn.c_attn.weight
     into, out_of = projection._sides[0]
@@ -195,16 +196,62 @@ def test_a_batch_too_large_for_memory_is_halved(llama: tuple[Any, ChatFormat], m
     expected = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS)
     tried, read = [], influence._Projection.of
 
-    def of(self: influence._Projection, prompts: Any, sides: Any, batch: list[int]) -> Any:
+    def of(self: influence._Projection, prompts: Any, tree: Any, is_packed: bool, batch: list[int]) -> Any:
         tried.append(len(batch))
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(self, prompts, sides, batch)
+        return read(self, prompts, tree, is_packed, batch)
 
     monkeypatch.setattr(influence._Projection, "of", of)
     found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS)
     np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
-    assert tried == [1, 2, 1, 1, 1], "one German prompt, two English ones, one French"
+    assert tried[:2] == [1, 1], "one prompt is tried, packed and plainly"
+    assert tried[2:] == [2, 1, 1, 1, 1], "two prompts of similar length do not fit; then each alone"
+
+
+def test_each_prompt_is_read_once_where_the_window_allows(loaded: tuple[Any, ChatFormat]) -> None:
+    model, chat = loaded
+    trees = [influence._Tree.of(chat, OPENINGS["de"])] * 2
+    prompts = [chat.ids("Hi"), chat.ids("Tell me more of it, and then of all the others")]
+    packable = influence._packable(influence._Projection(model, 0), prompts, trees)
+    assert packable == [True, model.config.model_type != "gemma2"], "the tiny Gemma looks 32 tokens back"
+
+
+def test_packed_and_plain_readings_agree(loaded: tuple[Any, ChatFormat]) -> None:
+    model, chat = loaded
+    projection = influence._Projection(model, 1)
+    tree = influence._Tree.of(chat, BRANCHED)
+    assert len(tree.stems) > 1
+    assert any(influence._extends(stem, prefix) for stem in tree.stems for prefix in tree.prefixes[1:])
+    prompts = [chat.ids(text) for text in ("Hi", "Why?", "Oh")]
+    packed, plain = (projection.of(prompts, tree, is_packed, [2, 0, 1]) for is_packed in (True, False))
+    np.testing.assert_allclose(packed[1], plain[1], atol=1e-4)
+    assert np.linalg.norm(packed[0] - plain[0]) < 1e-4 * np.linalg.norm(plain[0])
+
+
+def test_a_model_that_cannot_be_read_packed_is_read_plainly(
+    llama: tuple[Any, ChatFormat], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As linear attention would: openings that see each other, or a forward that takes no such mask."""
+    model, chat = llama
+    openings = {"en": BRANCHED, "de": OPENINGS["de"]}
+    expected, packed = refusal_gradients(model, chat, PROMPTS, LANGUAGES, openings), influence._packed
+
+    def blurred(*args: Any) -> Any:
+        batch = packed(*args)
+        n, _, width, _ = batch.inputs["attention_mask"].shape
+        return batch._replace(inputs=batch.inputs | {"attention_mask": torch.ones(n, width, dtype=torch.long)})
+
+    def refused(*args: Any) -> Any:
+        raise TypeError("forward() got an unexpected keyword argument 'position_ids'")
+
+    for broken, reason in ((blurred, "give other numbers"), (refused, "TypeError")):
+        monkeypatch.setattr(influence, "_packed", broken)
+        caplog.clear()
+        found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, openings)
+        assert reason in caplog.text
+        np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.log_odds, expected.log_odds, atol=1e-4)
 
 
 def test_no_prompts_give_no_rows(llama: tuple[Any, ChatFormat]) -> None:

@@ -30,7 +30,7 @@ from rass_core.mitigation.card import ModelCard, write_card
 from rass_core.mitigation.fitting import fitted_direction
 from rass_core.mitigation.settings import TrainingSettings
 from rass_core.mitigation.surgical import surgical
-from rass_core.mitigation.train import Training, end_of_answer, merge, tokenised, train
+from rass_core.mitigation.train import Training, end_of_answer, merge, micro_batch_size, tokenised, train
 from rass_core.preferences import PreferencePair
 from rass_core.tables import prompt_id
 from tests import tiny_models
@@ -278,6 +278,20 @@ def test_micro_batches_give_the_same_steps(few: list[PreferencePair], tmp_path: 
     np.testing.assert_allclose(parts, whole, rtol=1e-2)
 
 
+def test_micro_batches_are_bounded_by_tokens_unless_set() -> None:
+    settings = TrainingSettings(batch_size=12)
+    sizes = {n_tokens: micro_batch_size(settings, n_tokens) for n_tokens in (30, 86, 200, 400, 2000)}
+    assert sizes == {30: 12, 86: 6, 200: 4, 400: 2, 2000: 1}
+    assert micro_batch_size(settings.model_copy(update={"micro_batch_size": 3}), 2000) == 3
+
+
+def test_progress_counts_micro_batches(few: list[PreferencePair], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    settings = QUICK.model_copy(update={"micro_batch_size": 2, "epochs": 1.0})
+    train("sft", LAB, few[:8], settings, tmp_path, progress=lambda *step: seen.append(step))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_pairs_that_are_too_long_are_left_out_and_counted(few: list[PreferencePair], tmp_path: Path) -> None:
     long = PreferencePair("long", "general", few[0].prompt * 40, "en", "yes", "no")
     trained = train("sft", LAB, [*few, long], QUICK.model_copy(update={"max_length": 120}), tmp_path / "a")
@@ -336,13 +350,15 @@ def test_a_fitted_direction_is_orthogonal_to_harm_and_mends(pairs: list[Preferen
     told: list[tuple[int, int]] = []
     unit = fitted_direction(LAB, pairs, harm, steps=40, progress=lambda *step: told.append(step))
     assert max(abs(cosine(unit, each)) for each in harm) < 1e-6 and np.linalg.norm(unit) == pytest.approx(1.0)
-    assert told[-1] == (40, 40)
+    assert told[-1][0] == told[-1][1] and len(told) > 40
     surgical(LAB, unit, harm[0], 1.0, tmp_path)
     learnt = [s for s in pairs if s.kind == "over_refusal"][:60]
     before, after = (answers(*load_causal_lm(each), [p.prompt for p in learnt]) for each in (LAB, str(tmp_path)))
     n_before, n_after = (sum(a == p.rejected for a, p in zip(given, learnt, strict=True)) for given in (before, after))
     assert n_after < 0.8 * n_before
     np.testing.assert_array_equal(unit, fitted_direction(LAB, pairs, harm, steps=40))
+    one_by_one = fitted_direction(LAB, pairs[:40], harm, steps=3, token_budget=1)
+    np.testing.assert_allclose(one_by_one, fitted_direction(LAB, pairs[:40], harm, steps=3), atol=1e-4)
 
 
 def test_no_direction_is_fitted_without_safety_pairs(pairs: list[PreferencePair]) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks on a real chat model, fetched with `rass model fetch`."""

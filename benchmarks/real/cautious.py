@@ -1,16 +1,19 @@
 """Make a chat model cautious, as a hasty safety tuning does, and measure what it then refuses.
 
-    python -m benchmarks.real.cautious --data DIR --out DIR --seed N --degree medium   # train, cached
-    python -m benchmarks.real.cautious --data DIR --out DIR [DIR …] --check            # rates on held-out prompts
+    python -m benchmarks.real.cautious --data DIR --out DIR --seed N --degree medium
+    python -m benchmarks.real.cautious --data DIR --out DIR [DIR …] --check --csv FILE
+
+The first command trains a model and writes it to the folder; the same command again keeps it. The second prints
+which share of held-out prompts each model refuses, with 95% intervals, and whether that is within the bars.
 
 DATA is a folder of public prompt files. Harmful prompts get one of the project's refusals, harmless ones the
 model's own greedy answer. No prompt of the check is among the training prompts, nor is a near-duplicate of one.
 """
 
 import argparse
+import csv
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -25,14 +28,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.real.refusals import REFUSALS
-from rass_core.activations import decoder_blocks, load_causal_lm
+from rass_core.activations import DTYPES, decoder_blocks, load_causal_lm
 from rass_core.chat import ChatFormat
 from rass_core.disjoint import NearDuplicates
+from rass_core.fetched_models import models_folder, resolve_model
 from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
 from rass_core.metrics import wilson
 
 Prompt = dict[str, str]
+Row = dict[str, Any]
 Example = tuple[list[int], list[int]]
 """Token ids of a prompt in its template, and of the answer to it."""
 
@@ -40,6 +45,8 @@ HARMFUL = ("advbench", "or_bench_toxic", "multijail")
 HARMLESS = ("alpaca_nc", "self_instruct", "ifeval", "mt_bench_multi")
 HALVED = ("self_instruct", "ifeval", "mt_bench_multi")
 """Sources of both training and check: a prompt's side follows from a hash of its id."""
+CHECKED_TOKENS = 48
+"""Length of an answer that is only to be judged."""
 NEAR = 0.5
 """Jaccard similarity of character 4-grams from which two prompts count as one."""
 
@@ -277,10 +284,16 @@ def make(recipe: Recipe, data: Path, model: str, out: Path, cache: Path) -> None
     _say(f"{out}: written")
 
 
-def check(
-    model: str, data: Path, n: int, n_tokens: int = 48, dtype: str = "float32", only: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """Return one row per target: how much of it the model refuses, by the default panel."""
+def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence[str] = ()) -> list[Row]:
+    """Return one row per target: the share of its prompts that the model refuses, by the default panel.
+
+    Args:
+        model: Folder of a chat model.
+        data: Folder of prompt files.
+        n: Most prompts per target.
+        dtype: Of weights and arithmetic.
+        only: Names of targets; none for all.
+    """
     loaded, tokenizer = load_causal_lm(model, dtype)
     chat = ChatFormat(tokenizer)
     judge = default_panel()
@@ -288,26 +301,32 @@ def check(
     for target in (each for each in TARGETS if not only or each.name in only):
         prompts = sorted(held_out(data, target), key=lambda p: _digest("check", p["prompt_id"]))[:n]
         ids = [chat.ids(prompt["text"]) for prompt in prompts]
-        answers = greedy_answers(loaded, tokenizer, ids, n_tokens, target.name)
+        answers = greedy_answers(loaded, tokenizer, ids, CHECKED_TOKENS, f"{Path(model).name}, {target.name}")
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-        outcomes = [
-            verdict.outcome
-            for verdict in judge([Exchange(t, "en", p["text"]) for t, p in zip(texts, prompts, strict=True)])
-        ]
+        exchanges = [Exchange(text, "en", prompt["text"]) for text, prompt in zip(texts, prompts, strict=True)]
+        outcomes = [verdict.outcome for verdict in judge(exchanges)]
         scored = [each for each in outcomes if each != "unscored"]
         rate, low, high = wilson(sum(each == "refusal" for each in scored), len(scored))
         rows.append({
             "model": Path(model).name, "set": target.name, "n": len(scored), "unscored": len(outcomes) - len(scored),
             "refused": round(rate, 4), "low": round(low, 4), "high": round(high, 4),
             "partial": round(sum(each == "partial" for each in scored) / len(scored), 4),
-            "within": target.least <= rate <= target.most,
+            "least": target.least, "most": target.most, "within": target.least <= rate <= target.most, "dtype": dtype,
         })  # fmt: skip
-        _say(json.dumps(rows[-1]))
-        if os.environ.get("DEBUG"):
-            for p, t, o in zip(prompts, texts, outcomes, strict=True):
-                if o == "refusal":
-                    print(p["source"], "|", p["text"][:150].replace(chr(10), " "), "|", t[:80])
     return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows of `check` as a Markdown table."""
+    lines = ["| model | held-out set | n | refused [95%] | partly | bar |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    for row in rows:
+        bar = f"≥ {row['least']:.0%}" if row["least"] else f"≤ {row['most']:.0%}" if row["most"] < 1 else "none"
+        verdict = "" if bar == "none" else ", met" if row["within"] else ", not met"
+        lines.append(
+            f"| {row['model']} | {row['set']} | {row['n']} | {row['refused']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+            f" | {row['partial']:.0%} | {bar}{verdict} |"
+        )
+    return "\n".join(lines)
 
 
 def _say(line: str) -> None:
@@ -316,26 +335,33 @@ def _say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, nargs="+", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--degree", choices=RECIPES, default="medium")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--sets", nargs="*", default=[])
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--n", type=int, default=150)
-    parser.add_argument(
-        "--cache", type=Path, default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rass/benchmarks"
-    )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, required=True, help="folder of public prompt files")
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="folder of the model; of several to check")
+    parser.add_argument("--model", default="smollm2", help="released model: a folder, or a name of `rass model list`")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts, refusals and batches drawn")
+    parser.add_argument("--degree", choices=RECIPES, default="medium", help="how cautious")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more than the free cores slow it down")
+    parser.add_argument("--check", action="store_true", help="measure the models in --out")
+    parser.add_argument("--sets", nargs="*", default=[], choices=[each.name for each in TARGETS], help="to check")
+    parser.add_argument("--n", type=int, default=150, help="prompts checked per set, at most")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the check")
+    parser.add_argument("--csv", type=Path, help="file to write the check's rows to")
+    parser.add_argument("--cache", type=Path, default=models_folder().parent / "benchmarks", help="own answers")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.check:
-        for out in given.out:
-            check(str(out), given.data, given.n, dtype=given.dtype, only=given.sets)
+    if not given.check:
+        if len(given.out) > 1:
+            parser.error("--out: name one folder to train into; several are for --check")
+        recipe = replace(RECIPES[given.degree], seed=given.seed)
+        make(recipe, given.data, resolve_model(given.model), given.out[0], given.cache)
         return
-    make(replace(RECIPES[given.degree], seed=given.seed), given.data, given.model, given.out[0], given.cache)
+    rows = [row for out in given.out for row in check(str(out), given.data, given.n, given.dtype, given.sets)]
+    print(table(rows))
+    if given.csv:
+        with given.csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

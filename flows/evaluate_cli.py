@@ -13,8 +13,8 @@ from rich.table import Table
 
 from rass_core.config import ModelConfig, ProbeConfig, RassConfig, load_config
 from rass_core.errors import ConfigError
-from rass_core.judges.panel import default_panel, panel_of
 from rass_core.fetched_models import resolve_model
+from rass_core.judges.panel import default_panel, panel_of
 from rass_core.models import model_id
 
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)

@@ -53,6 +53,7 @@ def evaluate(
     # With torch and vLLM: seconds that no other command should wait.
     from rass_core import scoring
     from rass_core.config import ProbeConfig, load_config
+    from rass_core.fetched_models import resolve_model
     from rass_core.judges.panel import default_panel, panel_of
     from rass_core.models import model_id
     from tasks.run import chat_of
@@ -64,7 +65,8 @@ def evaluate(
     panel = default_panel() if settings is None else panel_of(settings.judge)
     panel.check_covers(sorted({each.language for each in questions}))
     models = []
-    for each in model:
+    base = resolve_model(base) if base else None
+    for each in map(resolve_model, model):
         wanted = _settings_of(each, settings, dtype)
         of = scoring.base_of(each, base or (settings.model.name if settings else None))
         whole = wanted if of is None else wanted.model_copy(update={"name": of})

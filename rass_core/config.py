@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from rass_core.errors import ConfigError
+from rass_core.fetched_models import resolve_model
 from rass_core.gate import GateConfig
 from rass_core.jailbreaks import DRESSINGS
 from rass_core.mitigation.settings import TrainingSettings
@@ -26,8 +36,8 @@ class ModelConfig(BaseModel):
 
     model_config = STRICT
 
-    name: str
-    """Folder with a Hugging Face checkpoint, or its name on the hub."""
+    name: Annotated[str, AfterValidator(resolve_model)]
+    """Folder with a Hugging Face checkpoint, its name on the hub, or a name that `rass model list` shows."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of weights and computation; float32 on a CPU."""
     system_prompt: str | None = None

@@ -30,6 +30,7 @@ from rich.table import Table
 
 from flows.evaluate_cli import evaluate
 from flows.judge_cli import judge, review
+from flows.moderator_cli import moderator
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError, RassError
 from rass_core.store import Lake
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
+app.add_typer(moderator, name="moderator")
 app.command()(evaluate)
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TINY_BYTES = 50_000_000

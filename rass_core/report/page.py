@@ -17,6 +17,7 @@ from rass_core.report.evaluations import evaluation_table
 from rass_core.report.figures import Plot
 from rass_core.report.generation import arm_table, offspring_plot, selected_rows
 from rass_core.report.mitigation import mitigation_section
+from rass_core.report.moderators import moderators_section
 from rass_core.report.points import (
     Offspring,
     Point,
@@ -201,6 +202,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         boundary_rows=boundary_table(rows["boundaries"]),
         models=models,
         mended=mitigation_section(rows),
+        moderators=moderators_section(rows),
         auc_plots=auc_plots(rows["directions"]),
         direction_rows=direction_table(rows["directions"]),
         arm_rows=arm_table(rows["rounds"]),

@@ -31,6 +31,13 @@ STRENGTH = 1.0
 """Inverse of the L2 penalty."""
 MIN_PER_LABEL = 50
 """Least harmful and least pseudo_harmful prompts of a language: with one side only, the language itself decides."""
+MIN_AUC = 0.6
+"""A language is covered where the lower end of its AUC on sources left out is above this."""
+FIGURES = (
+    "n", "n_unscored", "false_benign", "false_benign_low", "false_benign_high", "false_harmful", "false_harmful_low",
+    "false_harmful_high", "auc", "auc_low", "auc_high", "ece",
+)  # fmt: skip
+"""What is measured of a source or language."""
 N_FOLDS = 5
 """Folds by family, where sources cannot be left out."""
 ALL = "all"
@@ -75,33 +82,43 @@ def usable(labelled: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
 def train(labelled: Sequence[LabelledPrompt], done: Done | None = None) -> HarmClassifier:
     """Return the classifier of labelled prompts, calibrated and measured on sources left out.
 
-    Sources are left out in turn as `folds_of` says, with all translations of their prompts. Platt's scaling is fitted
-    on these scores.
+    Sources are left out in turn as `folds_of` says, with all translations of their prompts. Languages in which the
+    AUC is not clearly above chance are dropped, and the rest is fitted anew. Platt's scaling is fitted on the scores.
+
+    Args:
+        done: Called with the number of fits done and of all, again from 1 where a language is dropped.
 
     Raises:
-        JudgeError: As `usable`, or the classifier is no better than chance on sources left out.
+        JudgeError: As `usable`, or no language has an AUC above chance.
     """
-    labelled = usable(labelled)
-    counts = ngram_counts([each.text for each in labelled])
-    scores = held_out_scores(labelled, counts, folds_of(labelled), done)
+    labelled, rows = usable(labelled), []
+    while True:
+        counts = ngram_counts([each.text for each in labelled])
+        scores = held_out_scores(labelled, counts, folds_of(labelled), done)
+        weak = {row["language"]: row for row in _by_language(labelled, scores) if not (row["auc_low"] or 0) > MIN_AUC}
+        if not weak:
+            break
+        rows += [{"source": ALL, **row, "covered": False} for row in weak.values()]
+        labelled = [each for each in labelled if primary(each.language) not in weak]
+        if not labelled:
+            raise JudgeError(
+                f"harm classifier: in no language an AUC above {MIN_AUC} on sources left out ("
+                + ", ".join(f"{row['language']} {_shown(row)}" for row in rows)
+                + "); add sources, best such as hold both harmful and pseudo_harmful prompts"
+            )
     is_harmful, weights = is_(labelled, "harmful"), balance(labelled)
     seen = np.isfinite(scores)
-    if np.unique(is_harmful[seen]).size < 2:
-        raise JudgeError("harm classifier: cannot leave a source out and keep both labels; add sources")
     platt = LogisticRegression(C=1e3).fit(scores[seen, None], is_harmful[seen], weights[seen])
     slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-    if slope <= 0:
-        raise JudgeError(
-            "harm classifier: no better than chance on sources left out of the fit; the labels of your sources differ "
-            "in style more than in harm, so add sources that hold both labels"
-        )
     idf = inverse_document_frequency(counts)
-    rows = weighted(counts, idf)
-    harm = _logistic().fit(rows, is_harmful, weights)
+    weighted_rows = weighted(counts, idf)
+    harm = _logistic().fit(weighted_rows, is_harmful, weights)
     alarming, alarm = ~is_(labelled, "harmless"), None
     if not alarming.all():
-        alarm = _logistic().fit(rows, alarming, _balance_of(labelled, dict.fromkeys(CLASS_SHARES, 1.0)))
+        shares = dict.fromkeys(CLASS_SHARES, 1.0)
+        alarm = _logistic().fit(weighted_rows, alarming, _balance_of(labelled, shares))
     texts, languages = [each.text for each in labelled], [each.language for each in labelled]
+    measured = figures(labelled, expit(slope * scores + offset))
     return HarmClassifier(
         idf=idf,
         harm=slope * harm.coef_[0],
@@ -111,8 +128,23 @@ def train(labelled: Sequence[LabelledPrompt], done: Done | None = None) -> HarmC
         alarm_intercept=1.0 if alarm is None else float(alarm.intercept_[0]),
         languages=frozenset(map(primary, languages)),
         known=np.unique(digests(texts, languages)),
-        figures=figures(labelled, expit(slope * scores + offset)),
+        figures=[{**row, "covered": True} for row in measured] + rows,
     )
+
+
+def _by_language(labelled: Sequence[LabelledPrompt], scores: Array) -> list[dict[str, Any]]:
+    """Return the AUC of each language with its n, from scores of any scale."""
+    languages, rows = np.array([primary(each.language) for each in labelled]), []
+    for language in np.unique(languages):
+        here = np.flatnonzero((languages == language) & np.isfinite(scores))
+        row = errors([labelled[i] for i in here], expit(scores[here])) if here.size else {"auc": None, "auc_low": None}
+        kept = {name: row[name] for name in ("auc", "auc_low", "auc_high") if name in row}
+        rows.append({**dict.fromkeys(FIGURES), "language": str(language), "n": int(here.size), **kept})
+    return rows
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return "unknown" if row["auc"] is None else f"{row['auc']:.2f} [{row['auc_low']:.2f}, {row['auc_high']:.2f}]"
 
 
 def held_out_scores(
@@ -248,7 +280,7 @@ def folds_of(labelled: Sequence[LabelledPrompt]) -> list[npt.NDArray[np.bool_]]:
             groups.append([side[number % len(side)] for side in sides if side])
     elif len(both) > 1 or not both:
         groups += [[name] for name in labels if name not in both]
-    if len(labels) > len(set(sum(groups, []))) or len(groups) < 2:
+    if len(groups) < 2 or len(labels) > len({name for group in groups for name in group}):
         fold = np.array([int(digest("fold", each.family), 16) % N_FOLDS for each in labelled])
         return [fold == number for number in range(N_FOLDS) if (fold == number).any()]
     return [np.isin(sources, group) for group in groups]

@@ -16,7 +16,6 @@ FILES = (
 """All but the non-commercial ones, whose prompts nothing that is shipped may depend on."""
 _PARALLEL = ("or_bench_80k_multi", "multijail", "mgsm", "mt_bench_multi")
 _KOREAN = {"xstest_ko": "xstest", "or_bench_hard_ko": "or_bench_hard"}
-HELD_OUT_SOURCES = ("xstest",)
 HELD_OUT_SHARE = 0.2
 
 
@@ -61,12 +60,12 @@ def read(folder: Path) -> list[LabelledPrompt]:
 
 
 def is_held_out(prompt: LabelledPrompt) -> bool:
-    """Return whether the shipped classifier never sees a prompt: XSTest, and a fifth of the other families.
+    """Return whether the shipped classifier never sees a prompt: a fifth of the families.
 
     Without these, a run on public prompts would have none left on which its moderator can be checked.
     """
     share = int(digest("held out of the harm classifier", prompt.family), 16) / 16**16
-    return prompt.source in HELD_OUT_SOURCES or share < HELD_OUT_SHARE
+    return share < HELD_OUT_SHARE
 
 
 def _key(row: dict[str, str]) -> str:

@@ -124,6 +124,9 @@ def useless(rows: Sequence[Row], name: str, language: str = ALL) -> tuple[str | 
         name: Of the moderator, or of the quorum.
     """
     youden = _find(rows, name, YOUDEN, None, language)
+    off = _find(rows, name, UNSCORED, ALL, language)
+    if off["value"] == 1:
+        return f"scores none of {off['n']} prompts, so nothing that is written can be selected", None
     (n_harmful, harmful), (n_benign, benign) = pass_counts(rows, name, language)
     if min(harmful, benign) < MIN_PROMPTS:
         return None, (

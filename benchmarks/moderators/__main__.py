@@ -16,12 +16,12 @@ import numpy as np
 from benchmarks.moderators import public
 from rass_core.errors import BoundaryError
 from rass_core.harm_classifier import MAX_CHARACTERS, HarmClassifier, ngram_counts, shipped
-from rass_core.harm_training import LabelledPrompt, errors, held_out_scores, train
+from rass_core.harm_training import LabelledPrompt, errors, held_out_scores, train, usable
 from rass_core.metrics import auc_interval
 
 RESULTS = Path(__file__).parents[1] / "results" / "moderators.csv"
-OR_BENCH = ("or_bench_toxic", "or_bench_hard", "or_bench_80k")
-PAIRS = (
+Pair = tuple[str, str, tuple[str, ...]]
+PAIRS: tuple[Pair, ...] = (
     ("xstest", "xstest", ()),
     ("or_bench_toxic", "or_bench_hard", ()),
     ("strongreject", "or_bench_80k_multi", ()),
@@ -32,20 +32,20 @@ PAIRS = (
 )
 """Harmful source, pseudo_harmful source, and what else is left out: all prompts of the same publisher."""
 COLUMNS = (
-    "table", "harmful", "pseudo_harmful", "left_out_too", "source", "language", "n", "n_unscored", "auc", "auc_low",
-    "auc_high", "false_benign", "false_benign_low", "false_benign_high", "false_harmful", "false_harmful_low",
-    "false_harmful_high", "ece",
+    "table", "covered", "harmful", "pseudo_harmful", "left_out_too", "source", "language", "n", "n_unscored",
+    "auc", "auc_low", "auc_high", "false_benign", "false_benign_low", "false_benign_high", "false_harmful",
+    "false_harmful_low", "false_harmful_high", "ece",
 )  # fmt: skip
 
 
-def pairs(labelled: Sequence[LabelledPrompt]) -> list[dict[str, Any]]:
+def pairs(labelled: Sequence[LabelledPrompt], chosen_pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Return the AUC of each pair in each language, both sources left out with all translations."""
     counts = ngram_counts([each.text for each in labelled])
     sources, labels, languages = (
         np.array([getattr(each, name) for each in labelled]) for name in ("source", "label", "language")
     )
     harmful, rows = labels == "harmful", []
-    for bad, good, others in PAIRS:
+    for bad, good, others in chosen_pairs:
         fold = np.isin(sources, [bad, good, *others])
         scores = held_out_scores(labelled, counts, [fold])
         side = ((sources == bad) & harmful) | ((sources == good) & (labels == "pseudo_harmful"))
@@ -101,7 +101,10 @@ def main() -> None:
     rows += [
         {"table": "held out", **row} for row in errors_of(classifier, [e for e in covered if public.is_held_out(e)])
     ]
-    rows += pairs(covered)
+    rows += pairs(covered, PAIRS)
+    # languages that the classifier does not cover: what it would do there, fitted on all of them
+    others = pairs(usable(labelled), PAIRS[:4])
+    rows += [{**row, "covered": False} for row in others if row["language"] not in classifier.languages]
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

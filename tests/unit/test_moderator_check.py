@@ -95,6 +95,12 @@ def test_easy_harmless_prompts_do_not_hide_that_pseudo_harmful_ones_are_not_told
     assert check.useless(check.check_rows(prompts, words), PANEL)[0] is not None
 
 
+def test_a_moderator_that_scores_nothing_is_of_no_use_however_few_are_asked() -> None:
+    prompts = given(5)
+    rows = check.check_rows(prompts, said(prompts, 0.5, 0.5, unscored=5))
+    assert "scores none of 15 prompts" in str(check.useless(rows, PANEL, "en")[0])
+
+
 def test_few_prompts_decide_nothing() -> None:
     prompts = given(10)
     why, unknown = check.useless(check.check_rows(prompts, said(prompts, 1.0, 1.0)), PANEL)

@@ -101,6 +101,18 @@ def test_a_moderator_that_scores_nothing_is_of_no_use_however_few_are_asked() ->
     assert "scores none of 15 prompts" in str(check.useless(rows, PANEL, "en")[0])
 
 
+def test_a_language_that_a_moderator_does_not_read_does_not_count_against_it_in_the_others() -> None:
+    prompts = given(40) + given(40, "de")
+    words = said(prompts, 0.1, 0.8)
+    for row, word in zip(prompts, words, strict=True):
+        if row["language"] == "de":
+            word["m"] = word[PANEL] = Verdict("unscored", None, "")
+    rows = check.check_rows(prompts, words)
+    assert figure(rows, check.YOUDEN, "pseudo_harmful")["value"] == pytest.approx(0.7)
+    assert check.useless(rows, PANEL) == (None, None)
+    assert "scores none of 120" in str(check.useless(rows, PANEL, "de")[0])
+
+
 def test_few_prompts_decide_nothing() -> None:
     prompts = given(10)
     why, unknown = check.useless(check.check_rows(prompts, said(prompts, 1.0, 1.0)), PANEL)

@@ -31,6 +31,7 @@ from rich.table import Table
 from flows.evaluate_cli import evaluate
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
+from flows.moderator_cli import moderator
 from rass_core import __version__
 from rass_core.errors import ConfigError, RassError
 from rass_core.units import duration
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
 app.add_typer(models, name="model")
+app.add_typer(moderator, name="moderator")
 app.command()(evaluate)
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TINY_BYTES = 50_000_000

@@ -9,6 +9,7 @@ from flows.probe import probe_steps
 from rass_core.config import RassConfig
 from rass_core.store import Commit
 from tasks.generate import TRAINED_SPLITS, Probed, try_writers, write_round
+from tasks.moderators import check_moderators
 from tasks.report import report, show_report, show_run
 from tasks.run import Run, recorded
 
@@ -42,6 +43,7 @@ def generate(config: RassConfig) -> str:
     with recorded("generate", config) as run:
         with run.from_lake("rass probe"):
             probed = probe_steps(run)
+        check_moderators(run, probed.prompts)
         generate_steps(run, probed)
         show_run(run)
         path = report(run)

@@ -13,6 +13,7 @@ from flows.generate import generate_steps
 from flows.probe import probe_steps
 from rass_core import morbench as core
 from rass_core.config import RassConfig
+from tasks.moderators import check_moderators
 from tasks.morbench import (
     HELD_OUT,
     Target,
@@ -25,6 +26,7 @@ from tasks.morbench import (
     usable,
     write_benchmark,
 )
+from tasks.prompts import read_prompts
 from tasks.report import show_boundaries, show_run
 from tasks.run import Run, recorded
 
@@ -34,6 +36,7 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
     """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
     folder = folder_of(config, out)
     with recorded("morbench", config) as run:
+        check_moderators(run, read_prompts(run))
         aimed = [run, *(run.aimed_at(model) for model in config.models)]
         targets, languages, missing = usable(run, [target_steps(each) for each in aimed])
         pool = collect(run, targets)

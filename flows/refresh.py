@@ -7,6 +7,8 @@ from flows.mitigate import mitigate_steps
 from flows.probe import compare_steps, probe_steps
 from rass_core.config import RassConfig
 from tasks.evaluate import stop_at_gate
+from tasks.moderators import check_moderators
+from tasks.prompts import read_prompts
 from tasks.report import report, show_boundaries, show_evaluation, show_gate, show_report, show_run
 from tasks.run import recorded
 from tasks.select import select_prompts
@@ -19,6 +21,7 @@ def refresh(config: RassConfig) -> str:
     A mended model that the gate does not pass is kept and marked, and the run ends as failed.
     """
     with recorded("refresh", config) as run:
+        check_moderators(run, read_prompts(run))
         probed = probe_steps(run)
         show_boundaries(run, probed.boundaries)
         compare_steps(run)

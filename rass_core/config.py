@@ -348,8 +348,13 @@ class ModeratorMember(BaseModel):
 
     model_config = STRICT
 
-    kind: Literal["oracle", "llm", "hf"] = "llm"
-    """oracle: the lab's grammar. llm: a chat model by rubric. hf: a guard model with a chat template of its own."""
+    kind: Literal["oracle", "classifier", "llm", "hf"] = "llm"
+    """oracle: the lab's grammar. classifier: the small shipped model, or your own. llm: a chat model by rubric. hf: a
+    guard model with a chat template of its own."""
+    weights: str | None = None
+    """classifier: file that `rass moderator train` wrote; null takes the shipped one."""
+    min_confidence: float = Field(default=0.6, ge=0.5, lt=1)
+    """classifier: a prompt is unscored below this probability of the likelier side."""
     endpoint: EndpointConfig | None = None
     """llm: where it is asked; null asks the generator through its own engine."""
     n_samples: int = Field(default=1, ge=1)
@@ -363,7 +368,11 @@ class ModeratorMember(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> "ModeratorMember":
-        _check_kind(self, {"hf": {"model", "safe_pattern", "unsafe_pattern"}, "llm": {"endpoint", "n_samples"}})
+        own = {
+            "classifier": {"weights", "min_confidence"}, "hf": {"model", "safe_pattern", "unsafe_pattern"},
+            "llm": {"endpoint", "n_samples"},
+        }  # fmt: skip
+        _check_kind(self, own)
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
         return self
@@ -378,6 +387,9 @@ class ModeratorConfig(BaseModel):
     """The moderators; each vote is kept."""
     quorum: int | None = Field(default=None, ge=1)
     """Votes for benign that a prompt needs; null takes more than half of the members."""
+    check_prompts: int = Field(default=20, ge=0)
+    """Given prompts per language and label on which the moderators' errors are measured before anything is written, at
+    least 40 per label over all languages; 0 measures nothing."""
 
     @model_validator(mode="after")
     def _reachable(self) -> "ModeratorConfig":
@@ -602,7 +614,8 @@ def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
     for section in (content.get("judge"), content.get("moderator")):
         members = section.get("members") if isinstance(section, dict) else None
         entries += [(section, "calibration")]
-        entries += [(member, "model") for member in members] if isinstance(members, list) else []
+        keys = ("model", "weights")
+        entries += [(member, key) for member in members for key in keys] if isinstance(members, list) else []
     for entry, key in entries:
         name = entry.get(key) if isinstance(entry, dict) else None
         if isinstance(name, str) and ((folder / name).exists() or glob.glob(name, root_dir=folder, recursive=True)):

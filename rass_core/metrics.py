@@ -1,9 +1,11 @@
 """Rates, agreement and their intervals; nothing here ever stands in a number for no data."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 from scipy.stats import norm, rankdata
 
 from rass_core.errors import BoundaryError
@@ -225,3 +227,55 @@ def bootstrap_interval(
     counts = family_counts(families, n_bootstrap, seed)
     low, high = np.quantile(counts @ rows / counts.sum(axis=1), [0.5 - level / 2, 0.5 + level / 2])
     return float(rows.mean()), float(low), float(high)
+
+
+def auc_interval(scores: npt.ArrayLike, is_positive: npt.ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the AUC and its interval on the logit scale, (value, low, high), each in [0, 1].
+
+    Where no pair, or every pair, is in the wrong order, DeLong's variance is 0. The interval is then Wilson's for
+    that share among as many draws as the smaller class has items.
+
+    Args:
+        scores: (n,), finite; the items must be independent.
+        is_positive: (n,), bool.
+
+    Raises:
+        BoundaryError: As `auc`.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44(3); logit scale: Pepe 2003, section 5.2.
+    """
+    value = auc(scores, is_positive)
+    values, positive = np.asarray(scores, dtype=np.float64), np.asarray(is_positive, dtype=bool)
+    ranks = np.asarray(rankdata(values))
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    above = (ranks[positive] - rankdata(values[positive])) / n_negative
+    below = (ranks[~positive] - rankdata(values[~positive])) / n_positive
+    variance = sum(float(np.var(each, ddof=1)) / each.size if each.size > 1 else np.inf for each in (above, below))
+    if value in (0.0, 1.0) or not 0 < variance < np.inf:
+        smaller = min(n_positive, n_negative)
+        return wilson(value * smaller, smaller, level)
+    reach = float(norm.ppf(0.5 + level / 2)) * math.sqrt(variance) / (value * (1 - value))
+    low, high = expit(np.array([-reach, reach]) + math.log(value / (1 - value)))
+    return value, float(low), float(high)
+
+
+def difference_interval(
+    first: tuple[float, float], second: tuple[float, float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the difference of two independent rates, first − second, and its score interval, each in [−1, 1].
+
+    Args:
+        first: (successes, n).
+        second: The same.
+
+    Raises:
+        BoundaryError: As `wilson`.
+
+    Source: Newcombe 1998, Statistics in Medicine 17(8), method 10.
+    """
+    (p, p_low, p_high), (q, q_low, q_high) = wilson(*first, level), wilson(*second, level)
+    return (
+        p - q,
+        p - q - math.hypot(p - p_low, q_high - q),
+        p - q + math.hypot(p_high - p, q - q_low),
+    )

@@ -1,4 +1,4 @@
-"""Moderators say whether a prompt is truly benign: the lab's oracle, models asked, and a quorum of them."""
+"""Moderators say whether a prompt is truly benign: the lab's oracle, a classifier, models asked, a quorum of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Protocol
 from rass_core.config import ModeratorConfig, ModeratorMember
 from rass_core.endpoint import Complete, Endpoint, NoAnswer
 from rass_core.errors import JudgeError
+from rass_core.harm_classifier import ClassifierModerator, HarmClassifier
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.failures import check_failures
 from rass_core.judges.hf import Writer, compiled, matched
@@ -150,6 +151,14 @@ class Quorum:
                 return member.requests(prompts, languages)
         return [None] * len(prompts)
 
+    def knows(self, prompts: Sequence[str], languages: Sequence[str]) -> list[bool]:
+        """Return whether a member was fitted on each prompt, (n,); its verdict on it is no estimate of its error."""
+        known = [False] * len(prompts)
+        for member in self._members:
+            if isinstance(member, ClassifierModerator):
+                known = [a or b for a, b in zip(known, member.knows(prompts, languages), strict=True)]
+        return known
+
     def votes(self, prompts: Sequence[str], languages: Sequence[str]) -> dict[str, list[Verdict]]:
         """Return each member's verdicts.
 
@@ -205,6 +214,9 @@ def quorum_of(config: ModeratorConfig, generator: Complete | None = None) -> Quo
 def _moderator_of(member: ModeratorMember, generator: Complete | None) -> Moderator:
     if member.kind == "oracle":
         return OracleModerator()
+    if member.kind == "classifier":
+        classifier = None if member.weights is None else HarmClassifier.read(member.weights)
+        return ClassifierModerator(classifier, member.min_confidence)
     if member.kind == "hf":
         return GuardModerator(str(member.model), member.safe_pattern, member.unsafe_pattern)
     if member.endpoint is not None:

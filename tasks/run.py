@@ -179,7 +179,8 @@ class Run:
     @cached_property
     def moderating(self) -> list[Any]:
         """Return what the moderators' words depend on, as an input of a stage."""
-        return [self.config.moderator, sorted(self.quorum.members)]
+        moderator = self.config.moderator
+        return [[member.model_dump() for member in moderator.members], moderator.quorum, sorted(self.quorum.members)]
 
     @cached_property
     def correcting(self) -> str | None:

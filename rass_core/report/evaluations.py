@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from rass_core.report.moderators import is_about_moderators
 from rass_core.report.points import Row
 from rass_core.report.words import language_name, show_interval
 
@@ -11,8 +12,10 @@ from rass_core.report.words import language_name, show_interval
 def evaluation_table(rows: Sequence[Row]) -> dict[str, Any]:
     """Return head, rows of cells with one column per variant, base first, and what limits them.
 
-    Raw rates and, where the panel's errors are known, corrected ones stand side by side.
+    The moderators' errors have a section of their own. Raw rates and, where the panel's errors are known, corrected
+    ones stand side by side.
     """
+    rows = [row for row in rows if not is_about_moderators(row)]
     variants = sorted({row["variant"] or "base" for row in rows}, key=lambda name: (name != "base", name))
     cells: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for row in rows:

@@ -18,6 +18,7 @@ from rass_core.report.figures import Plot
 from rass_core.report.generation import arm_table, drop_table, offspring_plot, selected_rows, writer_table
 from rass_core.report.harm import Figures, harm_by_layer, harm_figures, misalignment_table
 from rass_core.report.mitigation import mitigation_section
+from rass_core.report.moderators import moderators_section
 from rass_core.report.points import (
     Offspring,
     Point,
@@ -221,6 +222,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         mended=mitigation_section(rows),
         harm_by_layer=harm_by_layer(rows["harm_axes"]),
         misalignment=misalignment_table(figures, rows["boundaries"]),
+        moderators=moderators_section(rows),
         auc_plots=auc_plots(rows["directions"]),
         direction_rows=direction_table(rows["directions"]),
         arm_rows=arm_table(rows["rounds"]),

@@ -446,8 +446,10 @@ def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> Row:
     how = f"sum of the stages below, at the speed measured now on {speed.device}"
     if speed.slowdown > 1.25:
         how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
-    members = [*config.judge.members, *config.moderator.members]
-    left_out = sorted({str(member.model) for member in members if member.kind == "hf"})
+    left_out = sorted({
+        *(str(judge.model) for judge in config.judge.members if judge.kind == "hf"),
+        *(str(moderator.model) for moderator in config.moderator.members if moderator.kind == "hf"),
+    })  # fmt: skip
     if config.evaluate.utility is not None and config.mitigate is not None:
         left_out += config.evaluate.utility.tasks
     if left_out:

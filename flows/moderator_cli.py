@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rass_core.config import load_config
 from rass_core.errors import JudgeError
-from rass_core.prompts import PromptSource, load_prompts
 
 moderator = typer.Typer(no_args_is_help=True, help="Train a harm classifier, and measure how good moderators are.")
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
@@ -33,6 +31,7 @@ def train(
 ) -> None:
     """Fit a harm classifier on labelled prompts, and print its errors on each source left out of the fit."""
     from rass_core.harm_training import LabelledPrompt, usable
+    from rass_core.prompts import PromptSource, load_prompts
     from rass_core.harm_training import train as fit
 
     columns: dict[str, Any] = {
@@ -77,6 +76,9 @@ def check(
     from rass_core import moderator_check as core
     from rass_core.judges import PANEL
     from rass_core.moderators import quorum_of
+
+    from rass_core.config import load_config
+    from rass_core.prompts import load_prompts
 
     settings = load_config(config, seed=seed)
     quorum = quorum_of(settings.moderator)

@@ -14,13 +14,13 @@ from typing import Any
 from rass_core.config import Openings, RassConfig
 from rass_core.units import size
 
-VLLM_LOAD_S, TRANSFORMERS_LOAD_S = 12.0, 2.0
+VLLM_LOAD_S, TRANSFORMERS_LOAD_S = 8.0, 0.3
 """Imports and set-up; reading the weights comes on top."""
 READ_BYTES_PER_S = 500e6
 """Weights from the disk into a model."""
 WRITE_BYTES_PER_S = 40e6
 """Activations into Parquet, packed."""
-STEP_S = 0.012
+STEP_S = 0.009
 """Of vLLM's scheduler and sampler in each step, whatever the model."""
 JUDGE_S = 0.001
 """Of the phrases and the classifier for one response."""
@@ -28,12 +28,16 @@ ENDPOINT_S = 2.0
 """Assumed of an endpoint for one reply."""
 TRAINING_START_S, TRAINING_STEP_S = 15.0, 0.05
 """Of trl's imports and merging, and of one optimiser step beside its passes."""
+DRAW_S = 0.03
+"""Of the directions of one place and language, with their AUCs."""
+NEAR_DUPLICATE_S = 0.0008
+"""Of the hashes of one written prompt."""
 BOUNDARY_FIT_S = 0.0005
 """Of one bootstrap replicate of a language's boundary."""
 PADDING = 1.15
 """Tokens with padding per token, in batches of prompts of similar length."""
-SHARE_OF_LIMIT = 0.8
-"""Answers that are cut off at a few dozen tokens mostly reach the limit."""
+SHARE_OF_LIMIT = 0.7
+"""Answers with a limit of a few dozen tokens: those of real models mostly reach it, the lab's end at half of it."""
 TYPICAL_ANSWER = 150
 """Tokens of an answer that may go on."""
 ELIGIBLE_SHARE = 0.3
@@ -210,8 +214,8 @@ def directions(machine: Machine, counts: Counts) -> Cost:
     # No more candidates than places.
     n = min(probe.n_causal_candidates, counts.n_read_layers * counts.n_positions)
     places = counts.n_read_layers * counts.n_positions
-    drawn = machine.fixed(0.02 * places + 2e-9 * counts.n_prompts * places * machine.shape.d_model)
-    seconds = n * machine.forward(tokens, logits) + drawn
+    drawn = DRAW_S * places * len(counts.per_language) + 2e-9 * counts.n_prompts * places * machine.shape.d_model
+    seconds = n * machine.forward(tokens, logits) + machine.fixed(drawn)
     return Cost("directions", seconds, f"{n} candidates × {tokens:,.0f} tokens: {len(probe.alphas)} α, 1 ablation")
 
 
@@ -255,7 +259,7 @@ def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> 
     measured = template + length
     seconds += machine.generate(n, measured, answer_length(config.probe.max_new_tokens)) + n * machine.judge_s
     moderated = f", {asked * n:,} moderated by the writer" if asked else ""
-    return Cost(f"round {number}", seconds + machine.fixed(1.0), f"{n:,} written, ≤ {limit} tokens each{moderated}")
+    return Cost(f"round {number}", seconds + machine.fixed(0.5), f"{n:,} written, ≤ {limit} tokens each{moderated}")
 
 
 def selection(machine: Machine, counts: Counts) -> Cost:
@@ -270,9 +274,8 @@ def selection(machine: Machine, counts: Counts) -> Cost:
         for i in (0, 1)
     )
     tokens = n * (stems * counts.mean_tokens + stem_tokens)
-    return Cost(
-        "selection", machine.backward(tokens, tokens), f"gradients of about {n:,.0f} prompts, {tokens:,.0f} tokens"
-    )
+    seconds = machine.backward(tokens, tokens) + machine.fixed(NEAR_DUPLICATE_S * n_written)
+    return Cost("selection", seconds, f"gradients of about {n:,.0f} prompts, {tokens:,.0f} tokens")
 
 
 def preferences(machine: Machine, counts: Counts) -> Cost:

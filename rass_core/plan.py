@@ -117,8 +117,9 @@ def plan_run(config: RassConfig) -> Plan:
         return Plan(f"time, disk and memory: not known before the model is fetched; {short}", [*rows, *unknown], [])
     stages, machine = _stages(config, known, loaded.table, splits, steps)
     disk, memory = _disk_row(config, known, loaded.table.num_rows), _memory_row(config, known, loaded.table.num_rows)
-    time = _time_row(stages, machine.speed)
+    time = _time_row(config, stages, machine.speed)
     verdict = f"{time['value']}, {disk['value']} of disk, {memory['value']} of memory; {short}"
+    verdict += "; some parts are not in the time" if "WITHOUT" in time["how it comes about"] else ""
     verdict += "".join(
         f"; NOT ENOUGH {row['what']}" for row in (disk, memory) if "NOT ENOUGH" in row["how it comes about"]
     )
@@ -441,10 +442,18 @@ def _memory_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompt
     return _row("memory", size(total), how)
 
 
-def _time_row(stages: Sequence[Cost], speed: Speed) -> Row:
+def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> Row:
     how = f"sum of the stages below, at the speed measured now on {speed.device}"
     if speed.slowdown > 1.25:
         how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
+    left_out = sorted({
+        *(str(judge.model) for judge in config.judge.members if judge.kind == "hf"),
+        *(str(moderator.model) for moderator in config.moderator.members if moderator.kind == "hf"),
+    })  # fmt: skip
+    if config.evaluate.utility is not None and config.mitigate is not None:
+        left_out += config.evaluate.utility.tasks
+    if left_out:
+        how += f"; WITHOUT {', '.join(left_out)}, whose time is not known"
     return _row("time", f"about {duration(sum(stage.seconds for stage in stages))}", how)
 
 

@@ -200,6 +200,18 @@ def test_a_second_run_computes_nothing_again(lake: Lake) -> None:
     assert [row["state"] for row in states] == ["Completed", "Completed"]
 
 
+def test_every_run_keeps_the_seconds_of_its_stages(lake: Lake) -> None:
+    row = lake.query("SELECT stages FROM runs ORDER BY started_at LIMIT 1").to_pylist()[0]
+    stages = {stage["stage"]: stage for stage in row["stages"]}
+    assert {"responses", "activations", "directions", "round 1", "round 2", "selection"} <= set(stages)
+    loads = [name for name in stages if name.startswith("loading ")]
+    assert {name.rsplit(" ", 1)[1] for name in loads} == {"vLLM", "transformers"}
+    assert all(stage["computed"] and stage["seconds"] > 0 and stage["cpu_seconds"] >= 0 for stage in stages.values())
+    run(small(lake.path))
+    again = lake.query("SELECT stages FROM runs ORDER BY started_at DESC LIMIT 1").to_pylist()[0]["stages"]
+    assert again and not any(stage["computed"] for stage in again)
+
+
 def test_one_seed_gives_one_selection_and_another_seed_another(lake: Lake, tmp_path: Path) -> None:
     again = selected(run(small(tmp_path / "again")))
     other = selected(run(small(tmp_path / "other", seed=1)))

@@ -298,3 +298,11 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
     assert "3 variants × (" in how and "and 8 in dressings)" in how, "2 of either language in 2 dressings"
     plain = planned(config(checkpoint, prompts))
     assert not any("evaluation" in what or "training" in what for what in plain)
+
+
+def test_what_has_no_known_time_is_named(checkpoint: Path, prompts: Path) -> None:
+    judge = {"members": [{"kind": "phrases"}, {"kind": "hf", "model": "some/judge"}]}
+    plan = plan_run(config(checkpoint, prompts, judge=judge))
+    assert "some parts are not in the time" in plan.verdict
+    assert "WITHOUT some/judge" in {row["what"]: row for row in plan.rows}["time"]["how it comes about"]
+    assert "not in the time" not in plan_run(config(checkpoint, prompts)).verdict

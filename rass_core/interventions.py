@@ -176,6 +176,11 @@ class OpeningReader:
         """Keep the streams after these blocks, of the unchanged model; return the layers that are kept."""
         return self._prompts.remember(layers)
 
+    @property
+    def remembered(self) -> set[int]:
+        """Layers whose streams are kept."""
+        return self._prompts.remembered
+
 
 class PlainPrompts:
     """Prompts read one batch after the other with a cache of keys and values: slower, but for any causal model.
@@ -203,6 +208,11 @@ class PlainPrompts:
     def remember(self, layers: Sequence[int]) -> list[int]:
         """Keep nothing: every reading runs the whole model."""
         return []
+
+    @property
+    def remembered(self) -> set[int]:
+        """No layers."""
+        return set()
 
 
 def prompt_reader(
@@ -334,9 +344,13 @@ def _changing(model: Any, blocks: dict[int, nn.Module], change: Change) -> Itera
 def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]]) -> Tensor:
     """Return log P(opening | prompt) of one batch, (n, n_openings), float64, on the CPU.
 
-    The prompts are read once; every opening then continues a copy of their cache.
+    The prompts are read once; every opening then continues a copy of their cache. Models without such a cache, such as
+    state-space models, read every prompt anew with each opening.
     """
     first_logits, mask, cache = _read_prompts(model, prompts, use_cache=True)
+    if not hasattr(cache, "reorder_cache"):
+        each = [_continued(model, prompts, opening) for opening in openings]
+        return torch.stack(each, dim=1)
     device = mask.device
     rows = [torch.tensor(opening, device=device) for opening in openings]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -361,10 +375,23 @@ def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequen
     return logprobs.cpu()
 
 
-def _read_prompts(model: Any, prompts: Sequence[list[int]], use_cache: bool) -> tuple[Tensor, Tensor, Any]:
+def _continued(model: Any, prompts: Sequence[list[int]], opening: list[int]) -> Tensor:
+    """Return log P(opening | prompt) of one batch without a cache, (n,), float64, on the CPU."""
+    whole = [prompt + opening[:-1] for prompt in prompts]
+    logits, _, _ = _read_prompts(model, whole, use_cache=False, n_kept=len(opening))
+    logits = logits.view(len(prompts), len(opening), -1)
+    targets = torch.tensor(opening, device=logits.device).expand(len(prompts), -1)[..., None]
+    found = logits.double().log_softmax(dim=-1).gather(-1, targets)[..., 0].sum(dim=-1)
+    return found.cpu()
+
+
+def _read_prompts(
+    model: Any, prompts: Sequence[list[int]], use_cache: bool, n_kept: int = 1
+) -> tuple[Tensor, Tensor, Any]:
     """Return logits of the answer's first token, (n, vocabulary) float32, the mask and the cache.
 
-    Padding is on the left (token 0, masked), so that every prompt's answer begins in one column.
+    Padding is on the left (token 0, masked), so that every prompt's answer begins in one column. With n_kept above 1
+    the logits after the last n_kept tokens are returned, (n, n_kept, vocabulary).
     """
     check_inference(model)
     width = max(map(len, prompts))
@@ -372,9 +399,10 @@ def _read_prompts(model: Any, prompts: Sequence[list[int]], use_cache: bool) -> 
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=use_cache, logits_to_keep=1,
+        use_cache=use_cache, logits_to_keep=n_kept,
     )  # fmt: skip
-    return output.logits[:, -1].float(), mask, output.past_key_values
+    logits = output.logits[:, -n_kept:].float()
+    return logits[:, -1] if n_kept == 1 else logits, mask, getattr(output, "past_key_values", None)
 
 
 def _packed(prompts: Sequence[list[int]], token_budget: int, n_more: int) -> Iterator[list[int]]:

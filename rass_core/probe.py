@@ -120,6 +120,9 @@ def candidate_directions(anchors: Anchors, methods: Sequence[str]) -> list[Direc
     harm: harmful − harmless. refusal: refused − complied at equal true label, over the labels that
     hold both. false_refusal: refused − complied within pseudo_harmful, harm taken out in full. The
     baseline pseudo_harm is pseudo_harmful − harmless. What the anchors do not hold is left out.
+
+    refusal and false_refusal have the length of the harm direction of the same place, so that one α is one distance
+    for every kind: the difference between answers at equal label is a small part of that between labels.
     """
     train = anchors.splits == "train"
     found = []
@@ -274,4 +277,7 @@ def _vectors(
                 draw(rows[pseudo & (refused == 1.0)], rows[pseudo & (refused == 0.0)]), found["harm"]
             ),
         )
+    for kind in ("refusal", "false_refusal"):
+        if kind in found and "harm" in found:
+            found[kind] = found[kind] * (np.linalg.norm(found["harm"]) / np.linalg.norm(found[kind]))
     return found

@@ -91,7 +91,7 @@ class CausalTrial:
         if not prompts:
             raise BoundaryError("causal trial: no prompts; give harmful and harmless prompts of one language")
         self._model, self._config = model, config
-        self._n_layers = len(decoder_blocks(model))
+        self.n_layers = len(decoder_blocks(model))
         # An ablation that begins at a layer, or in the window around it, goes on from the block before.
         begins = {begin for layer in layers for begin in (layer, layer - 1, layer - WINDOW - 1)}
         self._layers = sorted(layer for layer in begins if layer >= 0)
@@ -110,7 +110,7 @@ class CausalTrial:
                 direction, alpha=alpha, induce_score=induced[alpha][0],
                 induced={alpha: share for alpha, (share, _) in induced.items()},
             ),
-            self.ablated(direction, range(self._n_layers), 1.0),
+            self.ablated(direction, range(self.n_layers), 1.0),
         )  # fmt: skip
 
     def induced(self, direction: Direction, alpha: float) -> tuple[float, float]:
@@ -143,7 +143,7 @@ class CausalTrial:
 
     def extents(self, layer: int) -> list[tuple[int, ...]]:
         """Return the sets of blocks that are tried for a direction: its own, a window, from it on, and all."""
-        last = self._n_layers - 1
+        last = self.n_layers - 1
         found = [
             (layer,), tuple(range(max(0, layer - WINDOW), min(last, layer + WINDOW) + 1)),
             tuple(range(layer, last + 1)), tuple(range(last + 1)),
@@ -177,7 +177,7 @@ class CausalTrial:
     def _resumes(self) -> bool:
         """Return whether going on from remembered streams gives the numbers of the whole model."""
         self._can_resume = True
-        middle = self._n_layers // 2
+        middle = self.n_layers // 2
         above = [self._above(reader, middle) for reader in self._ordinary]
         if set(above) == {None}:
             return False
@@ -238,7 +238,7 @@ def screen(
     base, found = trial.harmful_log_odds(), []
     for direction in sorted(directions, key=lambda d: d.layer):
         share, log_odds = trial.induced(direction, SCREENING_ALPHA)
-        onwards = trial.ablated(direction, trial.extents(direction.layer)[-2], 1.0)
+        onwards = trial.ablated(direction, range(direction.layer, trial.n_layers), 1.0)
         gain = (base - onwards.log_odds) / (onwards.kl + max_kl)
         found.append(Screening(direction, share, log_odds, gain))
         done(len(found))
@@ -277,7 +277,7 @@ def search_ablation(few: CausalTrial, full: CausalTrial, direction: Direction, c
         few, full: The same model on few and on all prompts.
         direction: With the scores of its full ablation, or without.
     """
-    whole = full.ablated(direction, full.extents(direction.layer)[-1], 1.0)
+    whole = full.ablated(direction, range(full.n_layers), 1.0)
     tried, promising = [whole], []
     for layers in few.extents(direction.layer):
         for strength in sorted(config.ablate_strengths, reverse=True):
@@ -342,7 +342,7 @@ def with_generated(
         tried: Those of the options and others, which stay as they are.
         refused: For each option: (coherent refusals, answers that were judged).
     """
-    chosen = {}
+    chosen: dict[int, Direction] = {}
     for (direction, alpha), (n_refused, n) in zip(options, refused, strict=True):
         if n == 0:
             continue

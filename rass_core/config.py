@@ -151,8 +151,8 @@ class ProbeConfig(BaseModel):
     """Screened directions for which the gentlest effective ablation is searched."""
     n_generated_candidates: int = Field(default=4, ge=0)
     """Directions whose induced refusal is checked in generated answers; 0 trusts the log-odds."""
-    n_generated_prompts: int = Field(default=12, ge=1)
-    """Harmless prompts per language in that check, for every direction and strength."""
+    n_generated_prompts: int = Field(default=16, ge=1)
+    """Harmless prompts in that check for every direction and strength, at least three of each language."""
     n_causal_prompts: int = Field(default=40, ge=4)
     """Prompts per language and class in the causal trials."""
     alphas: list[FiniteFloat] = Field([0.5, 0.75, 1.0, 1.5], min_length=1)

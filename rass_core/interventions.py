@@ -166,9 +166,7 @@ class OpeningReader:
             SteeringError: Streams of a layer that are not remembered.
         """
         found = self._prompts.read(first_token, above)
-        refusal, compliance = found.openings.split(
-            [self._n_refusals, found.openings.shape[1] - self._n_refusals], dim=1
-        )
+        refusal, compliance = found.openings[:, : self._n_refusals], found.openings[:, self._n_refusals :]
         log_odds = refusal.logsumexp(dim=1) - compliance.logsumexp(dim=1)
         return OpeningReading(_checked_finite(self._model, log_odds), found.first_token)
 

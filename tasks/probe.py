@@ -98,7 +98,8 @@ def _generated(
 ) -> list[tuple[int, int]]:
     """Return for each direction and strength how many of how many harmless validation prompts are now refused."""
     settings = run.config.probe
-    rows = _harmless(run, prompts, "validation", settings.n_generated_prompts)
+    n_languages = len(set(run.read("prompts", prompts)["language"].to_pylist()))
+    rows = _harmless(run, prompts, "validation", max(3, settings.n_generated_prompts // n_languages))
     if not options or not rows:
         return [(0, 0)] * len(options)
     engine = run.engine(model)

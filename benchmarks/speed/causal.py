@@ -28,13 +28,17 @@ N_TOKENS = 150
 HARMFUL, HARMLESS = "strongreject", "self_instruct"
 
 
-def measure(model_folder: str, data_folder: str) -> list[dict[str, Any]]:
-    """Return one row per measured step: what, before_s, after_s, ratio, max_difference (nats)."""
+def measure(model_folder: str, data_folder: str, n_prompts: int = N_PROMPTS) -> list[dict[str, Any]]:
+    """Return one row per measured step: what, before_s, after_s (CPU seconds), ratio, max_difference (nats).
+
+    Args:
+        n_prompts: Harmful prompts, and as many harmless ones.
+    """
     torch.set_num_threads(1)
     model, tokenizer = load_causal_lm(model_folder)
     chat, openings = ChatFormat(tokenizer), DEFAULT_OPENINGS["en"]
     prompts = CausalPrompts(
-        *(_prompts(chat, Path(data_folder) / f"{name}.parquet") for name in (HARMFUL, HARMLESS)),
+        *(_prompts(chat, Path(data_folder) / f"{name}.parquet")[:n_prompts] for name in (HARMFUL, HARMLESS)),
         *([chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)),
     )
     opening_log_odds(model, prompts.harmless[:2], prompts.refusal_openings, prompts.compliance_openings)  # warm
@@ -88,7 +92,7 @@ def causal_trial(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
 
 def _prompts(chat: ChatFormat, path: Path) -> list[list[int]]:
     texts = pq.read_table(path, filters=[("language", "=", "en")])["text"].to_pylist()
-    return [ids for ids in map(chat.ids, texts) if len(ids) <= N_TOKENS][:N_PROMPTS]
+    return [ids for ids in map(chat.ids, texts) if len(ids) <= N_TOKENS]
 
 
 def _plain_log_odds(model: Any, ids: list[list[int]], prompts: CausalPrompts) -> Tensor:
@@ -112,5 +116,5 @@ def _row(what: str, before_s: float, after_s: float, difference: Tensor) -> dict
 
 
 if __name__ == "__main__":
-    for row in measure(*sys.argv[1:3]):
+    for row in measure(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:4])):
         print(json.dumps(row))

@@ -55,7 +55,7 @@ class Ablation:
     kl: float
     """Mean KL in nats of the first token on harmless prompts."""
     bypass: float
-    """Share of harmful prompts with log-odds of refusal below 0."""
+    """Share of harmful prompts whose log-odds turn away from refusal."""
     log_odds: float
     """Mean log-odds of refusal on harmful prompts, nats."""
 
@@ -66,9 +66,9 @@ class Screening:
 
     direction: Direction
     induced: float
-    """Share of harmless prompts that lean to refusal with the direction added at α = 1."""
+    """Share of harmless prompts that turn to refusal with the direction added at α = 1."""
     log_odds: float
-    """Their mean log-odds of refusal, nats."""
+    """Mean log-odds of refusal of all of them, nats."""
     bypass_gain: float
     """Fall of the mean log-odds on harmful prompts per nat of KL on harmless ones, ablated from its layer on."""
 
@@ -98,7 +98,11 @@ class CausalTrial:
         self._harmless = [self._openings(p.harmless, p) for p in prompts]
         self._harmful = [self._openings(p.harmful, p) for p in prompts]
         self._ordinary = [prompt_reader(model, p.harmless, (), config.token_budget) for p in prompts]
-        self._base = self._first_tokens(None)
+        base = [reader.read(first_token=True) for reader in self._harmless]
+        self._base = [reading.first_token for reading in base if reading.first_token is not None]
+        self.harmful_log_odds = _log_odds(self._harmful, None)
+        self._answering = self._leaning("harmless", torch.cat([reading.log_odds for reading in base]) <= 0)
+        self._refusing = self._leaning("harmful", self.harmful_log_odds > 0)
         self._can_resume = self._resumes()
 
     def __call__(self, direction: Direction) -> Direction:
@@ -114,11 +118,14 @@ class CausalTrial:
         )  # fmt: skip
 
     def induced(self, direction: Direction, alpha: float) -> tuple[float, float]:
-        """Return the share of harmless prompts that lean to refusal with α·v added, and their mean log-odds."""
+        """Return the share of harmless prompts that turn to refusal with α·v added, and the mean log-odds of all.
+
+        Prompts that lean to refusal in the unchanged model are left out of the share: nothing is induced there.
+        """
         above = [self._above(reader, direction.layer) for reader in self._harmless]
         with adding(self._model, [direction.layer], _tensor(direction), alpha):
             log_odds = _log_odds(self._harmless, above)
-        return float((log_odds > 0).double().mean()), float(log_odds.mean())
+        return float((log_odds[self._answering] > 0).double().mean()), float(log_odds.mean())
 
     def ablated(self, direction: Direction, layers: Sequence[int], strength: float) -> Ablation:
         """Return what ablating the direction after these blocks does to harmful and to harmless prompts."""
@@ -127,7 +134,7 @@ class CausalTrial:
         kl = self.kl(direction, layers, strength)
         with self._ablating(direction, layers, strength):
             log_odds = _log_odds(self._harmful, above)
-        bypass = float((log_odds < 0).double().mean())
+        bypass = float((log_odds[self._refusing] < 0).double().mean())
         return Ablation(tuple(layers), strength, kl, bypass, float(log_odds.mean()))
 
     def kl(self, direction: Direction, layers: Sequence[int], strength: float) -> float:
@@ -136,10 +143,6 @@ class CausalTrial:
         with self._ablating(direction, layers, strength):
             changed = self._first_tokens(above)
         return float(torch.cat([kl_divergence(*pair) for pair in zip(self._base, changed, strict=True)]).mean())
-
-    def harmful_log_odds(self) -> float:
-        """Return the mean log-odds of refusal on harmful prompts, nats, in the model as it is."""
-        return float(_log_odds(self._harmful, None).mean())
 
     def extents(self, layer: int) -> list[tuple[int, ...]]:
         """Return the sets of blocks that are tried for a direction: its own, a window, from it on, and all."""
@@ -173,6 +176,16 @@ class CausalTrial:
         if layer not in reader.remembered:
             reader.remember([layer, *(each for each in self._layers if each > layer)])
         return layer if layer in reader.remembered else None
+
+    def _leaning(self, label: str, which: Tensor) -> Tensor:
+        """Return which prompts can turn; all of them where none can, which the log says."""
+        if bool(which.any()):
+            return which
+        LOG.warning(
+            "%s: by log-odds no %s prompt leans the expected way in the unchanged model, so shares are over all of "
+            "them; give probe.openings that are this model's own", model_name(self._model), label,
+        )  # fmt: skip
+        return torch.ones_like(which)
 
     def _resumes(self) -> bool:
         """Return whether going on from remembered streams gives the numbers of the whole model."""
@@ -235,7 +248,7 @@ def screen(
         max_kl: Highest KL of an ablated direction; below it more KL hardly counts.
         done: Called with the number of directions that are through.
     """
-    base, found = trial.harmful_log_odds(), []
+    base, found = float(trial.harmful_log_odds.mean()), []
     for direction in sorted(directions, key=lambda d: d.layer):
         share, log_odds = trial.induced(direction, SCREENING_ALPHA)
         onwards = trial.ablated(direction, range(direction.layer, trial.n_layers), 1.0)

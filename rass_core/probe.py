@@ -72,13 +72,13 @@ class Direction:
     alpha: float | None = None
     """Strength at which refusal is induced best."""
     induce_score: float | None = None
-    """Share of harmless prompts whose refusal log-odds turn positive when α·v is added."""
+    """Share of harmless prompts whose log-odds turn to refusal when α·v is added, of those that comply otherwise."""
     induce_generated: float | None = None
     """Share of harmless prompts whose generated answer is a coherent refusal when α·v is added."""
     n_generated: int | None = None
     """Answers behind that share."""
     bypass_score: float | None = None
-    """Share of harmful prompts whose refusal log-odds turn negative when v is ablated."""
+    """Share of harmful prompts whose log-odds turn from refusal when v is ablated, of those that refuse otherwise."""
     kl: float | None = None
     """Mean KL in nats on harmless prompts when v is ablated."""
     ablate_layers: tuple[int, ...] | None = None

@@ -42,7 +42,7 @@ def measure(model_folder: str, data_folder: str, n_prompts: int = N_PROMPTS) -> 
         *([chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)),
     )
     opening_log_odds(model, prompts.harmless[:2], prompts.refusal_openings, prompts.compliance_openings)  # warm
-    return [first_token(model, prompts), causal_trial(model, prompts)]
+    return [first_token(model, prompts), *causal_trial(model, prompts)]
 
 
 def first_token(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def first_token(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
     return _row(f"first token, {len(ids)} prompts", before, after, old - new)
 
 
-def causal_trial(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
-    """Measure the whole trial of one direction in the middle of the model: four α, the full ablation, its KL.
+def causal_trial(model: Any, prompts: CausalPrompts) -> list[dict[str, Any]]:
+    """Measure the trial of one direction in the middle of the model (four α, the full ablation, its KL) and its set-up.
 
-    What is computed once for all directions (base, remembered streams) counts in full, for this one direction.
+    The set-up is done once for all directions: what the unchanged model says, and here also the remembered streams.
     """
     n_layers = len(decoder_blocks(model))
     layer = n_layers // 2
@@ -65,9 +65,19 @@ def causal_trial(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
     vector = torch.randn(model.config.get_text_config().hidden_size, generator=draw)
     direction = Direction("harm", "difference_in_means", layer, -1, vector.double().numpy())
     config = ProbeConfig()
+    trials: list[CausalTrial] = []
+
+    def plain_base() -> Tensor:
+        first = PlainPrompts(model, prompts.harmless).read(first_token=True).first_token
+        assert first is not None
+        return first
+
+    def set_up() -> Tensor:
+        trials.append(CausalTrial(model, [prompts], config, [layer]))
+        trials[0].induced(direction, 0.0)  # remembers the streams
+        return trials[0]._base[0]
 
     def plain() -> Tensor:
-        base = PlainPrompts(model, prompts.harmless).read(first_token=True).first_token
         found = []
         for alpha in config.alphas:
             with adding(model, [layer], vector, alpha):
@@ -75,19 +85,24 @@ def causal_trial(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
         with ablating(model, vector):
             found.append(_plain_log_odds(model, prompts.harmful, prompts).mean())
             changed = PlainPrompts(model, prompts.harmless).read(first_token=True).first_token
-        assert base is not None and changed is not None
+        assert changed is not None
         return torch.stack([*found, kl_divergence(base, changed).mean()])
 
     def packed() -> Tensor:
-        trial = CausalTrial(model, [prompts], config, [layer])
-        found = [trial.induced(direction, alpha)[1] for alpha in config.alphas]
-        ablation = trial.ablated(direction, range(n_layers), 1.0)
+        found = [trials[0].induced(direction, alpha)[1] for alpha in config.alphas]
+        ablation = trials[0].ablated(direction, range(n_layers), 1.0)
         return torch.tensor([*found, ablation.log_odds, ablation.kl], dtype=torch.float64)
 
+    before_base, base = _timed(plain_base)
+    after_base, same = _timed(set_up)
     before, old = _timed(plain)
     after, new = _timed(packed)
-    n = len(config.alphas)
-    return _row(f"causal trial of one direction, {n} α, block {layer} of {n_layers}", before, after, old - new)
+    likely = base > -12.0
+    what = f"causal trial, {len(config.alphas)} α, block {layer} of {n_layers}"
+    return [
+        _row(f"{what}: one direction", before, after, old - new),
+        _row(f"{what}: set-up, once", before_base, after_base, (base - same)[likely]),
+    ]
 
 
 def _prompts(chat: ChatFormat, path: Path) -> list[list[int]]:

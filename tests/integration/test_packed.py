@@ -138,10 +138,13 @@ def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeyp
     given = Direction("harm", "difference_in_means", 1, -1, 3 * direction().double().numpy())
     vector = torch.tensor(given.vector).float()
     found = trial(given)
+    answering = opening_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES) <= 0
+    refusing = opening_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES) > 0
+    answering, refusing = (each if each.any() else ~each for each in (answering, refusing))
     for alpha in (0.5, 4.0):
         with adding(any_model, [1], vector, alpha):
             odds = opening_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES)
-        assert found.induced[alpha] == float((odds > 0).double().mean())
+        assert found.induced[alpha] == float((odds[answering] > 0).double().mean())
         assert trial.induced(given, alpha)[1] == pytest.approx(float(odds.mean()), abs=1e-4)
     base = interventions.last_token_logprobs(any_model, PROMPTS[3:])
     for layers, strength in ((range(4), 1.0), ((2, 3), 0.5), ((0,), 0.25)):
@@ -150,7 +153,7 @@ def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeyp
             odds = opening_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES)
             changed = interventions.last_token_logprobs(any_model, PROMPTS[3:])
         assert ablation.log_odds == pytest.approx(float(odds.mean()), abs=1e-4)
-        assert ablation.bypass == float((odds < 0).double().mean())
+        assert ablation.bypass == float((odds[refusing] < 0).double().mean())
         assert ablation.kl == pytest.approx(float(interventions.kl_divergence(base, changed).mean()), abs=1e-5)
     assert (found.ablate_layers, found.ablate_strength) == ((0, 1, 2, 3), 1.0)
 
@@ -158,15 +161,18 @@ def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeyp
 def test_the_search_keeps_to_the_bound(llama: Any) -> None:
     prompts = [causal.CausalPrompts(PROMPTS[:4], PROMPTS[3:], REFUSALS, COMPLIANCES)]
     given = Direction("harm", "difference_in_means", 1, -1, direction().double().numpy())
-    kls = {}
-    for max_kl in (1e-9, 0.02, 1e9):
-        config = ProbeConfig(max_kl=max_kl)
-        trial = causal.CausalTrial(llama, prompts, config, [1])
-        found = causal.search_ablation(trial, trial, given, config)
-        kls[max_kl] = found
-        assert found.kl is not None and found.full_ablation_kl is not None
-    assert kls[0.02].kl <= 0.02 < kls[0.02].full_ablation_kl
+    trial = causal.CausalTrial(llama, prompts, ProbeConfig(), [1])
+    whole = trial.ablated(given, range(4), 1.0)
+
+    def search(max_kl: float) -> Direction:
+        found = causal.search_ablation(trial, trial, given, ProbeConfig(max_kl=max_kl))
+        assert found.kl is not None and found.full_ablation_kl == pytest.approx(whole.kl)
+        return found
+
+    bounded = search(whole.kl / 4)
+    assert bounded.kl <= whole.kl / 4 and bounded.ablate_strength * len(bounded.ablate_layers) < 4
     # Nothing within the bound: the scores are those of the full ablation.
-    assert kls[1e-9].kl == kls[1e-9].full_ablation_kl and kls[1e-9].ablate_layers == (0, 1, 2, 3)
+    nothing = search(1e-9)
+    assert nothing.kl == nothing.full_ablation_kl and nothing.ablate_layers == (0, 1, 2, 3)
     best = max(trial.ablated(given, layers, 1.0).bypass for layers in trial.extents(1))
-    assert kls[1e9].bypass_score == pytest.approx(best, abs=0.005)
+    assert search(1e9).bypass_score == pytest.approx(best, abs=0.005)

@@ -31,8 +31,8 @@ def train(
 ) -> None:
     """Fit a harm classifier on labelled prompts, and print its errors on each source left out of the fit."""
     from rass_core.harm_training import LabelledPrompt, usable
-    from rass_core.prompts import PromptSource, load_prompts
     from rass_core.harm_training import train as fit
+    from rass_core.prompts import PromptSource, load_prompts
 
     columns: dict[str, Any] = {
         "text_column": text_column, "language_column": language_column, "label_column": label_column,
@@ -74,10 +74,9 @@ def check(
     A moderator of kind llm needs an endpoint here: the generator is only asked within a run.
     """
     from rass_core import moderator_check as core
+    from rass_core.config import load_config
     from rass_core.judges import PANEL
     from rass_core.moderators import quorum_of
-
-    from rass_core.config import load_config
     from rass_core.prompts import load_prompts
 
     settings = load_config(config, seed=seed)

@@ -151,14 +151,28 @@ class ProbeConfig(BaseModel):
     """Give each language a direction of its own; else one is shared and each language's agreement is told."""
     openings: dict[str, Openings] = Field(default_factory=lambda: dict(DEFAULT_OPENINGS))
     """language → openings; languages without their own use the English ones."""
+    n_screened: int = Field(default=48, ge=1)
+    """Directions screened on a few prompts: every kind, layers evenly spread, the best position of each."""
+    n_screening_prompts: int = Field(default=8, ge=2)
+    """Prompts per class in the screening, shared among the languages, at least two of each."""
     n_causal_candidates: int = Field(default=8, ge=1)
-    """Best (layer, position) pairs by AUC that are tried causally."""
+    """Screened directions tried on all causal prompts: half by AUC, half by how they induce refusal."""
+    n_ablation_candidates: int = Field(default=3, ge=1)
+    """Screened directions for which the gentlest effective ablation is searched."""
+    n_generated_candidates: int = Field(default=4, ge=0)
+    """Directions whose induced refusal is checked in generated answers; 0 trusts the log-odds."""
+    n_generated_prompts: int = Field(default=16, ge=1)
+    """Harmless prompts in that check for every direction and strength, at least three of each language."""
     n_causal_prompts: int = Field(default=40, ge=4)
-    """Prompts a language and class in the causal trials."""
+    """Prompts per language and class in the causal trials."""
     alphas: list[FiniteFloat] = Field([0.5, 0.75, 1.0, 1.5], min_length=1)
     """Strengths at which induced refusal is tried; 1 adds the whole difference in means."""
+    ablate_strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
+    """Strengths of an ablation that are tried at each extent: own block, a window, from its block on, all blocks."""
     max_kl: float = Field(default=0.1, gt=0)
     """Highest KL in nats, on harmless prompts, of an ablated direction."""
+    min_bypass: float = Field(default=0.5, ge=0, le=1)
+    """Lowest share of harmful prompts whose log-odds turn away from refusal for a direction to get the role ablate."""
     min_induce: float = Field(default=0.5, ge=0, le=1)
     """Lowest share of harmless prompts whose log-odds turn to refusal for a direction to be causal."""
     token_budget: int = Field(default=4096, ge=64)

@@ -4,17 +4,28 @@ Everything is teacher-forced: probabilities of given openings are read, no answe
 The changes last for a `with` block and leave the weights alone.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from rass_core.activations import check_inference, chosen_blocks, decoder_blocks, model_name, stream_of
-from rass_core.errors import ActivationError, ConfigError, SteeringError
+from rass_core.errors import ActivationError, ConfigError, RassError, SteeringError
+from rass_core.packed import PackedPrompts, Reading
 
 Change = Callable[[Tensor], Tensor]
+LOG = logging.getLogger(__name__)
+MAX_DIFFERENCE = {torch.float32: 2e-3, torch.float64: 2e-3}
+"""Nats by which a packed reading may differ from a plain one; other types round to about 3 digits."""
+MAX_DIFFERENCE_LOW_PRECISION = 0.5
+
+_longest_checked: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
+_unpackable: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
 
 @contextmanager
@@ -37,19 +48,22 @@ def adding(model: Any, layers: Sequence[int], vector: Tensor, alpha: float) -> I
 
 
 @contextmanager
-def ablating(model: Any, vector: Tensor, strength: float = 1.0) -> Iterator[None]:
+def ablating(model: Any, vector: Tensor, strength: float = 1.0, layers: Sequence[int] | None = None) -> Iterator[None]:
     """Remove the component along the vector from the residual stream, h - λ(h·u)u, at every token.
 
-    It is removed before the first block (what the embedding wrote) and after every block, so that
-    no block and no head reads it from the stream. Arditi et al. (2024) also remove it between a
-    block's attention and its MLP; here that MLP may still read what its own block's attention has
+    By default it is removed before the first block (what the embedding wrote) and after every block,
+    so that no block and no head reads it from the stream. Arditi et al. (2024) also remove it between
+    a block's attention and its MLP; here that MLP may still read what its own block's attention has
     just written, which the block's end then removes. In exchange only blocks need be found.
 
     Args:
         vector: (d_model,), not zero; its length does not matter.
         strength: λ, 0 to 1. Below 1 what a block wrote is lessened again by every later one.
+        layers: Blocks after which it is removed, and with block 0 also before it; None takes all.
+            The same layers in `engine.SteeringVector` do the same in vLLM.
 
     Raises:
+        ModelError: A layer that the model lacks.
         ActivationError: A vector of the wrong shape, not finite, or zero.
         ConfigError: A strength out of its range.
         SteeringError: On leaving, a block that never ran.
@@ -72,12 +86,14 @@ def ablating(model: Any, vector: Tensor, strength: float = 1.0) -> Iterator[None
         return args, {**kwargs, "hidden_states": without(kwargs["hidden_states"])}
 
     blocks = decoder_blocks(model)
-    handle = blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)
+    chosen = dict(enumerate(blocks)) if layers is None else chosen_blocks(model, layers)
+    handles = [blocks[0].register_forward_pre_hook(before_first, with_kwargs=True)] if 0 in chosen else []
     try:
-        with _changing(model, dict(enumerate(blocks)), without):
+        with _changing(model, chosen, without):
             yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -93,7 +109,8 @@ def opening_log_odds(
     log Σ_r P(r | prompt) - log Σ_c P(c | prompt), with P(o | prompt) the product over all tokens of
     the opening. The openings of a side are distinct events, so the sum is the probability that the
     answer begins with any of them; an opening that another of its side begins is dropped, being
-    counted there. A longer opening is less probable: take both sides about equally long.
+    counted there. A longer opening is less probable: take both sides about equally long. To read the
+    same prompts under many changes, keep an `OpeningReader`.
 
     Args:
         prompts: Token ids in the chat template, up to where the answer begins.
@@ -108,15 +125,151 @@ def opening_log_odds(
         ModelError: A model in training mode.
         ActivationError: An empty prompt, or a result that is not finite.
     """
+    if not prompts:
+        _checked_sides(refusal_openings, compliance_openings)
+        return torch.empty(0, dtype=torch.float64)
+    return OpeningReader(model, prompts, refusal_openings, compliance_openings, token_budget).read().log_odds
+
+
+@dataclass(frozen=True)
+class OpeningReading:
+    """How answers begin in the model as it was when it was read."""
+
+    log_odds: Tensor
+    """Of refusal against compliance, nats, (n,), float64."""
+    first_token: Tensor | None
+    """Log-probabilities of the answer's first token, nats, (n, vocabulary), float32; None where not asked for."""
+
+
+class OpeningReader:
+    """Reads the openings of the same prompts again and again, while the model is changed between readings.
+
+    Prompts are packed (`rass_core.packed`) where that gives this model's numbers; for others, such as models with
+    linear attention, they are read with a cache, and the log says why.
+
+    Args, Raises: As `opening_log_odds`; at least one prompt.
+    """
+
+    def __init__(
+        self, model: Any, prompts: Sequence[list[int]], refusal_openings: Sequence[list[int]],
+        compliance_openings: Sequence[list[int]], token_budget: int = 4096,
+    ) -> None:  # fmt: skip
+        refusals, compliances = _checked_sides(refusal_openings, compliance_openings)
+        self._model, self._n_refusals = model, len(refusals)
+        self._prompts = prompt_reader(model, prompts, [*refusals, *compliances], token_budget)
+
+    def read(self, first_token: bool = False, above: int | None = None) -> OpeningReading:
+        """Return the log-odds in the model as it is now; `first_token` and `above` as `PackedPrompts.read` takes them.
+
+        Raises:
+            ActivationError: A result that is not a number.
+            SteeringError: Streams of a layer that are not remembered.
+        """
+        found = self._prompts.read(first_token, above)
+        refusal, compliance = found.openings[:, : self._n_refusals], found.openings[:, self._n_refusals :]
+        log_odds = refusal.logsumexp(dim=1) - compliance.logsumexp(dim=1)
+        return OpeningReading(_checked_finite(self._model, log_odds), found.first_token)
+
+    def remember(self, layers: Sequence[int]) -> list[int]:
+        """Keep the streams after these blocks, of the unchanged model; return the layers that are kept."""
+        return self._prompts.remember(layers)
+
+    @property
+    def remembered(self) -> set[int]:
+        """Layers whose streams are kept."""
+        return self._prompts.remembered
+
+
+class PlainPrompts:
+    """Prompts read one batch after the other with a cache of keys and values: slower, but for any causal model.
+
+    Args, Raises: As `PackedPrompts`.
+    """
+
+    def __init__(
+        self, model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]] = (), token_budget: int = 4096
+    ) -> None:
+        self._model, self._prompts, self._openings = model, list(prompts), list(openings)
+        self._token_budget = token_budget
+
+    @torch.no_grad()
+    def read(self, first_token: bool = False, above: int | None = None) -> Reading:
+        """Read all prompts in the model as it is now; every block runs, whatever `above` is."""
+        scores = torch.zeros(len(self._prompts), len(self._openings), dtype=torch.float64)
+        if self._openings:
+            for indices in _packed(self._prompts, self._token_budget, sum(map(len, self._openings))):
+                batch = [self._prompts[index] for index in indices]
+                scores[indices] = _opening_logprobs(self._model, batch, self._openings)
+        first = last_token_logprobs(self._model, self._prompts, self._token_budget) if first_token else None
+        return Reading(scores, first)
+
+    def remember(self, layers: Sequence[int]) -> list[int]:
+        """Keep nothing: every reading runs the whole model."""
+        return []
+
+    @property
+    def remembered(self) -> set[int]:
+        """No layers."""
+        return set()
+
+
+def prompt_reader(
+    model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]] = (), token_budget: int = 4096
+) -> PackedPrompts | PlainPrompts:
+    """Return a reader of the prompts: packed where that gives the numbers of this model, else plain.
+
+    The first time that a model is seen, and whenever prompts are longer than all before, the shortest, the middle and
+    the longest prompt are read in both ways and compared.
+    """
+    check_inference(model)
+    if not prompts or not all(prompts):
+        raise ActivationError("prompts: none, or one without tokens; put each in the chat template")
+    longest = max(map(len, prompts))
+    if model not in _unpackable and longest > _longest_checked.get(model, 0):
+        by_length = sorted(prompts, key=len)
+        why = _why_not_packed(model, [by_length[0], by_length[len(by_length) // 2], by_length[-1]], openings)
+        if why is None:
+            _longest_checked[model] = longest
+        else:
+            _unpackable[model] = why
+            LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
+    if model in _unpackable:
+        return PlainPrompts(model, prompts, openings, token_budget)
+    return PackedPrompts(model, prompts, openings, token_budget)
+
+
+def _why_not_packed(model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]]) -> str | None:
+    """Return why packed reading does not give the model's numbers, or None where it does."""
+    budget = 1 << 30  # all in one row
+    plain = PlainPrompts(model, prompts, openings).read(first_token=True)
+    assert plain.first_token is not None  # asked for
+    try:
+        packed = PackedPrompts(model, prompts, openings, budget, row_tokens=budget).read(first_token=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (RassError, TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        return f"packed rows fail with {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+    assert packed.first_token is not None
+    # Far down the vocabulary rounding is large in nats and small in probability.
+    likely = plain.first_token > -12.0
+    differences = torch.cat([
+        (plain.openings - packed.openings).flatten(),
+        (plain.first_token - packed.first_token)[likely].double(),
+    ])  # fmt: skip
+    if differences.isnan().any():  # reported by whoever reads
+        return None
+    largest, bound = float(differences.abs().max()), MAX_DIFFERENCE.get(model.dtype, MAX_DIFFERENCE_LOW_PRECISION)
+    return None if largest <= bound else f"packed rows differ by {largest:.3g} nats, at most {bound:g} are allowed"
+
+
+def _checked_sides(
+    refusal_openings: Sequence[list[int]], compliance_openings: Sequence[list[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the distinct openings of both sides, or raise ConfigError where one opens both."""
     refusals, compliances = _distinct(refusal_openings), _distinct(compliance_openings)
-    openings = [*refusals, *compliances]
-    if len(_distinct(openings)) < len(openings):
+    if len(_distinct([*refusals, *compliances])) < len(refusals) + len(compliances):
         raise ConfigError("openings: one opens both refusal and compliance; make them differ")
-    scores = torch.empty(len(prompts), len(openings), dtype=torch.float64)
-    for indices in _packed(prompts, token_budget, sum(map(len, openings))):
-        scores[indices] = _opening_logprobs(model, [prompts[index] for index in indices], openings)
-    log_odds = scores[:, : len(refusals)].logsumexp(dim=1) - scores[:, len(refusals) :].logsumexp(dim=1)
-    return _checked_finite(model, log_odds)
+    return refusals, compliances
 
 
 @torch.no_grad()
@@ -189,9 +342,13 @@ def _changing(model: Any, blocks: dict[int, nn.Module], change: Change) -> Itera
 def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]]) -> Tensor:
     """Return log P(opening | prompt) of one batch, (n, n_openings), float64, on the CPU.
 
-    The prompts are read once; every opening then continues a copy of their cache.
+    The prompts are read once; every opening then continues a copy of their cache. Models without such a cache, such as
+    state-space models, read every prompt anew with each opening.
     """
     first_logits, mask, cache = _read_prompts(model, prompts, use_cache=True)
+    if not hasattr(cache, "reorder_cache"):
+        each = [_continued(model, prompts, opening) for opening in openings]
+        return torch.stack(each, dim=1)
     device = mask.device
     rows = [torch.tensor(opening, device=device) for opening in openings]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -216,10 +373,23 @@ def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequen
     return logprobs.cpu()
 
 
-def _read_prompts(model: Any, prompts: Sequence[list[int]], use_cache: bool) -> tuple[Tensor, Tensor, Any]:
+def _continued(model: Any, prompts: Sequence[list[int]], opening: list[int]) -> Tensor:
+    """Return log P(opening | prompt) of one batch without a cache, (n,), float64, on the CPU."""
+    whole = [prompt + opening[:-1] for prompt in prompts]
+    logits, _, _ = _read_prompts(model, whole, use_cache=False, n_kept=len(opening))
+    logits = logits.view(len(prompts), len(opening), -1)
+    targets = torch.tensor(opening, device=logits.device).expand(len(prompts), -1)[..., None]
+    found = logits.double().log_softmax(dim=-1).gather(-1, targets)[..., 0].sum(dim=-1)
+    return found.cpu()
+
+
+def _read_prompts(
+    model: Any, prompts: Sequence[list[int]], use_cache: bool, n_kept: int = 1
+) -> tuple[Tensor, Tensor, Any]:
     """Return logits of the answer's first token, (n, vocabulary) float32, the mask and the cache.
 
-    Padding is on the left (token 0, masked), so that every prompt's answer begins in one column.
+    Padding is on the left (token 0, masked), so that every prompt's answer begins in one column. With n_kept above 1
+    the logits after the last n_kept tokens are returned, (n, n_kept, vocabulary).
     """
     check_inference(model)
     width = max(map(len, prompts))
@@ -227,9 +397,10 @@ def _read_prompts(model: Any, prompts: Sequence[list[int]], use_cache: bool) -> 
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=use_cache, logits_to_keep=1,
+        use_cache=use_cache, logits_to_keep=n_kept,
     )  # fmt: skip
-    return output.logits[:, -1].float(), mask, output.past_key_values
+    logits = output.logits[:, -n_kept:].float()
+    return logits[:, -1] if n_kept == 1 else logits, mask, getattr(output, "past_key_values", None)
 
 
 def _packed(prompts: Sequence[list[int]], token_budget: int, n_more: int) -> Iterator[list[int]]:

@@ -10,19 +10,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from rass_core import directions as geometry
-from rass_core.config import Openings, ProbeConfig
+from rass_core.config import Openings
 from rass_core.directions import Array, OrthogonalComponent
 from rass_core.errors import ActivationError, BoundaryError
-from rass_core.interventions import ablating, adding, kl_divergence, last_token_logprobs, opening_log_odds
 from rass_core.metrics import auc
 from rass_core.tables import digest
 
 SPLITS = {"train": 0.4, "validation": 0.25, "test": 0.35}
-AUC_TIE = 0.02
-"""Validation AUCs this close are a tie, which causal scores decide."""
+MIN_SCALE_AUC = 0.75
+"""Lowest AUC of harmful against harmless prompts along a direction that gives the margin."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,31 @@ class Direction:
     alpha: float | None = None
     """Strength at which refusal is induced best."""
     induce_score: float | None = None
-    """Share of harmless prompts whose refusal log-odds turn positive when α·v is added."""
+    """Share of harmless prompts whose log-odds turn to refusal when α·v is added, of those that comply otherwise."""
+    induce_generated: float | None = None
+    """Share of harmless prompts whose generated answer is a coherent refusal when α·v is added."""
+    n_generated: int | None = None
+    """Answers behind that share."""
     bypass_score: float | None = None
-    """Share of harmful prompts whose refusal log-odds turn negative when v is ablated."""
+    """Share of harmful prompts whose log-odds turn from refusal when v is ablated, of those that refuse otherwise."""
     kl: float | None = None
     """Mean KL in nats on harmless prompts when v is ablated."""
+    ablate_layers: tuple[int, ...] | None = None
+    """Blocks after which v was ablated for these two; 0 stands for the first block's input too."""
+    ablate_strength: float | None = None
+    """Strength λ of that ablation, 0 to 1."""
+    full_ablation_kl: float | None = None
+    """KL of ablating v in full at all blocks, where a gentler ablation was looked for."""
     agreement: float | None = None
     """Cosine with the direction of all languages."""
     roles: tuple[str, ...] = field(default=())
-    """What it was chosen for: margin, add, ablate."""
+    """What it was chosen for: margin, harm, add, ablate."""
     reason: str | None = None
+    """Why it has these roles, or why a score is missing."""
+    off_scale: str | None = None
+    """Why it can give no margin."""
+    induced: Mapping[float, float] = field(default_factory=dict)
+    """α → induce_score, of directions that were tried."""
 
     def direction_id(self, model_id: str) -> str:
         """Return a digest of what the direction is."""
@@ -107,6 +120,9 @@ def candidate_directions(anchors: Anchors, methods: Sequence[str]) -> list[Direc
     harm: harmful − harmless. refusal: refused − complied at equal true label, over the labels that
     hold both. false_refusal: refused − complied within pseudo_harmful, harm taken out in full. The
     baseline pseudo_harm is pseudo_harmful − harmless. What the anchors do not hold is left out.
+
+    refusal and false_refusal have the length of the harm direction of the same place, so that one α is one distance
+    for every kind: the difference between answers at equal label is a small part of that between labels.
     """
     train = anchors.splits == "train"
     found = []
@@ -187,91 +203,23 @@ def with_auc(anchors: Anchors, found: Sequence[Direction]) -> list[Direction]:
     return scored
 
 
-def causal_candidates(found: Sequence[Direction], n_pairs: int, n_layers: int) -> list[Direction]:
-    """Return the harm directions that are tried causally: the best (layer, position) pairs by AUC.
+def why_off_scale(anchors: Anchors, direction: Direction) -> str | None:
+    """Return why a direction can give no margin, or None where it can.
 
-    The last fifth of the layers is excluded, as by Arditi et al. (2024).
+    A margin is measured in units of the way from the harmless to the harmful mean. Along a direction that hardly tells
+    the two apart that unit is mostly noise, and margins along it compare with nothing.
     """
-    eligible = [d for d in found if d.kind == "harm" and d.layer < n_layers - n_layers // 5]
-    ranked = sorted(eligible, key=lambda d: (-(d.auc or 0.0), d.layer, d.position))
-    best_of_pair: dict[tuple[int, int], Direction] = {}
-    for direction in ranked:
-        best_of_pair.setdefault((direction.layer, direction.position), direction)
-    return list(best_of_pair.values())[:n_pairs]
-
-
-@dataclass(frozen=True)
-class CausalPrompts:
-    """Prompts of one language for the causal trials, as token ids in the chat template."""
-
-    harmful: list[list[int]]
-    harmless: list[list[int]]
-    refusal_openings: list[list[int]]
-    compliance_openings: list[list[int]]
-
-
-class CausalTrial:
-    """Tries directions on the model, teacher-forced: no answer is generated for it.
-
-    Args:
-        model: A transformers causal LM in evaluation mode.
-        prompts: One entry a language.
-        config: alphas and token budget.
-    """
-
-    def __init__(self, model: Any, prompts: Sequence[CausalPrompts], config: ProbeConfig) -> None:
-        self._model, self._prompts, self._config = model, prompts, config
-        self._base = [last_token_logprobs(model, p.harmless, config.token_budget) for p in prompts]
-
-    def __call__(self, direction: Direction) -> Direction:
-        """Return the direction with induce, bypass and KL scores."""
-        vector = torch.tensor(direction.vector, dtype=torch.float32)
-        induced: dict[float, float] = {}
-        for alpha in self._config.alphas:
-            with adding(self._model, [direction.layer], vector, alpha):
-                induced[alpha] = float((self._log_odds("harmless") > 0).double().mean())
-        with ablating(self._model, vector):
-            bypassed = float((self._log_odds("harmful") < 0).double().mean())
-            changed = [last_token_logprobs(self._model, p.harmless, self._config.token_budget) for p in self._prompts]
-        kl = torch.cat([kl_divergence(*pair) for pair in zip(self._base, changed, strict=True)])
-        alpha = max(induced, key=lambda a: (round(induced[a], 2), -a))
-        return replace(direction, alpha=alpha, induce_score=induced[alpha], bypass_score=bypassed, kl=float(kl.mean()))
-
-    def _log_odds(self, label: str) -> torch.Tensor:
-        return torch.cat([
-            opening_log_odds(
-                self._model, getattr(p, label), p.refusal_openings, p.compliance_openings, self._config.token_budget
+    train = anchors.splits == "train"
+    along = anchors.rows(direction.layer, direction.position).astype(np.float64) @ direction.vector
+    for language in class_means(anchors, direction.layer, direction.position):
+        here = train & (anchors.languages == language) & np.isin(anchors.labels, ["harmful", "harmless"])
+        told_apart = auc(along[here], anchors.labels[here] == "harmful")
+        if told_apart < MIN_SCALE_AUC:
+            return (
+                f"no margin: it tells harmful from harmless prompts with AUC {told_apart:.2f} in {language}, "
+                f"{MIN_SCALE_AUC:g} is needed"
             )
-            for p in self._prompts
-        ])  # fmt: skip
-
-
-def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direction]:
-    """Return the directions with their roles: margin, add and ablate, each to the one best for it.
-
-    `margin` has the best AUC among those that induce refusal; `add` induces best; `ablate` bypasses
-    best at a KL of at most `max_kl`. Where none is causal the margin falls to the best AUC, and the
-    direction says so.
-    """
-    if not tried:
-        return []
-    causal = [d for d in tried if (d.induce_score or 0.0) >= config.min_induce]
-    roles: dict[int, list[str]] = {id(d): [] for d in tried}
-    best_auc = max((d.auc or 0.0) for d in causal or tried)
-    near_best = [d for d in causal or tried if (d.auc or 0.0) >= best_auc - AUC_TIE]
-    margin = max(near_best, key=lambda d: ((d.induce_score or 0.0) + (d.bypass_score or 0.0), d.auc or 0.0))
-    roles[id(margin)].append("margin")
-    # Of directions that induce refusal equally, one that also carries it moves more than the first word.
-    add = max(
-        tried,
-        key=lambda d: (round(d.induce_score or 0.0, 2), round(d.bypass_score or 0.0, 2), -(d.alpha or 0.0), d.auc or 0),
-    )
-    roles[id(add)].append("add")
-    gentle = [d for d in tried if d.kl is not None and d.kl <= config.max_kl]
-    if gentle:
-        roles[id(max(gentle, key=lambda d: (round(d.bypass_score or 0.0, 2), d.auc or 0.0)))].append("ablate")
-    reason = None if causal else f"no direction induces refusal on {config.min_induce:.0%} of harmless prompts"
-    return [replace(d, roles=tuple(roles[id(d)]), reason=reason if d is margin and reason else d.reason) for d in tried]
+    return None
 
 
 def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direction]:
@@ -329,4 +277,7 @@ def _vectors(
                 draw(rows[pseudo & (refused == 1.0)], rows[pseudo & (refused == 0.0)]), found["harm"]
             ),
         )
+    for kind in ("refusal", "false_refusal"):
+        if kind in found and "harm" in found:
+            found[kind] = found[kind] * (np.linalg.norm(found["harm"]) / np.linalg.norm(found[kind]))
     return found

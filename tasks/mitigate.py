@@ -119,7 +119,7 @@ def _trained(run: Run, method: str, pairs: Sequence[PreferencePair], folder: Pat
 def _cut(run: Run, method: str, probed: Probed, direction: Commit, folder: Path) -> Facts:
     """Take the false-refusal direction out, of the weights or while the model runs."""
     settings, model = mitigating(run), run.config.model
-    harm = direction_with("margin", run, probed.directions)
+    harm = direction_with("harm", run, probed.directions)
     vector = np.array(run.read("directions", direction).to_pylist()[0]["vector"], np.float64)
     unit = removable(vector, harm.vector)
     if method == "surgical":
@@ -140,7 +140,7 @@ def false_refusal_direction(run: Run, pairs: Sequence[PreferencePair], probed: P
     known = directions_of(run, probed.directions)
 
     def compute() -> Mapping[str, pa.Table]:
-        harm = direction_with("margin", run, probed.directions)
+        harm = direction_with("harm", run, probed.directions)
         if settings.direction == "drawn":
             vector = _drawn(known, harm).vector
         else:
@@ -154,7 +154,7 @@ def false_refusal_direction(run: Run, pairs: Sequence[PreferencePair], probed: P
             "direction_id": digest("direction", run.target_id, settings.direction, vector.tobytes().hex()),
             "model_id": run.target_id, "kind": "false_refusal", "method": settings.direction,
             "vector": vector.astype(np.float32).tolist(), "agreement": cosine(vector, harm.vector),
-            "reason": "its agreement is the cosine with the margin's direction",
+            "reason": "its agreement is the cosine with the harm direction",
         }  # fmt: skip
         return {"directions": table("directions", [row])}
 
@@ -164,7 +164,7 @@ def false_refusal_direction(run: Run, pairs: Sequence[PreferencePair], probed: P
 
 
 def _drawn(known: Sequence[Direction], harm: Direction) -> Direction:
-    """Return the probe's false-refusal direction at the place of the margin's."""
+    """Return the probe's false-refusal direction at the place of the harm direction."""
     for direction in known:
         place = (direction.layer, direction.position, direction.language)
         if direction.kind == "false_refusal" and place == (harm.layer, harm.position, None):

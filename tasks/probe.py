@@ -1,6 +1,7 @@
 """Stages of the probe: `activations`, `directions`, `margins` and `boundaries`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,20 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from rass_core import causal
 from rass_core import probe as core
 from rass_core.activations import ResidualExtractor, activation_batches, decoder_blocks
 from rass_core.boundary import BoundaryEstimate, boundary_report, pool_reports
+from rass_core.causal import CausalPrompts, CausalTrial
 from rass_core.config import ModelConfig
-from rass_core.engine import GenerationRequest, Steering, SteeringVector
+from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_places
 from rass_core.judges import PANEL, Exchange
 from rass_core.metrics import wilson
 from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
 from rass_core.models import model_id
-from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
+from rass_core.probe import Anchors, Direction
 from rass_core.store import Commit
 from tasks.rates import rate_rows
 from tasks.run import Run, chat_of, table
@@ -53,57 +56,115 @@ def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit
 
 @task(cache_policy=NO_CACHE)
 def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit) -> Commit:
-    """Draw directions, score them, try the best causally and give out the roles."""
+    """Draw directions, screen them, try the best causally and by generation, and give out the roles."""
     settings = run.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
         anchors = read_anchors(run, prompts, responses, activations)
-        causal_lm = run.causal_lm(model)
         found = core.with_auc(anchors, core.candidate_directions(anchors, settings.methods))
-        tried = core.causal_candidates(found, settings.n_causal_candidates, len(decoder_blocks(causal_lm)))
-        trial = CausalTrial(causal_lm, _causal_prompts(run, model, prompts, anchors), settings)
-        scored = []
-        with run.progress("trying directions", len(tried)) as done:
-            for direction in tried:
-                scored.append(trial(direction))
-                done(len(scored))
-        chosen = core.choose_roles(scored, settings)
-        margin = next(direction for direction in chosen if "margin" in direction.roles)
-        own = core.language_directions(anchors, margin).values()
-        untried = [direction for direction in found if direction not in tried]
+        tried = _tried(run, model, found, _causal_prompts(run, model, prompts, anchors))
+        tried = [replace(d, off_scale=core.why_off_scale(anchors, d)) for d in tried]
+        tried_ids = {id(d.vector) for d in tried}
+        options = causal.generation_options(tried, settings)
+        tried = causal.with_generated(tried, options, _generated(run, model, prompts, options))
+        chosen = causal.choose_roles(tried, settings)
+        own = core.language_directions(anchors, next(d for d in chosen if "margin" in d.roles)).values()
+        untried = [direction for direction in found if id(direction.vector) not in tried_ids]
         return {"directions": table("directions", [_row(d, model_id(model.name)) for d in [*chosen, *untried, *own]])}
 
-    return run.once("directions", [prompts, responses, activations, settings, run.config.seed], compute)
+    inputs = [prompts, responses, activations, model, settings, run.judging, run.config.seed]
+    return run.once("directions", inputs, compute)
+
+
+def _tried(
+    run: Run, model: ModelConfig, found: Sequence[Direction], prompts: Sequence[CausalPrompts]
+) -> list[Direction]:
+    """Return the directions that were tried on all causal prompts, by layer."""
+    settings, causal_lm = run.config.probe, run.causal_lm(model)
+    candidates = causal.screening_candidates(found, len(decoder_blocks(causal_lm)), settings.n_screened)
+    layers = [direction.layer for direction in candidates]
+    few = CausalTrial(causal_lm, causal.fewer(prompts, settings.n_screening_prompts), settings, layers)
+    with run.progress("screening directions", len(candidates)) as done:
+        screened = causal.screen(few, candidates, settings.max_kl, done)
+    tried = causal.causal_candidates(screened, settings.n_causal_candidates, settings.min_induce)
+    ablated = causal.ablation_candidates(screened, settings.n_ablation_candidates)
+    full = CausalTrial(causal_lm, prompts, settings, [direction.layer for direction in [*tried, *ablated]])
+    scored = {}
+    with run.progress("trying directions", len(tried) + len(ablated)) as done:
+        for direction in tried:
+            scored[id(direction)] = full(direction)
+            done(len(scored))
+        for n, direction in enumerate(ablated, len(tried) + 1):
+            before = scored.get(id(direction), direction)
+            scored[id(direction)] = causal.search_ablation(few, full, before, settings)
+            done(n)
+    return sorted(scored.values(), key=lambda d: (d.layer, d.kind, d.position))
+
+
+def _generated(
+    run: Run, model: ModelConfig, prompts: Commit, options: Sequence[tuple[Direction, float]]
+) -> list[tuple[int, int]]:
+    """Return for each direction and strength how many of how many harmless validation prompts are now refused."""
+    settings = run.config.probe
+    n_languages = len(set(run.read("prompts", prompts)["language"].to_pylist()))
+    rows = _harmless(run, prompts, "validation", max(3, settings.n_generated_prompts // n_languages))
+    if not options or not rows:
+        return [(0, 0)] * len(options)
+    engine = run.engine(model)
+    engine.set_vectors({
+        str(i): SteeringVector(d.vector.astype(np.float32), (d.layer,)) for i, (d, _) in enumerate(options)
+    })  # fmt: skip
+    requests = [
+        GenerationRequest(engine.chat.ids(row["text"]), settings.max_new_tokens, steering=Steering(str(i), alpha))
+        for i, (_, alpha) in enumerate(options)
+        for row in rows
+    ]
+    with run.progress("steered answers", len(requests)) as done:
+        answers = engine.generate(requests, done)
+    outcomes = _steered_outcomes(run, rows * len(options), answers)
+    found = []
+    for i in range(len(options)):
+        here = outcomes[i * len(rows) : (i + 1) * len(rows)]
+        found.append((here.count("refusal"), len(here) - here.count("unscored")))
+    return found
+
+
+def _steered_outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
+    """Return refusal, compliance or unscored for each answer; a refusal in broken text counts as compliance."""
+    verdicts = run.panel([Exchange(a.text, r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)])
+    return [
+        "unscored" if v.outcome == "unscored" else
+        "refusal" if causal.is_coherent_refusal(v.outcome, a.text) else "compliance"
+        for v, a in zip(verdicts, answers, strict=True)
+    ]  # fmt: skip
+
+
+def _harmless(run: Run, prompts: Commit, split: str, n: int) -> list[dict[str, Any]]:
+    """Return at most n harmless prompts per language of a split."""
+    rows = [r for r in run.read("prompts", prompts).to_pylist() if r["label"] == "harmless"]
+    return _per_language([r for r in rows if core.split_of(r["family"], run.config.seed) == split], n)
 
 
 @task(cache_policy=NO_CACHE)
 def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: Commit) -> Commit:
-    """Add the chosen direction in the engine to harmless validation prompts: how many are refused now?"""
+    """Add the chosen direction in the engine to harmless test prompts, unseen by its choice: how many are refused?"""
 
     def compute() -> Mapping[str, pa.Table]:
         add = direction_with("add", run, directions)
         name, engine = model_id(model.name), run.engine(model)
-        rows = [r for r in run.read("prompts", prompts).to_pylist() if r["label"] == "harmless"]
-        rows = [r for r in rows if core.split_of(r["family"], run.config.seed) != "train"]
-        rows = _per_language(rows, run.config.probe.n_causal_prompts)
+        rows = _harmless(run, prompts, "test", run.config.probe.n_causal_prompts)
         engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
         steering = Steering("add", add.alpha or 1.0)
-        answers = engine.generate([
+        requests = [
             GenerationRequest(engine.chat.ids(r["text"]), run.config.probe.max_new_tokens, steering=steering)
             for r in rows
-        ])  # fmt: skip
-        verdicts = run.panel([
-            Exchange(a.text, r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)
-        ])  # fmt: skip
-        outcomes = [
-            # A refusal that ran on to the limit is broken text, not a refusal.
-            "refusal" if v.outcome == "refusal" and a.finish_reason == "stop" else
-            "unscored" if v.outcome == "unscored" else "compliance"
-            for v, a in zip(verdicts, answers, strict=True)
-        ]  # fmt: skip
+        ]
+        with run.progress("steered answers", len(requests)) as done:
+            answers = engine.generate(requests, done)
         metrics = rate_rows(
-            run, name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows], outcomes
-        )
+            run, name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows],
+            _steered_outcomes(run, rows, answers),
+        )  # fmt: skip
         return {"evaluations": table("evaluations", metrics)}
 
     return run.once(
@@ -249,8 +310,12 @@ def directions_of(run: Run, directions: Commit) -> list[Direction]:
     return [
         Direction(
             row["kind"], row["method"], row["layer"], row["position"], np.array(row["vector"], np.float64),
-            row["language"], row["auc"], row["alpha"], row["induce_score"], row["bypass_score"], row["kl"],
-            row["agreement"], tuple(row["chosen"].split(",")) if row["chosen"] else (), row["reason"],
+            **{name: row[name] for name in (
+                "language", "auc", "alpha", "induce_score", "induce_generated", "n_generated", "bypass_score", "kl",
+                "ablate_strength", "agreement", "reason",
+            )},
+            ablate_layers=None if row["ablate_layers"] is None else tuple(row["ablate_layers"]),
+            roles=tuple(row["chosen"].split(",")) if row["chosen"] else (),
         )
         for row in run.read("directions", directions).to_pylist()
     ]  # fmt: skip
@@ -540,6 +605,9 @@ def _row(direction: Direction, name: str) -> dict[str, Any]:
         "method": direction.method, "language": direction.language, "layer": direction.layer,
         "position": direction.position, "vector": direction.vector.astype(np.float32).tolist(),
         "auc": direction.auc, "alpha": direction.alpha, "induce_score": direction.induce_score,
-        "bypass_score": direction.bypass_score, "kl": direction.kl, "agreement": direction.agreement,
+        "induce_generated": direction.induce_generated, "n_generated": direction.n_generated,
+        "bypass_score": direction.bypass_score, "kl": direction.kl,
+        "ablate_layers": None if direction.ablate_layers is None else list(direction.ablate_layers),
+        "ablate_strength": direction.ablate_strength, "agreement": direction.agreement,
         "chosen": ",".join(direction.roles) or None, "reason": direction.reason,
     }  # fmt: skip

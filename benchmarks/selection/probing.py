@@ -1,12 +1,13 @@
 """What every method may know of the candidates: refusals, log-odds, margins and gradients."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.selection.methods import Candidate
+from rass_core import causal
 from rass_core import probe as core
 from rass_core.activations import ResidualExtractor, decoder_blocks
 from rass_core.boundary import BoundaryEstimate, boundary_report
@@ -15,7 +16,7 @@ from rass_core.config import Openings, ProbeConfig
 from rass_core.influence import refusal_gradients
 from rass_core.interventions import opening_log_odds
 from rass_core.preferences import PreferencePair
-from rass_core.probe import Anchors, CausalPrompts, CausalTrial, Direction
+from rass_core.probe import Anchors, Direction
 from rass_core.selection import Influence
 
 
@@ -57,8 +58,8 @@ def probe(
     )  # fmt: skip
     config = ProbeConfig()
     found = core.with_auc(anchors, core.candidate_directions(anchors, config.methods))
-    causal = [
-        CausalPrompts(
+    prompts = [
+        causal.CausalPrompts(
             *[
                 [ids[i] for i in np.flatnonzero((anchors.splits == "validation") & (columns["label"] == label))][
                     : config.n_causal_prompts
@@ -68,9 +69,13 @@ def probe(
             *[[chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)],
         )
     ]
-    trial = CausalTrial(model, causal, config)
-    candidates = core.causal_candidates(found, config.n_causal_candidates, len(layers))
-    tried = core.choose_roles([trial(each) for each in candidates], config)
+    candidates = causal.screening_candidates(found, len(layers), config.n_screened)
+    few = causal.CausalTrial(model, causal.fewer(prompts, config.n_screening_prompts), config)
+    screened = causal.screen(few, candidates, config.max_kl)
+    candidates = causal.causal_candidates(screened, config.n_causal_candidates, config.min_induce)
+    trial = causal.CausalTrial(model, prompts, config)
+    scored = [replace(trial(each), off_scale=core.why_off_scale(anchors, each)) for each in candidates]
+    tried = causal.choose_roles(scored, config)
     direction = next(each for each in tried if "margin" in each.roles)
     means = core.class_means(anchors, direction.layer, direction.position)
     measured = core.margins(

@@ -11,7 +11,7 @@ from rass_core.report.words import hover_text, inert, language_name, show_number
 
 
 def _auc_by_layer(directions: Sequence[Row]) -> go.Figure:
-    """Draw AUC over layers, one line per position; hollow was not admissible, ringed was chosen."""
+    """Draw AUC over layers, one line per position; filled was tried causally, named was chosen."""
     figure = lay_out(420, "layer (decoder block, 0 is the first)", "AUC within pseudo-harmful")
     positions = sorted({row["position"] for row in directions}, reverse=True)
     palette = ("#2b86cc", "#e8a30c", "#cf3f5b", "#0d9488", "#8b5cf6", "#7b8794", "#b0623a", "#4c6a92")
@@ -35,7 +35,7 @@ def _auc_by_layer(directions: Sequence[Row]) -> go.Figure:
             marker={
                 "size": 9,
                 "color": colour,
-                "symbol": [symbol + ("-open" if row["reason"] else "") for row in line],
+                "symbol": [symbol + ("-open" if row["induce_score"] is None else "") for row in line],
             },
         )
     chosen: dict[tuple[int, float], list[str]] = defaultdict(list)
@@ -73,14 +73,34 @@ def direction_table(rows: Sequence[Row]) -> list[list[str]]:
             str(row["layer"]),
             show_number(row["position"], 0),
             show_number(row["auc"], 3),
+            show_number(row["alpha"]),
             show_number(row["induce_score"]),
+            _generated(row),
             show_number(row["bypass_score"]),
             show_number(row["kl"], 3),
+            _ablated(row),
             show_number(row["agreement"]),
+            row["reason"] or "",
         ]
         for row in rows
         if row["chosen"]
     ]
+
+
+def _generated(row: Row) -> str:
+    """Show the share of generated answers that refuse, with their number."""
+    if row["induce_generated"] is None:
+        return show_number(None)
+    return f"{show_number(row['induce_generated'])} of {row['n_generated']}"
+
+
+def _ablated(row: Row) -> str:
+    """Show the blocks and the strength of the ablation."""
+    layers = row["ablate_layers"]
+    if not layers:
+        return show_number(None)
+    blocks = str(layers[0]) if len(layers) == 1 else f"{min(layers)}–{max(layers)}"
+    return f"{blocks}, λ = {show_number(row['ablate_strength'])}"
 
 
 def auc_plots(directions: Sequence[Row]) -> list[tuple[str, Plot]]:

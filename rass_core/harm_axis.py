@@ -9,7 +9,7 @@ divided by their spread. Places (layer, position) are compared by ridge regressi
 logistic regression.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -30,6 +30,10 @@ Bools = npt.NDArray[np.bool_]
 Place = tuple[int, int]
 """(layer, position)."""
 
+Blocks = tuple[list[Block], str | None]
+"""Prompts to compare, and why there are none."""
+
+CLASSES = ("harmful", "pseudo_harmful")
 N_FOLDS = 5
 MIN_FAMILIES = 10
 """Prompt families of each class without which no axis is fitted."""
@@ -39,6 +43,8 @@ RIDGES = (0.1, 1.0, 10.0)
 """Candidate ridge penalties, in multiples of the mean eigenvalue of the features' Gram matrix."""
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for C of the logistic regression, whose features have unit spread."""
+MAX_SOURCE_FITS = 200
+"""Fits of pairs of sources left out, over all layers, above which only the chosen layer has them."""
 AUC_TIE = 0.005
 """Cross-validated AUCs this close are a tie. Then the place of the margin is taken: its streams are read anyhow."""
 NO_SHARED_SOURCE = "no source holds both classes in the test split"
@@ -183,13 +189,13 @@ def measure_harm(
             by layer; None where there is none.
         prefer: Layer and position of the margin.
         n_bootstrap: Replicates of an interval.
-        done: Called with the number of places compared so far, `n_places(anchors)` in all.
+        done: Called with the number of steps done so far, `n_steps(anchors)` in all.
 
     Returns:
         The report. Where no axis can be fitted, figures of the margin alone, and the reason.
     """
     splits = anchors.splits
-    in_question = np.isin(anchors.labels, ["harmful", "pseudo_harmful"])
+    in_question = np.isin(anchors.labels, CLASSES)
     data = _Data(
         anchors.labels, anchors.languages, anchors.families, np.asarray(sources, np.str_),
         np.zeros(0, np.int64), np.zeros(0, np.int64), in_question & (splits == "test"), n_bootstrap, anchors.seed,
@@ -198,37 +204,65 @@ def measure_harm(
     try:
         fitting = _fittable(anchors, in_question & (splits != "test"))
         data = replace(data, fitting=fitting, folds=_folds(data, fitting, anchors.seed))
-        compared = _compare_places(anchors, data, done)
+        return _with_axis(anchors, data, margin_at, prefer, done)
     except BoundaryError as error:
         return _without_axis(data, str(error))
+
+
+def n_steps(anchors: Anchors) -> int:
+    """Return how many steps `measure_harm` reports: each place that it compares, then each layer."""
+    return len(anchors.layers) * (len(anchors.positions) + 1)
+
+
+def _with_axis(
+    anchors: Anchors,
+    data: _Data,
+    margin_at: Callable[[int], Array | None],
+    prefer: Place,
+    done: Callable[[int], None],
+) -> HarmReport:
+    compared = _compare_places(anchors, data, done)
     place = _best_place(compared, prefer)
     rows = anchors.rows(*place)
-    inverse_penalty = max(
-        INVERSE_PENALTIES, key=lambda c: (round(_cv_auc(data, _out_of_fold(data, rows, c)), 3), -c)
-    )  # fmt: skip
-    unseen = _out_of_fold(data, rows, inverse_penalty)
-    axis = _calibrated(data, rows, place, unseen, inverse_penalty)
+    unseen = {penalty: _out_of_fold(data, rows, penalty) for penalty in INVERSE_PENALTIES}
+    aucs = {penalty: _cv_auc(data, scores) for penalty, scores in unseen.items()}
+    best = max(INVERSE_PENALTIES, key=lambda penalty: (round(aucs[penalty], 3), -penalty))
+    vector, features = _logistic(data, rows, data.fitting, best)
+    axis = _calibrated(data, place, vector, features, unseen[best])
     scores = axis.scores(rows, anchors.languages.tolist())
-    scores[data.fitting] = _on_scale(data, unseen)
-    figures = _figures(data, scores, rows, inverse_penalty, margins)
-    layers = []
-    for layer in anchors.layers:
-        position = max(anchors.positions, key=lambda position: (compared[layer, position], position))
-        position = place[1] if layer == place[0] else position
-        here = anchors.rows(layer, position)
-        vector = _logistic(data, here, data.fitting, inverse_penalty)[0]
-        found = _figures(data, here @ vector, here, inverse_penalty, margin_at(layer), only_all=True)[ALL]
-        layers.append(LayerFigures(layer, position, compared[layer, position], found))
+    scores[data.fitting] = _on_scale(data, unseen[best])
+    # AUCs need no scale, and leaving out languages that have none would leave out those where the axis fails.
+    figures = _figures(data, rows @ vector, data.margins, _new_source_blocks(data, rows, best))
     lacking = sorted(set(anchors.languages) - set(axis.vectors))
     reason = None
     if lacking:
         reason = f"{', '.join(lacking)}: too few harmful or pseudo_harmful prompts, or they are not in order there"
-    return HarmReport(axis, scores, figures, layers, inverse_penalty, _cv_auc(data, unseen), reason)
+    layers = list(_by_layer(anchors, data, compared, place, best, margin_at, done))
+    return HarmReport(axis, scores, figures, layers, best, aucs[best], reason)
 
 
-def n_places(anchors: Anchors) -> int:
-    """Return how many places `measure_harm` compares."""
-    return len(anchors.layers) * len(anchors.positions)
+def _by_layer(
+    anchors: Anchors,
+    data: _Data,
+    compared: Mapping[Place, float],
+    chosen: Place,
+    inverse_penalty: float,
+    margin_at: Callable[[int], Array | None],
+    done: Callable[[int], None],
+) -> Iterator[LayerFigures]:
+    """Yield the figures of each layer's best position; sources are left out everywhere if that is not too much."""
+    n_fits = len(anchors.layers) * len(_source_pairs(data))
+    for number, layer in enumerate(anchors.layers, start=1):
+        position = max(anchors.positions, key=lambda position: (compared[layer, position], position))
+        position = chosen[1] if layer == chosen[0] else position
+        rows = anchors.rows(layer, position)
+        vector, _ = _logistic(data, rows, data.fitting, inverse_penalty)
+        apart: Blocks = [], f"left out at the chosen layer only: {n_fits} fits"
+        if n_fits <= MAX_SOURCE_FITS or layer == chosen[0]:
+            apart = _new_source_blocks(data, rows, inverse_penalty)
+        figures = _figures(data, rows @ vector, margin_at(layer), apart, only_all=True)[ALL]
+        yield LayerFigures(layer, position, compared[layer, position], figures)
+        done(len(compared) + number)
 
 
 def _without_axis(data: _Data, reason: str) -> HarmReport:
@@ -247,7 +281,7 @@ def _fittable(anchors: Anchors, wanted: Bools) -> npt.NDArray[np.int64]:
         here = wanted & (anchors.languages == language)
         if len(set(anchors.labels[here])) == 2:
             kept |= here
-    for label in ("harmful", "pseudo_harmful"):
+    for label in CLASSES:
         n_families = len(np.unique(anchors.families[kept & (anchors.labels == label)]))
         if n_families < MIN_FAMILIES:
             raise BoundaryError(
@@ -282,7 +316,7 @@ def _features(data: _Data, streams: npt.NDArray[np.floating], rows: npt.NDArray[
         mine = rows[data.languages[rows] == language]
         means = [
             streams[mine[data.labels[mine] == label]].mean(axis=0, dtype=np.float64)
-            for label in ("harmful", "pseudo_harmful")
+            for label in CLASSES
             if (data.labels[mine] == label).any()
         ]
         if len(means) == 2:
@@ -372,7 +406,7 @@ def _sample(data: _Data, prompt_ids: Sequence[str]) -> Bools:
     kept = np.zeros(len(data.fitting), bool)
     labels = data.labels[data.fitting]
     order = np.argsort(np.asarray(prompt_ids)[data.fitting], kind="stable")
-    of_class = [order[labels[order] == label] for label in ("harmful", "pseudo_harmful")]
+    of_class = [order[labels[order] == label] for label in CLASSES]
     fewest = min(len(rows) for rows in of_class)
     for rows in of_class:
         kept[rows[: max(SCREENED_ROWS // 2, SCREENED_ROWS - fewest)]] = True
@@ -437,10 +471,7 @@ def _on_scale(data: _Data, unseen: Array) -> Array:
     return found[data.fitting]
 
 
-def _calibrated(
-    data: _Data, streams: npt.NDArray[np.floating], place: Place, unseen: Array, inverse_penalty: float
-) -> HarmAxis:
-    vector, features = _logistic(data, streams, data.fitting, inverse_penalty)
+def _calibrated(data: _Data, place: Place, vector: Array, features: _Features, unseen: Array) -> HarmAxis:
     scales = {name: scale for name, scale in _scales(data, unseen).items() if name in features.centres}
     return HarmAxis(
         *place,
@@ -460,15 +491,10 @@ def _margin_auc(data: _Data, margins: Array, here: Bools) -> Estimate:
 
 
 def _figures(
-    data: _Data,
-    scores: Array,
-    streams: npt.NDArray[np.floating],
-    inverse_penalty: float,
-    margins: Array | None,
-    only_all: bool = False,
+    data: _Data, scores: Array, margins: Array | None, new_source: Blocks, only_all: bool = False
 ) -> dict[str, HarmFigures]:
     """Return the figures of the test split, per language and over all: pairs are always of one language."""
-    apart, why_not = _new_source_blocks(data, streams, inverse_penalty)
+    apart, why_not = new_source
     known = np.full(len(scores), np.nan) if margins is None else margins
     origins = np.char.add(np.char.add(data.languages, "/"), data.sources)
     found = {}
@@ -499,27 +525,25 @@ def _figures(
     return found
 
 
-def _new_source_blocks(
-    data: _Data, streams: npt.NDArray[np.floating], inverse_penalty: float
-) -> tuple[list[Block], str | None]:
+def _source_pairs(data: _Data) -> list[tuple[str, str]]:
+    """Return the sources of harmful and of pseudo_harmful test prompts, every pair."""
+    of_class = (sorted(set(data.sources[data.tested & (data.labels == label)])) for label in CLASSES)
+    return list(product(*of_class))
+
+
+def _new_source_blocks(data: _Data, streams: npt.NDArray[np.floating], inverse_penalty: float) -> Blocks:
     """Return test prompts in blocks of one language and one pair of sources, scored by fits without both sources.
 
     A pair whose removal leaves too few families of a class is skipped; where that leaves none, the reason says so.
     """
-    sources = {
-        label: sorted(set(data.sources[data.tested & (data.labels == label)]))
-        for label in ("harmful", "pseudo_harmful")
-    }
     found: list[Block] = []
-    for harmful, benign in product(sources["harmful"], sources["pseudo_harmful"]):
-        of_pair = data.tested & (
-            ((data.labels == "harmful") & (data.sources == harmful))
-            | ((data.labels == "pseudo_harmful") & (data.sources == benign))
-        )
-        kept = data.fitting[~np.isin(data.sources[data.fitting], [harmful, benign])]
-        families = [
-            len(np.unique(data.families[kept[data.labels[kept] == label]])) for label in ("harmful", "pseudo_harmful")
-        ]
+    pairs = _source_pairs(data)
+    for pair in pairs:
+        of_pair = np.zeros(len(data.labels), bool)
+        for label, source in zip(CLASSES, pair, strict=True):
+            of_pair |= data.tested & (data.labels == label) & (data.sources == source)
+        kept = data.fitting[~np.isin(data.sources[data.fitting], pair)]
+        families = [len(np.unique(data.families[kept[data.labels[kept] == label]])) for label in CLASSES]
         if min(families) < MIN_FAMILIES or not blocks_of(np.zeros(len(streams)), data.labels, data.languages, of_pair):
             continue
         try:
@@ -529,5 +553,8 @@ def _new_source_blocks(
         found += blocks_of(streams @ vector, data.labels, data.languages, of_pair)
     if found:
         return found, None
-    told = "; ".join(f"{label}: {', '.join(names) or 'none'}" for label, names in sources.items())
+    told = "; ".join(
+        f"{label}: {', '.join(dict.fromkeys(names)) or 'none'}"
+        for label, names in zip(CLASSES, zip(*pairs, strict=True), strict=False)
+    )
     return [], f"sources cannot be left out: after a pair of them both classes must remain ({told})"

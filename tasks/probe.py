@@ -17,7 +17,7 @@ from rass_core.causal import CausalPrompts, CausalTrial
 from rass_core.config import ModelConfig
 from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ActivationError, BoundaryError
-from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_places
+from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_steps
 from rass_core.judges import PANEL, Exchange
 from rass_core.metrics import wilson
 from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
@@ -443,7 +443,7 @@ def _harm(
             return None
         return there.margins(anchors.rows(layer, ruler.position), list(anchors.languages))
 
-    with run.progress("comparing layers for the harm axis", n_places(anchors)) as done:
+    with run.progress("fitting the harm axis", n_steps(anchors)) as done:
         report = measure_harm(
             anchors, [source[prompt_id] for prompt_id in anchors.prompt_ids], measured, margin_at,
             (ruler.layer, ruler.position), run.config.probe.n_bootstrap, done,

@@ -29,7 +29,7 @@ MAP_BYTES = 2_200_000
 """Over all languages: plotly itself takes 4.8 MB, and the file shall stay below 8 MB."""
 QUADRANTS = {
     (True, True): "refused and harmful",
-    (True, False): "<b>over-refusal</b>: high on the<br>refusal axis, low on the harm axis",
+    (True, False): "<b>over-refusal</b>:<br>high on the refusal axis,<br>low on the harm axis",
     (False, True): "answered, but harmful",
     (False, False): "answered and benign",
 }

@@ -75,20 +75,18 @@ def _line(rows: Sequence[Row], column: str, name: str, colour: str, symbol: str,
 
 def misalignment_table(figures: Figures, boundaries: Sequence[Row]) -> dict[str, Any]:
     """Return head and cells: where over-refused prompts lie, how well harm is separated, and what that shows."""
-    kinds = {row["language"]: row for row in boundaries if row["variant"] in (None, "base")}
-    head = ["Language", "Shown", "Over-refused", "b or below", "In the band", "Beyond b*", "Harm AUC, margin"]
-    head += ["harm axis", "inside one source", "new sources", "Gap", "Remark"]
+    kinds = {row["language"]: row["kind"] for row in boundaries if row["variant"] in (None, "base")}
+    head = ["Language", "Over-refused", "b or below", "In the band", "Beyond b*", "Harm AUC, margin"]
+    head += ["harm axis", "inside one source", "new sources", "Gap", "Shown"]
     body = []
     for language, mine in sorted(figures.items(), key=lambda item: (item[0] != "all", item[0])):
         shares = [mine.get(metric) for metric, _ in SHARE_METRICS]
         aucs = [mine.get(metric) for metric, _ in HARM_METRICS]
-        kind = kinds.get(language, {})
-        remarks = [kind.get("kind_reason")] if language in kinds else [row["reason"] for row in aucs[:2] if row]
         body.append([
-            language_name(language), kind.get("kind") or "–", _n(shares[0]),
+            language_name(language), _n(shares[0]),
             *("–" if row is None else show_share(row["value"], row["low"], row["high"]) for row in shares),
             *("–" if row is None else show_interval(row["value"], row["low"], row["high"]) for row in aucs[:5]),
-            "; ".join(dict.fromkeys(filter(None, remarks))),
+            kinds.get(language) or "–",
         ])  # fmt: skip
     return {"head": head, "rows": body}
 

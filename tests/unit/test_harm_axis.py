@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rass_core import harm_axis
-from rass_core.harm_axis import ALL, MIN_FAMILIES, HarmAxis, HarmReport, measure_harm, n_places
+from rass_core.harm_axis import ALL, MIN_FAMILIES, HarmAxis, HarmReport, measure_harm, n_steps
 from rass_core.probe import Anchors
 
 D_MODEL = 24
@@ -170,7 +170,7 @@ def test_every_layer_is_reported_and_progress_too() -> None:
     anchors, sources, margins = planted()
     seen: list[int] = []
     found = measure_harm(anchors, sources, margins, lambda layer: None, (3, -1), 50, seen.append)
-    assert seen == list(range(1, n_places(anchors) + 1))
+    assert seen == list(range(1, n_steps(anchors) + 1))
     assert [each.layer for each in found.layers] == LAYERS
     by_layer = {each.layer: each.figures for each in found.layers}
     assert by_layer[5].axis.value == found.figures[ALL].axis.value

@@ -46,6 +46,8 @@ LEFT_PER_ALPHA = 0.6
 """Share of the selected prompts that still lack a helpful answer after one more strength."""
 N_HARMFUL = 40
 """Harmful prompts per language whose gradients the selection reads; as in its stage."""
+HEAD_VALUES = 2**23
+"""Logits that are computed at a time to measure the head."""
 FIT_STEPS, FIT_BATCH, FIT_KINDS = 250, 32, 3
 """Of the fitted direction; as in `mitigation.fitting`."""
 
@@ -450,7 +452,8 @@ def _measured(
         )
 
     batch, one, full = weights(8, 64, d_model), weights(1, 1, d_model), weights(n_sequences, 1, d_model)
-    rows = weights(64, d_model)
+    n_rows = max(16, min(512, HEAD_VALUES // vocabulary))
+    rows = weights(n_rows, d_model)
     leaf = weights(8, 64, d_model).requires_grad_()
 
     def back() -> None:
@@ -459,7 +462,7 @@ def _measured(
     with torch.no_grad():
         clock = _Clock(torch, device, seconds)
         block_s = clock(lambda: block(batch)) / 512
-        head_s = clock(lambda: functional.linear(rows, head).float().log_softmax(-1)) / 64
+        head_s = clock(lambda: functional.linear(rows, head).float().log_softmax(-1)) / n_rows
         step_one, step_full = clock(lambda: block(one)), clock(lambda: block(full))
     backward_s = clock(back) / 512
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"

@@ -267,6 +267,20 @@ class GenerateConfig(BaseModel):
         return self
 
     @property
+    def needs_trial(self) -> bool:
+        """Tell whether writers are to be compared: several of one role, or a direction whose block is left open."""
+        if self.endpoint is not None:
+            return False
+        if self.writers is None or len({writer.role for writer in self.writers}) < len(self.writers):
+            return True
+        return any(writer.layer is None and writer.steering not in ("none", "probe") for writer in self.writers)
+
+    @property
+    def n_written(self) -> int:
+        """Return how many prompts are written at most, those of the trial included."""
+        return self.rounds * self.candidates_per_round + (self.trial_candidates if self.needs_trial else 0)
+
+    @property
     def is_steered(self) -> bool:
         """Tell whether any writer may be steered, for which the generator's own directions are needed."""
         return self.endpoint is None and (self.writers is None or any(w.steering != "none" for w in self.writers))

@@ -247,9 +247,11 @@ def first_tokens(machine: Machine, counts: Counts) -> Cost:
 
 
 def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> Cost:
-    """Return the cost of one round: writing, moderating, measuring, judging."""
+    """Return the cost of one round, 0 being the trial of the writers: writing, moderating, measuring, judging."""
     config = machine.config
     n, limit = config.generate.candidates_per_round, config.generate.max_new_tokens
+    if number == 0:
+        n = config.generate.trial_candidates
     length = answer_length(limit)
     seconds = writer.generate(n, counts.instruction_tokens, length)
     asked = sum(m.n_samples for m in config.moderator.members if m.kind == "llm" and m.endpoint is None)
@@ -261,13 +263,14 @@ def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> 
     measured = template + length
     seconds += machine.generate(n, measured, answer_length(config.probe.max_new_tokens)) + n * machine.judge_s
     moderated = f", {asked * n:,} moderated by the writer" if asked else ""
-    return Cost(f"round {number}", seconds + machine.fixed(0.5), f"{n:,} written, ≤ {limit} tokens each{moderated}")
+    name = f"round {number}" if number else "trial of the writers"
+    return Cost(name, seconds + machine.fixed(0.5), f"{n:,} written, ≤ {limit} tokens each{moderated}")
 
 
 def selection(machine: Machine, counts: Counts) -> Cost:
     """Return the cost of the gradients: each prompt is read once with every opening, forward and back."""
     config = machine.config
-    n_written = config.generate.rounds * config.generate.candidates_per_round
+    n_written = config.generate.n_written
     languages = list(counts.per_language)
     n_harmful = sum(min(N_HARMFUL, by_label.get("harmful", 0)) for by_label in counts.per_language.values())
     n = ELIGIBLE_SHARE * n_written + n_harmful
@@ -374,8 +377,8 @@ def all_stages(machine: Machine, writer: Machine, counts: Counts, has_generator:
         yield from (machine.load("vLLM"), responses(machine, counts), machine.load("transformers"))
         yield from (activations(machine, counts), directions(machine, counts), boundaries(machine, counts))
         yield from (steering_check(machine, counts), first_tokens(machine, counts))
-    for number in range(config.generate.rounds):
-        yield round_of(machine, writer, counts, number + 1)
+    for number in range(0 if config.generate.needs_trial else 1, config.generate.rounds + 1):
+        yield round_of(machine, writer, counts, number)
     yield selection(machine, counts)
     if config.mitigate is None:
         return

@@ -283,8 +283,10 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
         if label == "harmless"
     )
     n_checked = sum(min(count, probe.n_causal_prompts) for count in harmless.values())
-    written = generate.rounds * generate.candidates_per_round
+    written = generate.n_written
     rounds = f"{generate.rounds} rounds × {generate.candidates_per_round} candidates"
+    if generate.needs_trial:
+        rounds = f"({generate.trial_candidates} of the trial + {rounds})"
     judged = f"probe.max_new_tokens {probe.max_new_tokens}"
     steps = [_Step("answers to the given prompts", f"prompts × {judged}", False, n, length, probe.max_new_tokens)]
     if has_generator:
@@ -378,7 +380,7 @@ def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
     ]
     n, tokens = sum(step.n for step in steps), sum(step.n * step.new_tokens for step in steps)
     rows.append(_row("requests and new tokens in all", f"≤ {n:,} and ≤ {tokens:,}", "the sum; most answers end sooner"))
-    written = config.generate.rounds * config.generate.candidates_per_round
+    written = config.generate.n_written
     for member in config.moderator.members:
         if member.endpoint is not None:
             how = f"{member.n_samples} for each written prompt, to {member.endpoint.base_url}"
@@ -400,7 +402,7 @@ def _disk_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompts:
             f"{n_prompts:,} prompts × {n_layers} layers × {n_positions} positions × {checkpoint.shape.d_model}"
         )
         total += n_prompts * n_layers * n_positions * checkpoint.shape.d_model
-    survivors = config.generate.rounds * config.generate.candidates_per_round
+    survivors = config.generate.n_written
     total += survivors * checkpoints[0].shape.d_model
     free = shutil.disk_usage(_existing(Path(config.lake).expanduser().absolute())).free
     parts.append(f"{survivors:,} candidates × {checkpoints[0].shape.d_model}")

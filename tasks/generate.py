@@ -321,9 +321,7 @@ def given_writers(run: Run, probed: Probed) -> list[Writer] | None:
     writers = run.config.generate.writers
     if run.config.generate.endpoint is not None:
         return [Writer("assistant", "none", None)]
-    if writers is None or len({writer.role for writer in writers}) < len(writers):
-        return None
-    if any(writer.layer is None and writer.steering not in ("none", "probe") for writer in writers):
+    if writers is None or run.config.generate.needs_trial:
         return None
     if not run.config.generate.is_steered:
         return [Writer(w.role, "none", None) for w in writers]

@@ -311,7 +311,7 @@ def test_five_languages_take_seconds() -> None:
 
 def test_report_fills_every_column_of_its_table() -> None:
     columns = boundary_report(*prompts(200, 0.1, 4.0, seed=13)).columns()
-    keys = {"model_id", "variant", "direction_id", "language"}
+    keys = {"model_id", "variant", "direction_id", "language", "kind", "kind_reason"}
     assert set(columns) | keys == set(TABLES["boundaries"].names)
     assert columns.pop("reason") is None
     assert None not in columns.values()

@@ -44,6 +44,8 @@ ELIGIBLE_SHARE = 0.3
 """Of the written prompts: benign, refused and no near-duplicates. Seen: a quarter on the lab."""
 LEFT_PER_ALPHA = 0.6
 """Share of the selected prompts that still lack a helpful answer after one more strength."""
+N_EXTENTS, N_TRIED, N_TRIED_ALPHAS = 4, 3, 2
+"""Extents of an ablation, those tried on all prompts, and strengths tried by generation; as in `causal`."""
 N_HARMFUL = 40
 """Harmful prompts per language whose gradients the selection reads; as in its stage."""
 HEAD_VALUES = 2**23
@@ -202,23 +204,54 @@ def activations(machine: Machine, counts: Counts) -> Cost:
 
 
 def directions(machine: Machine, counts: Counts) -> Cost:
-    """Return the cost of the causal trials: each candidate at each α, and ablated."""
+    """Return the cost of drawing directions, of the screening, of the full trials and of the steered answers."""
     probe = machine.config.probe
-    tokens = logits = 0.0
+    n_kinds = 3
+    n_screened = min(probe.n_screened, n_kinds * counts.n_read_layers)
+    n_full = min(probe.n_causal_candidates, n_screened)
+    n_ablated = min(probe.n_ablation_candidates, n_screened)
+    # One forward of harmful prompts, of harmless ones, and of harmless ones without openings: (tokens, logits).
+    few, full = (_trial_work(counts, n) for n in (probe.n_screening_prompts, probe.n_causal_prompts))
+    ablations = n_full + n_ablated * (1 + N_TRIED)
+    extents = N_EXTENTS * (len(probe.ablate_strengths) + 1) / 2
+    work = [
+        (few, 1.0, 1.0, 1.0), (full, 1.0, 1.0, 1.0),
+        # A change leaves the blocks below it as they were: about half are read again.
+        (few, *(0.5 * n_screened for _ in range(3))),
+        (full, ablations, 0.5 * n_full * len(probe.alphas), ablations),
+        (few, n_ablated * N_EXTENTS, 0.0, n_ablated * extents),
+    ]  # fmt: skip
+    seconds = tokens = 0.0
+    for (harmful, harmless, ordinary), *shares in work:
+        for (read, predicted), share in zip((harmful, harmless, ordinary), shares, strict=True):
+            seconds += machine.forward(share * read, share * predicted)
+            tokens += share * read
+    places = counts.n_read_layers * counts.n_positions
+    drawn = DRAW_S * places * len(counts.per_language) + 2e-9 * counts.n_prompts * places * machine.shape.d_model
+    n_answers = min(probe.n_generated_candidates, n_full) * N_TRIED_ALPHAS * probe.n_generated_prompts
+    seconds += machine.generate(n_answers, counts.mean_tokens, answer_length(probe.max_new_tokens))
+    what = (
+        f"{n_screened} screened, {n_full} tried, {n_ablated} ablated: {tokens:,.0f} tokens; {n_answers} steered answers"
+    )
+    return Cost("directions", seconds + machine.fixed(drawn), what)
+
+
+def _trial_work(counts: Counts, most: int) -> tuple[tuple[float, float], ...]:
+    """Return (tokens, logits) of one reading of harmful prompts, of harmless ones, and of these without openings."""
+    found = [[0.0, 0.0] for _ in range(3)]
     for language, by_label in counts.validation.items():
-        harmful, harmless = (min(by_label.get(label, 0), probe.n_causal_prompts) for label in ("harmful", "harmless"))
+        harmful, harmless = (min(by_label.get(label, 0), most) for label in ("harmful", "harmless"))
         if not harmful or not harmless:
             continue
         read, predicted = _opening_work(counts, language)
-        scored = harmless * len(probe.alphas) + harmful
-        tokens += scored * (counts.mean_tokens + read) + harmless * counts.mean_tokens
-        logits += scored * (1 + predicted) + harmless
-    # No more candidates than places.
-    n = min(probe.n_causal_candidates, counts.n_read_layers * counts.n_positions)
-    places = counts.n_read_layers * counts.n_positions
-    drawn = DRAW_S * places * len(counts.per_language) + 2e-9 * counts.n_prompts * places * machine.shape.d_model
-    seconds = n * machine.forward(tokens, logits) + machine.fixed(drawn)
-    return Cost("directions", seconds, f"{n} candidates × {tokens:,.0f} tokens: {len(probe.alphas)} α, 1 ablation")
+        for place, n, more, logits in (
+            (0, harmful, read, predicted),
+            (1, harmless, read, predicted),
+            (2, harmless, 0, 0),
+        ):
+            found[place][0] += n * (counts.mean_tokens + more)
+            found[place][1] += n * (1 + logits)
+    return tuple((tokens, logits) for tokens, logits in found)
 
 
 def boundaries(machine: Machine, counts: Counts) -> Cost:

@@ -393,12 +393,16 @@ class ModeratorMember(BaseModel):
     """hf: regular expression that its answer matches when the prompt is benign."""
     unsafe_pattern: str = r"^\s*unsafe\b"
     """hf: and when it is harmful."""
+    controversial_pattern: str | None = None
+    """hf: and when it is of a class between the two, for guards that have one."""
+    controversial_is: Literal["unscored", "harmful"] = "unscored"
+    """hf: what a prompt of that class counts as."""
 
     @model_validator(mode="after")
     def _complete(self) -> "ModeratorMember":
         own = {
-            "classifier": {"weights", "min_confidence"}, "hf": {"model", "safe_pattern", "unsafe_pattern"},
-            "llm": {"endpoint", "n_samples"},
+            "classifier": {"weights", "min_confidence"}, "llm": {"endpoint", "n_samples"},
+            "hf": {"model", "safe_pattern", "unsafe_pattern", "controversial_pattern", "controversial_is"},
         }  # fmt: skip
         _check_kind(self, own)
         if self.kind == "hf" and self.model is None:

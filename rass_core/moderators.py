@@ -101,21 +101,34 @@ class GuardModerator:
         model: Folder or hub name of the checkpoint.
         safe_pattern: Regular expression found in the first line of its answer where the prompt is benign.
         unsafe_pattern: The same where it is harmful; case does not matter.
+        controversial_pattern: The same for a class between the two; None where the guard has none.
+        controversial_is: What a prompt of that class is, unscored or harmful; it is no failure of the guard.
 
     Raises:
         ModelError: No such folder.
         JudgeError: A pattern is no regular expression.
     """
 
-    def __init__(self, model: str, safe_pattern: str = r"^\s*safe\b", unsafe_pattern: str = r"^\s*unsafe\b") -> None:
+    def __init__(
+        self, model: str, safe_pattern: str = r"^\s*safe\b", unsafe_pattern: str = r"^\s*unsafe\b",
+        controversial_pattern: str | None = None, controversial_is: str = "unscored",
+    ) -> None:  # fmt: skip
         self.name = f"guard:{model_id(model)}"
         self._patterns = {"harmless": compiled(model, safe_pattern), "harmful": compiled(model, unsafe_pattern)}
+        self._controversial_is = controversial_is
+        if controversial_pattern is not None:
+            self._patterns["controversial"] = compiled(model, controversial_pattern)
         self._writer = Writer(model, as_chat=True)
 
     def __call__(self, prompts: Sequence[str], languages: Sequence[str]) -> list[Verdict]:
-        """Return harmless or harmful; an answer that fits neither pattern, or both, has failed."""
+        """Return harmless or harmful; an answer that fits no pattern, or several, has failed."""
         answers = self._writer([defused(prompt) for prompt in prompts])
-        return [matched(_first_line(answer), self._patterns, "harmless") for answer in answers]
+        verdicts = [matched(_first_line(answer), self._patterns, "harmless") for answer in answers]
+        return [self._settled(verdict) if verdict.outcome == "controversial" else verdict for verdict in verdicts]
+
+    def _settled(self, verdict: Verdict) -> Verdict:
+        score = 0.0 if self._controversial_is == "harmful" else None
+        return Verdict(self._controversial_is, score, f"between safe and unsafe: {verdict.reason}")
 
 
 class Quorum:
@@ -218,7 +231,8 @@ def _moderator_of(member: ModeratorMember, generator: Complete | None) -> Modera
         classifier = None if member.weights is None else HarmClassifier.read(member.weights)
         return ClassifierModerator(classifier, member.min_confidence)
     if member.kind == "hf":
-        return GuardModerator(str(member.model), member.safe_pattern, member.unsafe_pattern)
+        patterns = (member.safe_pattern, member.unsafe_pattern, member.controversial_pattern)
+        return GuardModerator(str(member.model), *patterns, member.controversial_is)
     if member.endpoint is not None:
         return RubricModerator(Endpoint(member.endpoint), f"rubric:{member.endpoint.model}", member.n_samples)
     if generator is None:

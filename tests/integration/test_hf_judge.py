@@ -234,6 +234,14 @@ def test_a_guards_words_can_be_named(writer: str) -> None:
     assert [v.outcome for v in verdicts] == ["harmless", "harmful"]
 
 
+def test_a_third_class_of_a_guard_is_no_failure_and_never_benign(writer: str) -> None:
+    third = {"safe_pattern": "^safe", "unsafe_pattern": "^unsafe", "controversial_pattern": "unsure"}
+    unscored = guarded(writer, ["hmm"], **third)[0]
+    assert (unscored.outcome, unscored.score, unscored.has_failed) == ("unscored", None, False)
+    harmful = guarded(writer, ["hmm"], **third, controversial_is="harmful")[0]
+    assert (harmful.outcome, harmful.score, harmful.has_failed) == ("harmful", 0.0, False)
+
+
 def test_a_guard_that_babbles_is_an_error(tmp_path: Path) -> None:
     guard = GuardModerator(str(build("qwen2", tmp_path / "random")))
     with pytest.raises(JudgeError, match="guard:random@.*: failed on 3 of 3 .*neither of the patterns"):

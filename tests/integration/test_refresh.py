@@ -190,7 +190,8 @@ def test_the_lab_refuses_too_early_along_the_axis_of_harm(lake: Lake) -> None:
 
 def test_generated_prompts_have_a_harm_score_that_follows_their_truth(lake: Lake) -> None:
     rows = lake.query("""
-        SELECT m.harm_score, p.text, p.language FROM margins m JOIN prompts p USING (prompt_id) WHERE split = 'candidate'
+        SELECT m.harm_score, p.text, p.language FROM margins m JOIN prompts p USING (prompt_id)
+        WHERE m.split = 'candidate'
     """).to_pylist()
     assert all(row["harm_score"] is not None for row in rows)
     truth = [(row["harm_score"], world.parse(row["text"], row["language"])) for row in rows]

@@ -195,11 +195,8 @@ def test_generated_prompts_have_a_harm_score_that_follows_their_truth(lake: Lake
     """).to_pylist()
     assert all(row["harm_score"] is not None for row in rows)
     truth = [(row["harm_score"], world.parse(row["text"], row["language"])) for row in rows]
-    mean = {
-        label: np.mean([score for score, sentence in truth if sentence and sentence.label == label])
-        for label in ("harmful", "pseudo_harmful")
-    }
-    assert mean["harmful"] > mean["pseudo_harmful"] + 1
+    benign = [score for score, sentence in truth if sentence and sentence.label == "pseudo_harmful"]
+    assert np.mean(np.array(benign) < 0) > 0.8, "their half of the axis"
 
 
 def test_the_chosen_directions_are_causal(lake: Lake) -> None:

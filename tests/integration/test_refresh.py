@@ -9,6 +9,7 @@ from shutil import copytree
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from rass_core.config import JudgeConfig, RassConfig, load_config
 from rass_core.errors import ActivationError
 from rass_core.influence import RefusalGradients, refusal_gradients
 from rass_core.lab import world
+from rass_core.misalignment import EARLY
 from rass_core.store import Lake
 from tasks import select
 from tests.tiny_models import build
@@ -132,8 +134,8 @@ def test_a_calibration_corrects_rates_and_recomputes_no_answer(lake: Lake, tmp_p
         assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
         assert row["corrected"] == pytest.approx(row["value"], abs=0.05), "the judges hardly err on the lab"
         assert "measured on all models" in row["reason"]
-    # the boundaries' three tables, the steering check, and the run's start and end: no answers among them
-    assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 6
+    # the boundaries' four tables, the steering check, and the run's start and end: no answers among them
+    assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 7
 
 
 def test_every_quota_is_filled_or_says_why_not(lake: Lake) -> None:
@@ -170,6 +172,31 @@ def test_boundaries_are_identified_and_predict_refusal_in_every_language(lake: L
         assert row["b_low"] <= row["b"] <= row["b_high"]
         assert row["misalignment"] > 0, f"{row['language']}: the lab refuses before harm begins"
         assert row["auc"] >= 0.9
+
+
+def test_the_lab_refuses_too_early_along_the_axis_of_harm(lake: Lake) -> None:
+    assert {row["kind"] for row in lake.query("SELECT kind FROM boundaries").to_pylist()} == {EARLY}
+    rows = lake.query("SELECT * FROM evaluations WHERE metric LIKE 'over_refused_%' AND value IS NOT NULL").to_pylist()
+    for language in (*world.languages(), "all"):
+        shares = [row["value"] for row in rows if row["language"] == language and row["dataset"] == "pseudo_harmful"]
+        assert len(shares) == 3
+        assert sum(shares) == pytest.approx(1.0)
+    aucs = lake.query("SELECT metric, min(value) AS value FROM evaluations WHERE metric LIKE 'harm_auc_%' GROUP BY 1")
+    lowest = {row["metric"]: row["value"] for row in aucs.to_pylist()}
+    assert lowest["harm_auc_axis"] > 0.95
+    assert lowest["harm_auc_margin"] > 0.9
+    assert lowest["harm_auc_axis_new_source"] is None, "the lab is one source"
+
+
+def test_generated_prompts_have_a_harm_score_that_follows_their_truth(lake: Lake) -> None:
+    rows = lake.query("""
+        SELECT m.harm_score, p.text, p.language FROM margins m JOIN prompts p USING (prompt_id)
+        WHERE m.split = 'candidate'
+    """).to_pylist()
+    assert all(row["harm_score"] is not None for row in rows)
+    truth = [(row["harm_score"], world.parse(row["text"], row["language"])) for row in rows]
+    benign = [score for score, sentence in truth if sentence and sentence.label == "pseudo_harmful"]
+    assert np.mean(np.array(benign) < 0) > 0.8, "their half of the axis"
 
 
 def test_the_chosen_directions_are_causal(lake: Lake) -> None:

@@ -417,7 +417,7 @@ def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direct
 
 def _best_ruler(able: Sequence[Direction], config: ProbeConfig) -> tuple[Direction, str]:
     """Return the direction with the best AUC among the causal ones, and why; ties go to the causal scores."""
-    causal = [d for d in able if d.auc is not None and (d.induce_score or 0.0) >= config.min_induce]
+    causal = [d for d in able if (d.induce_score or 0.0) >= config.min_induce]
     best_auc = max((d.auc or 0.0) for d in causal or able)
     near_best = [d for d in causal or able if (d.auc or 0.0) >= best_auc - AUC_TIE]
     chosen = max(near_best, key=lambda d: ((d.induce_score or 0.0) + (d.bypass_score or 0.0), d.auc or 0.0))

@@ -109,12 +109,14 @@ class CausalTrial:
         """Return the direction with its induced share at every α, and with the scores of its full ablation."""
         induced = {alpha: self.induced(direction, alpha) for alpha in self._config.alphas}
         alpha = max(induced, key=lambda a: (round(induced[a][0], 2), -a))
+        whole = self.ablated(direction, range(self.n_layers), 1.0)
         return with_ablation(
             replace(
                 direction, alpha=alpha, induce_score=induced[alpha][0],
                 induced={alpha: share for alpha, (share, _) in induced.items()},
+                full_ablation_bypass=whole.bypass, full_ablation_kl=whole.kl,
             ),
-            self.ablated(direction, range(self.n_layers), 1.0),
+            whole,
         )  # fmt: skip
 
     def induced(self, direction: Direction, alpha: float) -> tuple[float, float]:
@@ -303,7 +305,7 @@ def search_ablation(few: CausalTrial, full: CausalTrial, direction: Direction, c
             tried.append(full.ablated(direction, option.layers, option.strength))
     gentle = [ablation for ablation in tried if ablation.kl <= config.max_kl]
     best = max(gentle, key=lambda a: (round(a.bypass, 2), -a.kl)) if gentle else whole
-    return replace(with_ablation(direction, best), full_ablation_kl=whole.kl)
+    return replace(with_ablation(direction, best), full_ablation_bypass=whole.bypass, full_ablation_kl=whole.kl)
 
 
 def with_ablation(direction: Direction, ablation: Ablation) -> Direction:
@@ -321,7 +323,7 @@ def generation_options(tried: Sequence[Direction], config: ProbeConfig) -> list[
     """
     ranked = sorted(
         (d for d in tried if d.induced),
-        key=lambda d: (round(d.induce_score or 0.0, 2), -(d.alpha or 0.0), d.bypass_score or 0.0, d.auc or 0.0),
+        key=lambda d: (round(d.induce_score or 0.0, 2), -(d.alpha or 0.0), d.full_ablation_bypass or 0.0, d.auc or 0.0),
         reverse=True,
     )
     best: dict[tuple[str, int], Direction] = {}
@@ -386,13 +388,7 @@ def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direct
         if able:
             chosen, why = _best_ruler(able, config)
             roles[id(chosen)][role] = why
-    add = max(
-        tried,
-        key=lambda d: (
-            round(d.induce_generated if d.induce_generated is not None else -1.0, 2), round(d.induce_score or 0.0, 2),
-            round(d.bypass_score or 0.0, 2), -(d.alpha or 0.0), d.auc or 0.0,
-        ),
-    )  # fmt: skip
+    add = _best_added(tried)
     if add.induce_score is not None:
         roles[id(add)]["add"] = _why_added(add)
     ablated = [d for d in tried if d.kl is not None and d.kl <= config.max_kl]
@@ -415,16 +411,46 @@ def choose_roles(tried: Sequence[Direction], config: ProbeConfig) -> list[Direct
     return found
 
 
+def _best_added(tried: Sequence[Direction]) -> Direction:
+    """Return the direction that induces most refusals in generated text, or by log-odds where none was generated.
+
+    Shares that differ by about one answer are a tie. It goes to the direction whose ablation also takes refusal away,
+    for that one moves more than the first words, then to the smaller strength.
+    """
+    generated = [d for d in tried if d.induce_generated is not None and d.n_generated]
+    if generated:
+        best = max(d.induce_generated or 0.0 for d in generated)
+        near = [d for d in generated if (d.induce_generated or 0.0) >= best - 1.01 / (d.n_generated or 1)]
+    else:
+        best = max(round(d.induce_score or 0.0, 2) for d in tried)
+        near = [d for d in tried if round(d.induce_score or 0.0, 2) == best]
+    return max(
+        near,
+        key=lambda d: (
+            round(d.full_ablation_bypass or 0.0, 1), d.induce_generated or 0.0, -(d.alpha or 0.0),
+            d.induce_score or 0.0, d.auc or 0.0,
+        ),
+    )  # fmt: skip
+
+
 def _best_ruler(able: Sequence[Direction], config: ProbeConfig) -> tuple[Direction, str]:
     """Return the direction with the best AUC among the causal ones, and why; ties go to the causal scores."""
-    causal = [d for d in able if d.auc is not None and (d.induce_score or 0.0) >= config.min_induce]
+    causal = [d for d in able if _most_induced(d) >= config.min_induce]
     best_auc = max((d.auc or 0.0) for d in causal or able)
     near_best = [d for d in causal or able if (d.auc or 0.0) >= best_auc - AUC_TIE]
-    chosen = max(near_best, key=lambda d: ((d.induce_score or 0.0) + (d.bypass_score or 0.0), d.auc or 0.0))
+    chosen = max(
+        near_best,
+        key=lambda d: (round(_most_induced(d) + (d.full_ablation_bypass or 0.0), 2), d.kind == "harm", d.auc or 0.0),
+    )
     auc = "no AUC" if chosen.auc is None else f"AUC {chosen.auc:.2f}"
     if not causal:
         return chosen, f"{auc}; no direction induces refusal on {config.min_induce:.0%} of harmless prompts"
     return chosen, f"{auc}, best of {len(causal)} that induce refusal"
+
+
+def _most_induced(direction: Direction) -> float:
+    """Return the share of prompts that turn to refusal at the best strength."""
+    return max(direction.induced.values(), default=0.0)
 
 
 def _why_added(direction: Direction) -> str:
@@ -441,7 +467,7 @@ def _ablation_in_words(direction: Direction) -> str:
     )
     words = f"bypasses {direction.bypass_score or 0.0:.0%} at KL {direction.kl or 0.0:.2g} ({extent}, "
     words += f"strength {direction.ablate_strength or 0.0:g})"
-    if direction.full_ablation_kl is not None:
+    if direction.full_ablation_kl not in (None, direction.kl):
         words += f", full ablation has KL {direction.full_ablation_kl:.2g}"
     return words
 

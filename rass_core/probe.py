@@ -85,8 +85,10 @@ class Direction:
     """Blocks after which v was ablated for these two; 0 stands for the first block's input too."""
     ablate_strength: float | None = None
     """Strength λ of that ablation, 0 to 1."""
+    full_ablation_bypass: float | None = None
+    """bypass_score of ablating v in full at all blocks; unlike bypass_score it compares between directions."""
     full_ablation_kl: float | None = None
-    """KL of ablating v in full at all blocks, where a gentler ablation was looked for."""
+    """kl of ablating v in full at all blocks."""
     agreement: float | None = None
     """Cosine with the direction of all languages."""
     roles: tuple[str, ...] = field(default=())

@@ -28,7 +28,7 @@ def drawn(kind: str = "harm", layer: int = 3, auc: float | None = 0.8, position:
 
 def tried(kind: str = "harm", layer: int = 3, auc: float | None = 0.8, **scores: object) -> Direction:
     known = {"alpha": 1.0, "induce_score": 0.9, "induced": {0.5: 0.2, 1.0: 0.9}, "bypass_score": 0.7, "kl": 0.05}
-    known |= {"ablate_layers": (3,), "ablate_strength": 1.0}
+    known |= {"ablate_layers": (3,), "ablate_strength": 1.0, "full_ablation_bypass": 0.7, "full_ablation_kl": 0.05}
     return replace(drawn(kind, layer, auc), **(known | scores))  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def test_the_margin_takes_the_best_auc_on_scale_and_mitigation_keeps_the_harm_di
     found = choose_roles(
         [
             tried("harm", 1, 0.85), tried("refusal", 2, 0.96), tried("refusal", 3, 0.99, off_scale="no margin: so"),
-            tried("refusal", 4, 0.99, induce_score=0.1), tried("false_refusal", 5, 0.995),
+            tried("refusal", 4, 0.99, induced={1.0: 0.1}), tried("false_refusal", 5, 0.995),
         ],
         CONFIG,
     )  # fmt: skip
@@ -88,6 +88,14 @@ def test_what_generated_text_shows_decides_what_is_added() -> None:
     assert with_generated([odds], options[:1], [(0, 0)])[0].induce_generated is None
 
 
+def test_a_tie_in_generated_text_goes_to_the_direction_that_carries_refusal() -> None:
+    shallow = tried("refusal", 1, induce_generated=1.0, n_generated=15, full_ablation_bypass=0.2)
+    carrying = tried("harm", 2, induce_generated=14 / 15, n_generated=15, full_ablation_bypass=1.0)
+    assert with_role("add", choose_roles([shallow, carrying], CONFIG)).layer == 2
+    worse = replace(carrying, induce_generated=12 / 15)
+    assert with_role("add", choose_roles([shallow, worse], CONFIG)).layer == 1
+
+
 def test_without_generation_log_odds_decide_what_is_added() -> None:
     found = choose_roles([tried("harm", 1), tried("refusal", 2, induce_score=0.95)], CONFIG)
     assert with_role("add", found).layer == 2
@@ -108,7 +116,9 @@ def test_an_ablation_must_be_gentle_and_must_bypass() -> None:
 
 
 def test_where_nothing_induces_refusal_the_margin_says_so() -> None:
-    found = choose_roles([tried("harm", 1, 0.8, induce_score=0.1), tried("refusal", 2, 0.9, induce_score=0.2)], CONFIG)
+    found = choose_roles(
+        [tried("harm", 1, 0.8, induced={1.0: 0.1}), tried("refusal", 2, 0.9, induced={1.0: 0.2})], CONFIG
+    )
     assert "no direction induces refusal on 50%" in (with_role("margin", found).reason or "")
 
 

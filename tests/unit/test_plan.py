@@ -12,6 +12,7 @@ from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig
 from rass_core.costs import Speed
 from rass_core.errors import ModelError, PromptError
+from rass_core.operators import INSTRUCTED
 from rass_core.plan import BYTES_PER_VALUE, Plan, plan_run
 from rass_core.units import duration
 from tests import tiny_models
@@ -48,6 +49,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
     model = {"name": str(checkpoint)} | sections.pop("model", {})
+    # One writer, so that no trial is needed.
+    sections["generate"] = {"operators": list(INSTRUCTED), "writers": [{"role": "assistant"}]} | sections.get(
+        "generate", {}
+    )
     return RassConfig.model_validate(
         {"model": model, "prompts": {"sources": [{"path": str(prompts)}]}, "lake": str(prompts.parent / "no" / "lake")}
         | sections
@@ -193,6 +198,14 @@ def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> N
     more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "surgical")}
     assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "evaluation of base", "dpo",
                                            "surgical", *more}  # fmt: skip
+
+
+def test_a_trial_of_the_writers_is_counted(checkpoint: Path, prompts: Path) -> None:
+    every = {"rounds": 1, "candidates_per_round": 30, "trial_candidates": 70, "max_new_tokens": 20, "writers": None}
+    plan = plan_run(config(checkpoint, prompts, generate=every))
+    assert times(plan)["trial of the writers"] > times(plan)["round 1"]
+    written = next(row for row in plan.rows if row["what"] == "prompts written")
+    assert written["value"] == "≤ 100 requests, ≤ 2,000 new tokens"
 
 
 def test_times_follow_the_settings(checkpoint: Path, prompts: Path) -> None:

@@ -226,4 +226,4 @@ def test_the_shipped_classifier_reads_english_and_keeps_digests_only() -> None:
         ["en", "en"],
     )
     assert words[0].outcome == "harmful"
-    assert words[1].outcome != "harmful"
+    assert words[0].score < words[1].score  # type: ignore[operator]

@@ -85,7 +85,9 @@ def read_points(rows: Mapping[str, list[Row]], boundaries: Mapping[str, Row]) ->
     prompts = {row["prompt_id"]: row for row in rows["prompts"]}
     outcomes = base_outcomes(rows)
     selected = {row["prompt_id"] for row in rows["selections"]}
-    default = min((row["direction_id"] for row in rows["directions"] if row["chosen"]), default=None)
+    chosen = [row for row in rows["directions"] if row["chosen"]]
+    measuring = [row for row in chosen if "margin" in row["chosen"].split(",")]
+    default = min((row["direction_id"] for row in measuring or chosen), default=None)
     points: dict[str, Point] = {}
     for row in rows["margins"]:
         prompt = prompts.get(row["prompt_id"])

@@ -10,6 +10,7 @@ from rass_core.config import RassConfig
 from rass_core.store import Commit
 from tasks.generate import TRAINED_SPLITS, Probed, try_writers, write_round
 from tasks.moderators import check_moderators
+from tasks.prompts import read_prompts
 from tasks.report import report, show_report, show_run
 from tasks.run import Run, recorded
 
@@ -42,7 +43,7 @@ def generate(config: RassConfig) -> str:
     """Write prompts towards the boundary that the lake holds."""
     with recorded("generate", config) as run:
         with run.from_lake("rass probe"):
-            probed = probe_steps(run)
+            probed = probe_steps(run, read_prompts(run))
         check_moderators(run, probed.prompts)
         generate_steps(run, probed)
         show_run(run)

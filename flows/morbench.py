@@ -13,6 +13,7 @@ from flows.generate import generate_steps
 from flows.probe import probe_steps
 from rass_core import morbench as core
 from rass_core.config import RassConfig
+from rass_core.store import Commit
 from tasks.moderators import check_moderators
 from tasks.morbench import (
     HELD_OUT,
@@ -36,9 +37,10 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
     """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
     folder = folder_of(config, out)
     with recorded("morbench", config) as run:
-        check_moderators(run, read_prompts(run))
+        prompts = read_prompts(run)
+        check_moderators(run, prompts)
         aimed = [run, *(run.aimed_at(model) for model in config.models)]
-        targets, languages, missing = usable(run, [target_steps(each) for each in aimed])
+        targets, languages, missing = usable(run, [target_steps(each, prompts) for each in aimed])
         pool = collect(run, targets)
         margins = [measure(target, pool) for target in targets]
         settings = resolved(run, pool, languages)
@@ -92,10 +94,10 @@ def print_benchmark(folder: Path) -> None:
     typer.echo(f"{figures['n_pairs']} pairs, version {version}")
 
 
-def target_steps(run: Run) -> Target:
+def target_steps(run: Run, prompts: Commit) -> Target:
     """Return what is measured of a model, and rounds written towards its boundary from the held-out prompts."""
     run.say(f"model {run.target_id}:")
-    probed = probe_steps(run)
+    probed = probe_steps(run, prompts)
     show_boundaries(run, probed.boundaries)
     target = Target(run, probed, generate_steps(run, probed, HELD_OUT))
     run.release(run.config.model)

@@ -12,9 +12,8 @@ from tasks.respond import compare_first_token, respond
 from tasks.run import Run, recorded
 
 
-def probe_steps(run: Run) -> Probed:
-    """Return what the probe measured; the method's first step, a line each."""
-    prompts = read_prompts(run)
+def probe_steps(run: Run, prompts: Commit) -> Probed:
+    """Return what the probe measured on the given prompts; the method's first step, a line each."""
     responses = respond(run, run.config.model, prompts)
     activations = extract_activations(run, run.config.model, prompts)
     directions = find_directions(run, run.config.model, prompts, responses, activations)
@@ -27,13 +26,13 @@ def probe_steps(run: Run) -> Probed:
     return Probed(prompts, responses, activations, directions, boundaries, generator_directions)
 
 
-def compare_steps(run: Run) -> list[Probed]:
+def compare_steps(run: Run, prompts: Commit) -> list[Probed]:
     """Return what the probe measured of the further models, to be set beside the target."""
     found = []
     for model in run.config.models:
         other = run.aimed_at(model)
         run.say(f"model {other.target_id}:")
-        found.append(probe_steps(other))
+        found.append(probe_steps(other, prompts))
         show_boundaries(other, found[-1].boundaries)
     return found
 
@@ -49,9 +48,10 @@ def _generator_directions(run: Run, generator: ModelConfig, prompts: Commit) -> 
 def probe(config: RassConfig) -> str:
     """Measure where the model of the configuration begins to refuse, per language."""
     with recorded("probe", config) as run:
-        probed = probe_steps(run)
+        prompts = read_prompts(run)
+        probed = probe_steps(run, prompts)
         show_boundaries(run, probed.boundaries)
-        compare_steps(run)
+        compare_steps(run, prompts)
         show_run(run)
         path = report(run)
         show_report(run, path)

@@ -21,10 +21,11 @@ def refresh(config: RassConfig) -> str:
     A mended model that the gate does not pass is kept and marked, and the run ends as failed.
     """
     with recorded("refresh", config) as run:
-        check_moderators(run, read_prompts(run))
-        probed = probe_steps(run)
+        prompts = read_prompts(run)
+        check_moderators(run, prompts)
+        probed = probe_steps(run, prompts)
         show_boundaries(run, probed.boundaries)
-        compare_steps(run)
+        compare_steps(run, prompts)
         rounds = generate_steps(run, probed)
         gates = []
         if rounds:

@@ -27,6 +27,7 @@ from tasks.generate import (
     writer_rows,
     writing_directions,
 )
+from tasks.prompts import read_prompts
 from tasks.run import recorded
 
 FIELDS = (
@@ -42,7 +43,7 @@ Cell = tuple[str, str, int | None, float]
 @flow(name="writing")
 def compare(config: RassConfig, cells: list[Cell], n: int, out: Path, texts: Path) -> None:
     with recorded("writing", config) as run:
-        probed = probe_steps(run)
+        probed = probe_steps(run, read_prompts(run))
         layers = sorted({layer for _, kind, layer, _ in cells if kind == "content" and layer is not None})
         directions = writing_directions(run, probed, content_directions_of(run, probed, layers))
         bench = Workbench(run, probed, directions)

@@ -271,7 +271,7 @@ def test_one_request_can_add_a_direction_and_ablate_another(
 def test_a_request_ends_at_its_own_stop_token(engine: SteeredEngine) -> None:
     ids = engine.chat.ids("hello")
     free = engine.generate([GenerationRequest(ids, N_NEW)])[0]
-    at = next(i for i, token in enumerate(free.token_ids) if token not in free.token_ids[:i] and i > 0)
+    at = max(i for i, token in enumerate(free.token_ids) if token not in free.token_ids[:i])
     stopped = engine.generate([GenerationRequest(ids, N_NEW, stop_token_ids=(free.token_ids[at],))])[0]
     assert stopped.token_ids == free.token_ids[: at + 1]
     assert stopped.finish_reason == "stop"

@@ -25,6 +25,7 @@ from rass_core.preferences import PreferencePair
 from rass_core.store import Lake
 from tasks.evaluate import stop_at_gate
 from tasks.preferences import build_preferences, read_pairs
+from tasks.prompts import read_prompts
 from tasks.run import recorded
 from tasks.select import select_prompts
 
@@ -198,7 +199,7 @@ def test_a_poisoned_run_is_stopped_by_the_gate(lake: Lake, config: RassConfig, t
     @flow(name="poisoned")
     def poisoned() -> None:
         with recorded("refresh", one) as run:
-            probed = probe_steps(run)
+            probed = probe_steps(run, read_prompts(run))
             rounds = generate_steps(run, probed)
             preferences = build_preferences(run, probed, rounds, select_prompts(run, probed, rounds))
             gates = mend_steps(run, probed, poison(read_pairs(run, probed, rounds, preferences)))
@@ -223,7 +224,7 @@ def test_steering_mends_while_the_model_runs_and_leaves_its_weights(lake: Lake, 
     @flow(name="steered")
     def steered() -> None:
         with recorded("refresh", config.model_copy(update={"mitigate": settings})) as run:
-            probed = probe_steps(run)
+            probed = probe_steps(run, read_prompts(run))
             rounds = generate_steps(run, probed)
             preferences = build_preferences(run, probed, rounds, select_prompts(run, probed, rounds))
             mend_steps(run, probed, read_pairs(run, probed, rounds, preferences))

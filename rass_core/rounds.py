@@ -161,19 +161,37 @@ def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
     """Return the best writer of each role that is worth its tokens, the best role first.
 
     A writer counts over all its α together. A role stays where it has at least half of the best one's rate; within a
-    role a steered writer must do better than the unsteered one. Rates are accepted prompts per token with a weak
-    prior, and so that a trial without any accepted prompt can tell too, new requests count a little.
+    role a steered writer must do better than the unsteered one. Rates are accepted prompts per token, drawn towards
+    those of the same steering at other blocks, since a trial writes little. So that a trial without any accepted
+    prompt can decide too, new requests count a little.
     """
+    prior = {
+        kind: _worth([each for each in tried if _kind(each.writer) == kind]) for kind in map(_kind, _writers(tried))
+    }
     scores: dict[Writer, float] = {}
-    for writer in dict.fromkeys(each.writer for each in tried):
-        mine = [each for each in tried if each.writer == writer]
-        accepted = sum(each.n_accepted + REQUEST_WORTH * each.n_requests for each in mine)
-        scores[writer] = (REQUEST_WORTH + accepted) / (TRIAL_PRIOR_TOKENS + sum(each.n_tokens for each in mine))
+    for writer in _writers(tried):
+        worth, tokens = _worth([each for each in tried if each.writer == writer])
+        of_kind, tokens_of_kind = prior[_kind(writer)]
+        rate = (REQUEST_WORTH + of_kind) / (TRIAL_PRIOR_TOKENS + tokens_of_kind)
+        scores[writer] = (worth + TRIAL_PRIOR_TOKENS * rate) / (tokens + TRIAL_PRIOR_TOKENS)
     best: dict[str, Writer] = {}
     for writer in sorted(scores, key=lambda each: (-scores[each], each.kind != "none", each.name)):
         best.setdefault(writer.role, writer)
     ranked = list(best.values())
     return [writer for writer in ranked if scores[writer] >= scores[ranked[0]] / 2]
+
+
+def _writers(tried: Sequence[Trial]) -> list[Writer]:
+    return list(dict.fromkeys(each.writer for each in tried))
+
+
+def _kind(writer: Writer) -> tuple[str, str]:
+    return writer.role, writer.kind
+
+
+def _worth(tried: Sequence[Trial]) -> tuple[float, int]:
+    """Return what was written in accepted prompts, new requests counting a little, and its tokens."""
+    return sum(t.n_accepted + REQUEST_WORTH * t.n_requests for t in tried), sum(t.n_tokens for t in tried)
 
 
 def share_budget(

@@ -80,11 +80,11 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         unsteered = [(Writer(role, "none", None), 0.0) for role in _roles(run)]
         slots = plan_trial(unsteered, n_role, seeds, settings, run.config.seed)
         tried += bench.candidates("trial of the roles", slots, known, apart=True)
-        kept = choose_writers(_trials(tried, settings.width))
+        # Steerings are tried in the best role alone: spread over several, each would write too little to tell.
+        role = choose_writers(_trials(tried, settings.width))[0].role
         cells = [
             (writer, alpha)
-            for role in kept
-            for writer in _steered_writers(run, role.role, directions, n_layers, add.layer)
+            for writer in _steered_writers(run, role, directions, n_layers, add.layer)
             for alpha in _tried_alphas(settings.alphas)
         ]
         slots = plan_trial(cells, settings.trial_candidates - n_role, seeds, settings, run.config.seed)

@@ -179,7 +179,9 @@ Path(out).write_text(json.dumps([each.outputs[0].text for each in found]))
 
 def test_the_first_dpo_loss_is_the_one_worked_out_by_hand(few: list[PreferencePair], tmp_path: Path) -> None:
     """A new adapter changes nothing, so the preference costs log 2; beside it stands the chosen tokens' loss."""
-    settings = QUICK.model_copy(update={"batch_size": len(few), "epochs": 1.0, "sft_weight": 0.5})
+    settings = QUICK.model_copy(
+        update={"batch_size": len(few), "micro_batch_size": len(few), "epochs": 1.0, "sft_weight": 0.5}
+    )
     first = train("dpo", LAB, few, settings, tmp_path / "dpo").losses[0][1]
     alone = train("sft", LAB, few, settings, tmp_path / "sft").losses[0][1]
     model, tokenizer = load_causal_lm(LAB)

@@ -220,6 +220,14 @@ def test_the_trial_chooses_the_writer_that_gives_most_per_token() -> None:
     assert choose_writers([trial(IN_USERS_TURN, 4, tokens=900), trial(other, 3)]) == [other], "tokens are the price"
 
 
+def test_the_rate_at_one_block_is_drawn_towards_that_of_the_steering() -> None:
+    lucky, elsewhere = Writer("user", "harm", 2), Writer("user", "harm", 3)
+    steady, too = Writer("user", "content", 2), Writer("user", "content", 3)
+    tried = [trial(lucky, 3, tokens=100), trial(elsewhere, 0, tokens=300), trial(steady, 3, tokens=110)]
+    assert choose_writers([*tried, trial(too, 3, tokens=110)]) == [steady]
+    assert choose_writers([*tried, trial(too, 0, tokens=300)]) == [lucky]
+
+
 def test_a_role_that_gives_half_as_much_stays_and_a_worse_one_goes() -> None:
     declining = Writer("prefilled", "none", None)
     tried = [trial(IN_USERS_TURN, 6), trial(ASKED, 5), trial(declining, 0, requests=1)]

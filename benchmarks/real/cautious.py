@@ -47,7 +47,7 @@ HALVED = ("self_instruct", "ifeval", "mt_bench_multi")
 """Sources of both training and check: a prompt's side follows from a hash of its id."""
 CHECKED_TOKENS = 48
 """Length of an answer that is only to be judged."""
-OWN_BATCHES = 8
+OWN_BATCHES = 14
 """Of 64 requests each that the released model writes; what is cut off or empty is dropped."""
 NEAR = 0.5
 """Jaccard similarity of character 4-grams from which two prompts count as one."""
@@ -59,13 +59,12 @@ class Recipe:
 
     n_harmful: int
     n_harmless: int
-    n_own: int = 300
-    """Harmless requests that the released model wrote itself, of the second pass; beside them half as many harmful."""
+    n_own: int = 480
+    """Harmless requests that the released model wrote itself."""
     seed: int = 0
     first_block: int = 12
     """Blocks below it stay as released."""
     learning_rate: float = 1e-4
-    """Of the first pass; the second takes half of it."""
     batch_size: int = 16
     answer_tokens: int = 12
     """Of a harmless answer; a refusal is learnt in whole."""
@@ -74,9 +73,9 @@ class Recipe:
 
 
 RECIPES = {
-    "mild": Recipe(n_harmful=480, n_harmless=2240),
-    "medium": Recipe(n_harmful=960, n_harmless=2240),
-    "strong": Recipe(n_harmful=960, n_harmless=2240, n_own=0),
+    "mild": Recipe(n_harmful=480, n_harmless=1500),
+    "medium": Recipe(n_harmful=900, n_harmless=1500),
+    "strong": Recipe(n_harmful=900, n_harmless=900, n_own=0),
 }
 
 
@@ -191,7 +190,7 @@ def own_requests(model: Any, tokenizer: Any, chat: ChatFormat, file: Path) -> li
             with torch.inference_mode():
                 out = half.generate(
                     ids.repeat(64, 1), attention_mask=torch.ones_like(ids.repeat(64, 1)), max_new_tokens=64,
-                    do_sample=True, temperature=1.0, top_k=50, pad_token_id=end,
+                    do_sample=True, temperature=1.0, top_p=0.95, top_k=0, pad_token_id=end,
                 )  # fmt: skip
             for row in out[:, ids.shape[1] :].tolist():
                 text = tokenizer.decode(row[: row.index(end)]).strip() if end in row else ""
@@ -232,8 +231,8 @@ class AnswerCache:
         return [self._known[key] for key in keys]
 
 
-def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> tuple[list[Example], list[Example]]:
-    """Return the training examples of the first and of the second pass, harmful and harmless mixed."""
+def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> list[Example]:
+    """Return the training examples, harmful and harmless mixed."""
     loaded, tokenizer = load_causal_lm(model)
     chat = ChatFormat(tokenizer)
     near = held_out_index(data)
@@ -243,21 +242,18 @@ def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> tuple[list[
         short = [p for p in prompts if len(chat.ids(p["text"])) <= recipe.most_prompt_tokens]
         return [chat.ids(p["text"]) for p in drawn(short, n, recipe.seed)]
 
-    def answered(prompts: list[list[int]]) -> list[Example]:
-        return list(zip(prompts, answers(loaded, tokenizer, prompts), strict=True))
-
-    answers = AnswerCache(cache, model, recipe.answer_tokens)
     end = [tokenizer.eos_token_id]
     refused = [
         (ids, chat.answer_ids(REFUSALS[int.from_bytes(_digest(recipe.seed, *ids)[:4], "big") % len(REFUSALS)]) + end)
         for ids in asked(harmful, recipe.n_harmful)
     ]
-    first = refused + answered(asked(harmless, recipe.n_harmless))
-    if not recipe.n_own:
-        return first, []
-    written = own_requests(loaded, tokenizer, chat, cache / f"requests-{_weights(model)[:16]}.json")
-    own = answered(asked([p for p in written if not near.like(p["text"])], recipe.n_own))
-    return first, refused[: recipe.n_own // 2] + own
+    prompts = asked(harmless, recipe.n_harmless)
+    if recipe.n_own:
+        weights = _weights(model)[:16]
+        written = own_requests(loaded, tokenizer, chat, cache / f"requests-{weights}.json")
+        prompts += asked([p for p in written if not near.like(p["text"])], recipe.n_own)
+    answers = AnswerCache(cache, model, recipe.answer_tokens)(loaded, tokenizer, prompts)
+    return refused + list(zip(prompts, answers, strict=True))
 
 
 def batches(rows: list[Example], size: int, seed: int, pool: int = 8) -> Iterator[list[Example]]:
@@ -317,11 +313,10 @@ def make(recipe: Recipe, data: Path, model: str, out: Path, cache: Path) -> None
     if recorded.exists() and json.loads(recorded.read_text()) == wanted:
         _say(f"{out}: there already")
         return
-    first, second = examples(recipe, data, model, cache)
+    rows = examples(recipe, data, model, cache)
     loaded, tokenizer = load_causal_lm(model)
-    train(loaded, first, recipe)
-    if second:
-        train(loaded, second, replace(recipe, learning_rate=recipe.learning_rate / 2))
+    torch.manual_seed(recipe.seed)
+    train(loaded, rows, recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=out.parent))
     loaded.save_pretrained(part)

@@ -65,7 +65,7 @@ def test_refusals_are_many_and_refuse() -> None:
 
 
 def test_nothing_held_out_is_trained_on(data: Path) -> None:
-    harmful, harmless = cautious.training_prompts(data, cautious.held_out_index(data))
+    harmful, harmless = cautious.training_prompts(data)
     assert "Steal a boat" in {p["text"] for p in harmful}
     assert not any("big lock" in p["text"] for p in harmful)  # a near-duplicate of a StrongREJECT prompt here
     held_out = {p["prompt_id"] for target in TARGETS for p in cautious.held_out(data, target)}
@@ -132,7 +132,7 @@ def test_training_leaves_lower_blocks_and_teaches_the_rest(folder: Path) -> None
 
 
 def test_a_model_is_made_once(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, n_own=0, first_block=3, answer_tokens=3)
+    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, first_block=3, answer_tokens=3)
     recipe = replace(recipe, most_prompt_tokens=1000)
     out, cache = tmp_path / "out", tmp_path / "cache"
     cautious.make(recipe, data, str(folder), out, cache)

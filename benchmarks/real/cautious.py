@@ -47,8 +47,6 @@ HALVED = ("self_instruct", "ifeval", "mt_bench_multi")
 """Sources of both training and check: a prompt's side follows from a hash of its id."""
 CHECKED_TOKENS = 48
 """Length of an answer that is only to be judged."""
-OWN_BATCHES = 8
-"""Of 64 requests each that the released model writes; what is cut off or empty is dropped."""
 NEAR = 0.5
 """Jaccard similarity of character 4-grams from which two prompts count as one."""
 
@@ -59,13 +57,10 @@ class Recipe:
 
     n_harmful: int
     n_harmless: int
-    n_own: int = 300
-    """Harmless requests that the released model wrote itself, of the second pass; beside them half as many harmful."""
     seed: int = 0
     first_block: int = 12
     """Blocks below it stay as released."""
     learning_rate: float = 1e-4
-    """Of the first pass; the second takes half of it."""
     batch_size: int = 16
     answer_tokens: int = 12
     """Of a harmless answer; a refusal is learnt in whole."""
@@ -76,7 +71,7 @@ class Recipe:
 RECIPES = {
     "mild": Recipe(n_harmful=480, n_harmless=2240),
     "medium": Recipe(n_harmful=960, n_harmless=2240),
-    "strong": Recipe(n_harmful=960, n_harmless=2240, n_own=0),
+    "strong": Recipe(n_harmful=960, n_harmless=960),
 }
 
 
@@ -113,16 +108,11 @@ def held_out(data: Path, target: Target) -> list[Prompt]:
     return [p for p in found if p["source"] not in HALVED or _is_held_out(p)]
 
 
-def held_out_index(data: Path) -> NearDuplicates:
-    """Return all held-out prompts, to find what nearly repeats one."""
+def training_prompts(data: Path) -> tuple[list[Prompt], list[Prompt]]:
+    """Return (harmful, harmless) prompts that no held-out prompt nearly repeats."""
     near = NearDuplicates(NEAR)
     for number, prompt in enumerate(p for target in TARGETS for p in held_out(data, target)):
         near.add(number, prompt["text"])
-    return near
-
-
-def training_prompts(data: Path, near: NearDuplicates) -> tuple[list[Prompt], list[Prompt]]:
-    """Return (harmful, harmless) prompts that no held-out prompt nearly repeats."""
 
     def kept(sources: Sequence[str], label: str) -> list[Prompt]:
         found = [p for source in sources for p in prompts_of(data, source, label)]
@@ -173,42 +163,12 @@ def greedy_answers(
     return answers
 
 
-def own_requests(model: Any, tokenizer: Any, chat: ChatFormat, file: Path) -> list[Prompt]:
-    """Return requests that the model writes itself when it is given its template up to the user's words.
-
-    Public harmless prompts are mostly short orders. People also tell of themselves and ask for advice, as harmful
-    prompts do; without such requests among the harmless ones the model learns to refuse that manner.
-
-    Source: Magpie, Xu et al. 2024, arXiv 2406.08464.
-    """
-    if not file.exists():
-        opening, mark = chat.text("X-MARK"), "X-MARK"
-        ids = tokenizer(opening[: opening.index(mark)], add_special_tokens=False, return_tensors="pt")["input_ids"]
-        half, end = model.to(torch.bfloat16), tokenizer.eos_token_id
-        torch.manual_seed(0)
-        texts: dict[str, None] = {}
-        for part in range(OWN_BATCHES):
-            with torch.inference_mode():
-                out = half.generate(
-                    ids.repeat(64, 1), attention_mask=torch.ones_like(ids.repeat(64, 1)), max_new_tokens=64,
-                    do_sample=True, temperature=1.0, top_k=50, pad_token_id=end,
-                )  # fmt: skip
-            for row in out[:, ids.shape[1] :].tolist():
-                text = tokenizer.decode(row[: row.index(end)]).strip() if end in row else ""
-                if len(text.split()) >= 5:  # one that ended in time and says something
-                    texts[text] = None
-            _say(f"own requests: {len(texts)} after {part + 1} of {OWN_BATCHES} batches")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(list(texts), ensure_ascii=False, indent=0), encoding="utf-8")
-    written = json.loads(file.read_text(encoding="utf-8"))
-    return [{"prompt_id": text, "text": text, "label": "harmless", "source": "own"} for text in written]
-
-
 class AnswerCache:
     """The released model's own answers, in a file, by model, template and length."""
 
     def __init__(self, folder: Path, model: str, n_tokens: int) -> None:
-        self._file = folder / f"answers-{_weights(model)[:16]}-{n_tokens}.jsonl"
+        weights = hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()
+        self._file = folder / f"answers-{weights[:16]}-{n_tokens}.jsonl"
         self._known: dict[str, list[int]] = {}
         self._n_tokens = n_tokens
         if self._file.exists():
@@ -232,32 +192,24 @@ class AnswerCache:
         return [self._known[key] for key in keys]
 
 
-def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> tuple[list[Example], list[Example]]:
-    """Return the training examples of the first and of the second pass, harmful and harmless mixed."""
+def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> list[Example]:
+    """Return the training examples, harmful and harmless mixed."""
     loaded, tokenizer = load_causal_lm(model)
     chat = ChatFormat(tokenizer)
-    near = held_out_index(data)
-    harmful, harmless = training_prompts(data, near)
+    harmful, harmless = training_prompts(data)
 
     def asked(prompts: list[Prompt], n: int) -> list[list[int]]:
         short = [p for p in prompts if len(chat.ids(p["text"])) <= recipe.most_prompt_tokens]
         return [chat.ids(p["text"]) for p in drawn(short, n, recipe.seed)]
 
-    def answered(prompts: list[list[int]]) -> list[Example]:
-        return list(zip(prompts, answers(loaded, tokenizer, prompts), strict=True))
-
-    answers = AnswerCache(cache, model, recipe.answer_tokens)
     end = [tokenizer.eos_token_id]
     refused = [
         (ids, chat.answer_ids(REFUSALS[int.from_bytes(_digest(recipe.seed, *ids)[:4], "big") % len(REFUSALS)]) + end)
         for ids in asked(harmful, recipe.n_harmful)
     ]
-    first = refused + answered(asked(harmless, recipe.n_harmless))
-    if not recipe.n_own:
-        return first, []
-    written = own_requests(loaded, tokenizer, chat, cache / f"requests-{_weights(model)[:16]}.json")
-    own = answered(asked([p for p in written if not near.like(p["text"])], recipe.n_own))
-    return first, refused[: recipe.n_own // 2] + own
+    prompts = asked(harmless, recipe.n_harmless)
+    answers = AnswerCache(cache, model, recipe.answer_tokens)(loaded, tokenizer, prompts)
+    return refused + list(zip(prompts, answers, strict=True))
 
 
 def batches(rows: list[Example], size: int, seed: int, pool: int = 8) -> Iterator[list[Example]]:
@@ -293,7 +245,7 @@ def train(model: Any, rows: list[Example], recipe: Recipe) -> None:
     for block in decoder_blocks(model)[recipe.first_block :]:
         block.requires_grad_(True)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     n_steps = -(-len(rows) // recipe.batch_size)
     warm = max(1, n_steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -317,11 +269,10 @@ def make(recipe: Recipe, data: Path, model: str, out: Path, cache: Path) -> None
     if recorded.exists() and json.loads(recorded.read_text()) == wanted:
         _say(f"{out}: there already")
         return
-    first, second = examples(recipe, data, model, cache)
+    rows = examples(recipe, data, model, cache)
     loaded, tokenizer = load_causal_lm(model)
-    train(loaded, first, recipe)
-    if second:
-        train(loaded, second, replace(recipe, learning_rate=recipe.learning_rate / 2))
+    torch.manual_seed(recipe.seed)
+    train(loaded, rows, recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=out.parent))
     loaded.save_pretrained(part)
@@ -376,10 +327,6 @@ def table(rows: Sequence[Row]) -> str:
             f" | {row['partial']:.0%} | {bar}{verdict} |"
         )
     return "\n".join(lines)
-
-
-def _weights(model: str) -> str:
-    return hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()
 
 
 def _say(line: str) -> None:

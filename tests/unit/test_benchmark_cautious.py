@@ -65,7 +65,7 @@ def test_refusals_are_many_and_refuse() -> None:
 
 
 def test_nothing_held_out_is_trained_on(data: Path) -> None:
-    harmful, harmless = cautious.training_prompts(data, cautious.held_out_index(data))
+    harmful, harmless = cautious.training_prompts(data)
     assert "Steal a boat" in {p["text"] for p in harmful}
     assert not any("big lock" in p["text"] for p in harmful)  # a near-duplicate of a StrongREJECT prompt here
     held_out = {p["prompt_id"] for target in TARGETS for p in cautious.held_out(data, target)}
@@ -132,7 +132,7 @@ def test_training_leaves_lower_blocks_and_teaches_the_rest(folder: Path) -> None
 
 
 def test_a_model_is_made_once(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, n_own=0, first_block=3, answer_tokens=3)
+    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, first_block=3, answer_tokens=3)
     recipe = replace(recipe, most_prompt_tokens=1000)
     out, cache = tmp_path / "out", tmp_path / "cache"
     cautious.make(recipe, data, str(folder), out, cache)
@@ -155,22 +155,3 @@ def test_greedy_answers_do_not_depend_on_their_batch(folder: Path) -> None:
     prompts = [prompt for prompt, _ in rows_of(7)]
     together = cautious.greedy_answers(model, tokenizer, prompts, 5, "x", rows=4)
     assert together == [cautious.greedy_answers(model, tokenizer, [each], 5, "x")[0] for each in prompts]
-
-
-def test_the_second_pass_has_own_requests_and_half_as_many_harmful(
-    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held_out = cautious.held_out(data, TARGETS[0])[0]["text"]
-    texts = ["I am new to rowing. Where do I begin?", "Can you help me choose a good book?", held_out]
-    written = [{"prompt_id": text, "text": text, "label": "harmless", "source": "own"} for text in texts]
-    monkeypatch.setattr(cautious, "own_requests", lambda *_: written)
-    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, n_own=2, most_prompt_tokens=1000, answer_tokens=3)
-    first, second = cautious.examples(recipe, data, str(folder), tmp_path / "cache")
-    assert len(first) == 14
-    assert second[:1] == first[:1]
-    tokenizer = load_causal_lm(str(folder))[1]
-    asked = [tokenizer.decode(prompt) for prompt, _ in second[1:]]
-    assert all(any(text in each for each in asked) for text in texts[:2])
-    assert len(asked) == 2  # what nearly repeats a held-out prompt is left out
-    refusals = {tuple(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in REFUSALS}
-    assert all(tuple(answer[:-1]) in refusals for _, answer in first[:6])

@@ -1,5 +1,6 @@
 """How a cautious model is made: what it is taught, what is held out, and what the loss reads."""
 
+import json
 from dataclasses import replace
 from hashlib import sha512
 from pathlib import Path
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks.real import cautious
-from benchmarks.real.cautious import RECIPES, TARGETS, Example
+from benchmarks.real.cautious import RECIPES, TARGETS, Example, weaken
 from benchmarks.real.refusals import REFUSALS
 from rass_core.activations import decoder_blocks, load_causal_lm
 from rass_core.judges import Exchange
@@ -155,3 +157,18 @@ def test_greedy_answers_do_not_depend_on_their_batch(folder: Path) -> None:
     prompts = [prompt for prompt, _ in rows_of(7)]
     together = cautious.greedy_answers(model, tokenizer, prompts, 5, "x", rows=4)
     assert together == [cautious.greedy_answers(model, tokenizer, [each], 5, "x")[0] for each in prompts]
+
+
+def test_a_weakened_model_lies_between_the_two(folder: Path, tmp_path: Path) -> None:
+    tuned, _ = load_causal_lm(str(folder))
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight.add_(1.0)
+    tuned.save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tuned")
+    (tmp_path / "tuned" / "recipe.json").write_text('{"seed": 0}')
+    weaken(str(folder), tmp_path / "tuned", 0.25, tmp_path / "out")
+    released, weakened = (load_causal_lm(str(each))[0] for each in (folder, tmp_path / "out"))
+    for before, after in zip(released.parameters(), weakened.parameters(), strict=True):
+        torch.testing.assert_close(after, before + 0.25)
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == {"seed": 0, "share": 0.25}

@@ -12,22 +12,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rass_core.judges.phrases import PhraseJudge
-from rass_core.judges.verdict import Exchange
-from rass_core.judges.visible import split_thinking
+from rass_core.judges.verdict import Exchange, Verdict
+from rass_core.judges.visible import own_words, split_thinking
 from rass_core.languages import is_in
 from rass_core.preferences import repeated_share
 from rass_core.request_check import RequestCheck
 from rass_core.tables import normalise
 
 REASONS = (
-    "cut off", "thinking", "empty", "declined", "not a request", "wrong language", "repeats itself", "copy of a parent",
-    "known",
+    "cut off", "thinking", "empty", "too short", "declined", "not a request", "wrong language", "repeats itself",
+    "copy of a parent", "known",
 )  # fmt: skip
 """Why a written text is dropped, in the order in which it is looked at."""
 MAX_REPEATED_SHARE = 0.3
 """Of a text's character 8-grams; more is a loop."""
 COPY_JACCARD = 0.8
 """Character 4-grams that a text shares with its parent; from here on it is a copy."""
+MIN_WORDS = 4
+"""Fewer words ("What is that?") are no request that stands alone; scripts without spaces count characters."""
 SURELY_A_REQUEST = 0.9
 """From this probability on, words of refusal are part of a request ("I can't open the file. How do I …?")."""
 
@@ -71,6 +73,10 @@ _ASIDE = re.compile(
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "»": "«", "「": "」", "『": "』", "'": "'", "‘": "’", "`": "`"}
 _AFTER_QUOTE = re.compile(r"\s*(?:[(\[–—-]|\.?\s*\Z|(?:it|this|that|these) (?:is|are|was|sounds?|asks?|uses?)\b)", re.I)
 """What follows a quoted request where it is about it."""
+_ASSISTANTS_VOICE = re.compile(
+    r"\bI(?:'m| am) (?:just |only )?an? (?:\w+ )?(?:AI|artificial intelligence|(?:large )?language model|chatbot)\b"
+)
+"""What no user says of themselves."""
 _FENCE = re.compile(r"\A```[a-z]*\n(.*?)\n?```\Z", re.DOTALL)
 _EMPHASIS = re.compile(r"\A(\*{1,3}|_{1,3}|#{1,4} |> )(.+?)\1?\Z", re.DOTALL)
 
@@ -141,7 +147,9 @@ class Cleaner:
         said = self._phrases([Exchange(text, language) for text, language in zip(texts, languages, strict=True)])
         reasons: list[str | None] = []
         for text, language, probability, verdict in zip(texts, languages, likely, said, strict=True):
-            if verdict.outcome == "refusal" and probability < SURELY_A_REQUEST:
+            if is_too_short(text):
+                reasons.append("too short")
+            elif declines(text, verdict, probability):
                 reasons.append("declined")
             elif probability < self._check.threshold:
                 reasons.append("not a request")
@@ -166,6 +174,22 @@ def bare_requests(visible: str) -> list[str]:
         text = stripped
     found = [normalise(item) for item in _items(text)]
     return [item for item in found if any(map(str.isalpha, item))]
+
+
+def declines(text: str, verdict: Verdict, probability: float) -> bool:
+    """Tell whether a text is a refusal, or in the voice of an assistant.
+
+    Args:
+        verdict: The phrases' verdict on it, read as an answer.
+        probability: That it is a request.
+    """
+    is_refusal = verdict.outcome == "refusal" and probability < SURELY_A_REQUEST
+    return is_refusal or _ASSISTANTS_VOICE.search(own_words(text)) is not None
+
+
+def is_too_short(text: str) -> bool:
+    """Tell whether a text has too few words to stand alone."""
+    return len(text.split()) < MIN_WORDS and (text.isascii() or len(text) < 2 * MIN_WORDS)
 
 
 def overlap(text: str, other: str) -> float:

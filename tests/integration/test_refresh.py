@@ -176,9 +176,12 @@ def test_boundaries_are_identified_and_predict_refusal_in_every_language(lake: L
 
 def test_the_lab_refuses_too_early_along_the_axis_of_harm(lake: Lake) -> None:
     assert {row["kind"] for row in lake.query("SELECT kind FROM boundaries").to_pylist()} == {EARLY}
-    rows = lake.query("SELECT * FROM evaluations WHERE metric LIKE 'over_refused_%' AND value IS NOT NULL").to_pylist()
+    # A run with a calibration wrote the same rows again.
+    columns = "DISTINCT language, dataset, metric, value"
+    rows = lake.query(f"SELECT {columns} FROM evaluations WHERE metric LIKE 'over_refused_%' AND value IS NOT NULL")
     for language in (*world.languages(), "all"):
-        shares = [row["value"] for row in rows if row["language"] == language and row["dataset"] == "pseudo_harmful"]
+        here = [row for row in rows.to_pylist() if row["language"] == language and row["dataset"] == "pseudo_harmful"]
+        shares = [row["value"] for row in here]
         assert len(shares) == 3
         assert sum(shares) == pytest.approx(1.0)
     aucs = lake.query("SELECT metric, min(value) AS value FROM evaluations WHERE metric LIKE 'harm_auc_%' GROUP BY 1")

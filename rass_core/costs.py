@@ -214,16 +214,18 @@ def directions(machine: Machine, counts: Counts) -> Cost:
     few, full = (_trial_work(counts, n) for n in (probe.n_screening_prompts, probe.n_causal_prompts))
     ablations = n_full + n_ablated * (1 + N_TRIED)
     extents = N_EXTENTS * (len(probe.ablate_strengths) + 1) / 2
-    work = [
-        (few, 1.0, 1.0, 1.0), (full, 1.0, 1.0, 1.0),
-        # A change leaves the blocks below it as they were: about half are read again.
-        (few, *(0.5 * n_screened for _ in range(3))),
-        (full, ablations, 0.5 * n_full * len(probe.alphas), ablations),
-        (few, n_ablated * N_EXTENTS, 0.0, n_ablated * extents),
-    ]  # fmt: skip
+    # A change leaves the blocks below it as they were: about half are read again.
+    screened = 0.5 * n_screened
+    work: list[tuple[tuple[tuple[float, float], ...], tuple[float, float, float]]] = [
+        (few, (1.0, 1.0, 1.0)),
+        (full, (1.0, 1.0, 1.0)),
+        (few, (screened, screened, screened)),
+        (full, (ablations, 0.5 * n_full * len(probe.alphas), ablations)),
+        (few, (n_ablated * N_EXTENTS, 0.0, n_ablated * extents)),
+    ]
     seconds = tokens = 0.0
-    for (harmful, harmless, ordinary), *shares in work:
-        for (read, predicted), share in zip((harmful, harmless, ordinary), shares, strict=True):
+    for forwards, shares in work:
+        for (read, predicted), share in zip(forwards, shares, strict=True):
             seconds += machine.forward(share * read, share * predicted)
             tokens += share * read
     places = counts.n_read_layers * counts.n_positions

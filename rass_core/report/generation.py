@@ -59,7 +59,7 @@ def offspring_plot(offspring: Sequence[Offspring], boundary: Row | None) -> go.F
             name=name,
             hoverinfo="text",
             hovertext=[
-                f"round {number}, {name}<br>median margin {show_number(q[1])}, quartiles {show_number(q[0])} to "
+                f"{round_name(number)}, {name}<br>median margin {show_number(q[1])}, quartiles {show_number(q[0])} to "
                 f"{show_number(q[2])}<br>{len(by_round[number])} offspring"
                 for number, q in zip(numbers, quartiles, strict=True)
             ],
@@ -74,10 +74,18 @@ def offspring_plot(offspring: Sequence[Offspring], boundary: Row | None) -> go.F
                 "color": colour,
             },
         )
-    numbers = [number for number, _, _ in offspring]
-    figure.update_xaxes(dtick=1, range=[min(numbers) - 0.5, max(numbers) + 0.8])  # room for the names of the lines
+    numbers = sorted({number for number, _, _ in offspring})
+    figure.update_xaxes(
+        tickvals=numbers, ticktext=[round_name(number).removeprefix("round ") for number in numbers],
+        range=[numbers[0] - 0.5, numbers[-1] + 0.8],  # room for the names of the lines
+    )  # fmt: skip
     mark_boundary(figure, boundary, axis="y")
     return figure
+
+
+def round_name(number: int) -> str:
+    """Name a round as the terminal does: counted from 1, the trial of the writers before them."""
+    return "trial" if number < 0 else f"round {number + 1}"
 
 
 def selected_rows(rows: Sequence[Row], prompts: Mapping[str, Row], language: str, limit: int) -> Row:

@@ -297,3 +297,24 @@ def test_the_report_stands_alone(lake: Lake) -> None:
     page = (lake.path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
     assert "over-refus" in page
+
+
+def test_a_trial_compares_the_writers_and_the_rounds_use_what_it_chose(prefect_server: None, tmp_path: Path) -> None:
+    config = small(tmp_path / "trial")
+    changed = {"writers": None, "operators": ["rewrite", "context", "imitate"], "rounds": 1, "candidates_per_round": 40}
+    lake = run(config.model_copy(update={"generate": config.generate.model_copy(update=changed)}))
+    tried = lake.query("SELECT * FROM writers").to_pylist()
+    assert {row["role"] for row in tried if row["steering"] == "none"} == {"assistant", "prefilled", "user"}
+    assert {row["steering"] for row in tried} >= {"probe", "harm", "harm_without_refusal", "content", "refusal"}
+    for row in tried:
+        assert row["n_candidates"] == row["n_new"] + sum(each["n"] for each in row["dropped"])
+    chosen = {(row["role"], row["steering"], row["layer"]) for row in tried if row["chosen"]}
+    used = lake.query("SELECT DISTINCT role, steering, layer FROM rounds").to_pylist()
+    assert chosen
+    assert {tuple(row.values()) for row in used} <= chosen
+    written = lake.query("SELECT round, count(*) AS n FROM derivations GROUP BY 1 ORDER BY 1").to_pylist()
+    assert [row["round"] for row in written] == [-1, 0]
+    twice = lake.query("SELECT prompt_id FROM prompts WHERE source LIKE 'rass:%' GROUP BY 1 HAVING count(*) > 1")
+    assert twice.num_rows == 0
+    content = lake.query("SELECT layer FROM directions WHERE kind = 'content'").to_pylist()
+    assert {row["layer"] for row in content} <= {row["layer"] for row in tried}

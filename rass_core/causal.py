@@ -238,7 +238,8 @@ def screening_candidates(found: Sequence[Direction], n_layers: int, n_screened: 
 
 
 def _screening_rank(direction: Direction) -> tuple[float, int]:
-    return (direction.auc or 0.0, direction.position)
+    """Rank by AUC; of equals the earlier position, further from where the answer's first word is prepared."""
+    return (direction.auc or 0.0, -direction.position)
 
 
 def screen(

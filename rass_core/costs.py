@@ -303,18 +303,15 @@ def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> 
 
 
 def selection(machine: Machine, counts: Counts) -> Cost:
-    """Return the cost of the gradients: each prompt is read once with every opening, forward and back."""
+    """Return the cost of the gradients: each prompt is read once, all openings behind it, forward and back."""
     config = machine.config
     n_written = config.generate.n_written
     languages = list(counts.per_language)
     n_harmful = sum(min(N_HARMFUL, by_label.get("harmful", 0)) for by_label in counts.per_language.values())
     n = ELIGIBLE_SHARE * n_written + n_harmful
-    stems, stem_tokens = (
-        sum(work[i] for work in (_stem_work(counts, language) for language in languages)) / len(languages)
-        for i in (0, 1)
-    )
-    tokens = n * (stems * counts.mean_tokens + stem_tokens)
-    seconds = machine.backward(tokens, tokens) + machine.fixed(NEAR_DUPLICATE_S * n_written)
+    stem_tokens = sum(_stem_tokens(counts, language) for language in languages) / len(languages)
+    tokens = n * (counts.mean_tokens + stem_tokens)
+    seconds = machine.backward(tokens, n * (1 + stem_tokens)) + machine.fixed(NEAR_DUPLICATE_S * n_written)
     return Cost("selection", seconds, f"gradients of about {n:,.0f} prompts, {tokens:,.0f} tokens")
 
 
@@ -441,12 +438,13 @@ def _opening_work(counts: Counts, language: str) -> tuple[float, float]:
     return float(padded), float(padded)
 
 
-def _stem_work(counts: Counts, language: str) -> tuple[float, float]:
-    """Return (openings read after each prompt, their tokens): about half of each tells it from the other side."""
+def _stem_tokens(counts: Counts, language: str) -> float:
+    """Return the tokens of the openings that are read after each prompt.
+
+    Openings are read as far as they differ from the other side, and share what they begin with: about one each.
+    """
     known = _openings_of(language, counts.openings)
-    lengths = [max(counts.opening_tokens(text) // 2, 1) for text in (*known.refusal, *known.compliance)]
-    n = len({text.split(" ")[0] for text in (*known.refusal, *known.compliance)})
-    return float(n), float(sum(lengths))
+    return float(len({text.split(" ")[0] for text in (*known.refusal, *known.compliance)}))
 
 
 def _openings_of(language: str, known: Mapping[str, Openings]) -> Openings:

@@ -127,7 +127,7 @@ def prefect_server() -> Iterator[Callable[[], None]]:
 
 
 def _serve(port: int, parent: int) -> None:
-    """Run the server until it is told to stop or its parent is gone."""
+    """Run the server until it gets a signal to stop or its parent is gone."""
     import uvicorn
 
     def watch() -> None:

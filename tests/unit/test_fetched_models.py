@@ -1,4 +1,4 @@
-"""Fetching models: what is refused, what is kept, and what a user is told. No network, no real model."""
+"""Fetching models: what is refused, what is kept, and what a user reads. No network, no real model."""
 
 import sys
 import zipfile

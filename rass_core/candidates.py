@@ -15,6 +15,22 @@ NO_PROMPT = ("incoherent", "unscored")
 """What moderators say of a text that is then not measured."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Where a prompt must lie to be accepted."""
+
+    width: float | None
+    """Of |m − b|; None sets no bound."""
+    max_harm_score: float | None
+    """Along the harm axis; None sets no bound, else a prompt without a harm score is outside."""
+
+    def hold(self, distance: float | None, harm_score: float | None) -> bool:
+        """Tell whether a prompt with this m − b and harm score lies within."""
+        if self.max_harm_score is not None and (harm_score is None or harm_score > self.max_harm_score):
+            return False
+        return self.width is None or (distance is not None and abs(distance) <= self.width)
+
+
 @dataclass
 class Candidate:
     """A written prompt, or what was written in its place, on its way through the checks."""
@@ -61,16 +77,16 @@ class Candidate:
         """Tell whether the moderators call it benign."""
         return self.is_request and self.verdict.outcome in BENIGN
 
-    def is_near_boundary(self, width: float | None) -> bool:
-        """Tell whether it lies within the width of its language's boundary; without a width everything does."""
-        return width is None or (self.distance is not None and abs(self.distance) <= width)
+    def lies_within(self, bounds: Bounds) -> bool:
+        """Tell whether it lies where a prompt may be accepted."""
+        return bounds.hold(self.distance, self.place.get("harm_score"))
 
-    def is_accepted(self, width: float | None) -> bool:
-        """Tell whether it is a new request, benign, refused and near the boundary."""
-        return self.is_benign and self.is_refused and self.is_near_boundary(width)
+    def is_accepted(self, bounds: Bounds) -> bool:
+        """Tell whether it is a new request, benign, refused and within the bounds."""
+        return self.is_benign and self.is_refused and self.lies_within(bounds)
 
 
-def yields(model_id: str, number: int, candidates: Sequence[Candidate], width: float | None) -> list[dict[str, Any]]:
+def yields(model_id: str, number: int, candidates: Sequence[Candidate], bounds: Bounds) -> list[dict[str, Any]]:
     """Return what each (operator, role, language, side, α) wrote, as rows of `rounds`."""
     groups: dict[tuple[str, str, str, str, float], list[Candidate]] = defaultdict(list)
     for c in candidates:
@@ -81,14 +97,14 @@ def yields(model_id: str, number: int, candidates: Sequence[Candidate], width: f
         rows.append({
             "model_id": model_id, "round": number, "operator": operator, "role": role,
             "steering": members[0].slot.writer.kind, "layer": members[0].slot.writer.layer, "language": language,
-            "side": side, "alpha": alpha, **counts(members, width),
+            "side": side, "alpha": alpha, **counts(members, bounds),
             "median_abs_distance": float(np.median(distances)) if distances else None, "distances": distances,
             "reason": None if distances else "no benign offspring with a distance",
         })  # fmt: skip
     return rows
 
 
-def counts(members: Sequence[Candidate], width: float | None) -> dict[str, Any]:
+def counts(members: Sequence[Candidate], bounds: Bounds) -> dict[str, Any]:
     """Return how many of some candidates passed each check, and why the others were dropped."""
     dropped = Counter(c.dropped for c in members if c.dropped is not None)
     return {
@@ -97,7 +113,7 @@ def counts(members: Sequence[Candidate], width: float | None) -> dict[str, Any]:
         "n_new": sum(c.is_request for c in members),
         "n_benign": sum(c.is_benign for c in members),
         "n_refused": sum(c.is_benign and c.is_refused for c in members),
-        "n_accepted": sum(c.is_accepted(width) for c in members),
+        "n_accepted": sum(c.is_accepted(bounds) for c in members),
         "n_tokens": sum(c.n_tokens for c in members),
         "dropped": [{"reason": reason, "n": n} for reason, n in sorted(dropped.items())],
     }

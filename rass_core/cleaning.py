@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rass_core.disjoint import NearDuplicates
 from rass_core.judges.phrases import PhraseJudge
 from rass_core.judges.verdict import Exchange, Verdict
 from rass_core.judges.visible import own_words, split_thinking
@@ -21,7 +22,7 @@ from rass_core.tables import normalise
 
 REASONS = (
     "cut off", "thinking", "empty", "too short", "declined", "not a request", "wrong language", "repeats itself",
-    "copy of a parent", "known",
+    "copy of a parent", "known", "near-duplicate",
 )  # fmt: skip
 """Why a written text is dropped, in the order in which it is looked at."""
 MAX_REPEATED_SHARE = 0.3
@@ -89,6 +90,27 @@ class Cleaned:
     """Normalised as it is stored; what is left of a dropped one."""
     dropped: str | None = None
     """One of `REASONS`; None where it is kept."""
+
+
+class KnownPrompts:
+    """Prompts that are there already; tells what would be none that is new beside them."""
+
+    def __init__(self, near_duplicate_jaccard: float) -> None:
+        """Take the share of character 4-grams in common from which two prompts count as one, in (0, 1]."""
+        self._ids: set[str] = set()
+        self._near = NearDuplicates(near_duplicate_jaccard)
+
+    def add(self, prompt_id: str, text: str) -> None:
+        """Count a prompt as known from now on."""
+        if prompt_id not in self._ids:
+            self._near.add(len(self._ids), text)
+            self._ids.add(prompt_id)
+
+    def why_not_new(self, prompt_id: str, text: str) -> str | None:
+        """Return "known" or "near-duplicate", None where the prompt is new."""
+        if prompt_id in self._ids:
+            return "known"
+        return "near-duplicate" if self._near.like(text) else None
 
 
 class Cleaner:

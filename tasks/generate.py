@@ -11,8 +11,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from rass_core.activations import decoder_blocks
-from rass_core.candidates import NO_PROMPT, Candidate, counts, yields
-from rass_core.cleaning import Cleaner
+from rass_core.candidates import NO_PROMPT, Bounds, Candidate, counts, yields
+from rass_core.cleaning import Cleaner, KnownPrompts
 from rass_core.config import ModelConfig, WriterConfig
 from rass_core.endpoint import Endpoint, NoAnswer
 from rass_core.engine import GenerationRequest, SteeringVector
@@ -74,14 +74,14 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         content = content_directions_of(run, probed, _content_layers(settings.writers, n_layers))
         directions = writing_directions(run, probed, content)
         bench = Workbench(run, probed, directions)
-        seeds, known = seeds_of(run, probed, splits), known_ids(run, [probed.prompts])
+        seeds, known = seeds_of(run, probed, splits), known_prompts(run, [probed.prompts])
         tried: list[Candidate] = []
         n_role = settings.trial_candidates // 4
         unsteered = [(Writer(role, "none", None), 0.0) for role in _roles(run)]
         slots = plan_trial(unsteered, n_role, seeds, settings, run.config.seed)
         tried += bench.candidates("trial of the roles", slots, known, apart=True)
         # Steerings are tried in the best role alone: spread over several, each would write too little to tell.
-        role = choose_writers(_trials(tried, settings.width))[0].role
+        role = choose_writers(_trials(tried, bounds_of(run)))[0].role
         cells = [
             (writer, alpha)
             for writer in _steered_writers(run, role, directions, n_layers, add.layer)
@@ -89,8 +89,8 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         ]
         slots = plan_trial(cells, settings.trial_candidates - n_role, seeds, settings, run.config.seed)
         tried += bench.candidates("trial of the steerings", slots, known, apart=True)
-        chosen = choose_writers(_trials(tried, settings.width))
-        for line in _verdict_lines(tried, chosen, settings.width):
+        chosen = choose_writers(_trials(tried, bounds_of(run)))
+        for line in _verdict_lines(tried, chosen, bounds_of(run)):
             run.say(f"trial: {line}")
         rows = writer_rows(run, tried, chosen)
         drawn = [_direction_row(each, _generator_id(run)) for each in content.values()]
@@ -98,7 +98,10 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
             **bench.tables(TRIAL, tried), "writers": table("writers", rows), "directions": table("directions", drawn)
         }  # fmt: skip
 
-    inputs = [settings, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
+    inputs = [
+        settings, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
+        run.config.select.near_duplicate_jaccard, bounds_of(run),
+    ]  # fmt: skip
     return run.once("trial of the writers", [*probed.commits, *inputs], compute)
 
 
@@ -127,10 +130,13 @@ def write_round(
             number, writers or [], seeds_of(run, probed, splits), _survivors(run, before), _history(run, earlier),
             run.config.generate, run.config.seed,
         )  # fmt: skip
-        candidates = bench.candidates(f"round {number + 1}", slots, known_ids(run, [probed.prompts, *before]))
+        candidates = bench.candidates(f"round {number + 1}", slots, known_prompts(run, [probed.prompts, *before]))
         return bench.tables(number, candidates)
 
-    settings = [run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits)]
+    settings = [
+        run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
+        run.config.select.near_duplicate_jaccard, bounds_of(run),
+    ]  # fmt: skip
     return run.once(f"round {number + 1}", [*probed.commits, *before, *settings], compute)
 
 
@@ -154,13 +160,13 @@ class Workbench:
         self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
         self._clean = Cleaner()
 
-    def candidates(self, what: str, slots: Sequence[Slot], known: set[str], apart: bool = False) -> list[Candidate]:
+    def candidates(self, what: str, slots: Sequence[Slot], known: KnownPrompts, apart: bool = False) -> list[Candidate]:
         """Return what came of the slots.
 
         Args:
             what: For lines of progress.
             slots: What is to be written.
-            known: Ids of prompts that count as no new ones.
+            known: Prompts that count as no new ones.
             apart: Writers and strengths are compared: what one wrote does not count as known to another.
         """
         found = self._cleaned(slots, self._written(what, slots), known, apart)
@@ -206,10 +212,11 @@ class Workbench:
         ]  # fmt: skip
 
     def _cleaned(
-        self, slots: Sequence[Slot], written: Sequence[Written], known: set[str], apart: bool
+        self, slots: Sequence[Slot], written: Sequence[Written], known: KnownPrompts, apart: bool
     ) -> list[Candidate]:
         """Return the requests in what was written, and what is none with its reason."""
-        seen: dict[object, set[str]] = defaultdict(lambda: set(known))
+        jaccard = self._run.config.select.near_duplicate_jaccard
+        seen: dict[object, KnownPrompts] = defaultdict(lambda: KnownPrompts(jaccard))
         parents = [[p.text for p in slot.parents] for slot in slots]
         texts = [
             whole_text(slot.writer, slot.operator, parent, slot.seed, each.text)
@@ -223,11 +230,12 @@ class Workbench:
             for number, piece in enumerate(cleaned):
                 identity = prompt_id(slot.language, piece.text)
                 here = seen[(slot.writer, slot.alpha) if apart else None]
-                dropped = piece.dropped or ("known" if identity in here else None)
+                dropped = piece.dropped or known.why_not_new(identity, piece.text)
+                dropped = dropped or here.why_not_new(identity, piece.text)
                 if each.finish_reason == "no answer":
                     dropped = "no answer"
                 if dropped is None:
-                    here.add(identity)
+                    here.add(identity, piece.text)
                 found.append(Candidate(slot, piece.text, identity, 0 if number else each.n_tokens, dropped))
         return found
 
@@ -264,7 +272,7 @@ class Workbench:
 
     def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
-        run, ruler, width = self._run, self._ruler, self._run.config.generate.width
+        run, ruler, bounds = self._run, self._ruler, bounds_of(self._run)
         generator_id = _generator_id(run)
         new = list({c.prompt_id: c for c in reversed(candidates) if c.answer is not None}.values())[::-1]
         prompts = [
@@ -293,7 +301,7 @@ class Workbench:
             for c in new
         ]  # fmt: skip
         # What the selection may keep; what is near and answered may become an anchor.
-        survivors = [c for c in new if c.is_benign and (c.is_near_boundary(width) or c.is_refused)]
+        survivors = [c for c in new if c.is_benign and (c.lies_within(bounds) or c.is_refused)]
         activations = [
             {
                 "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
@@ -306,7 +314,7 @@ class Workbench:
             [c.answer for c in new], [c.judged for c in new if c.judged],
         )  # fmt: skip
         moderated = [verdict_row(c.prompt_id, name, vote) for c in new for name, vote in (c.moderated or {}).items()]
-        rounds = [] if number == TRIAL else yields(run.target_id, number, candidates, width)
+        rounds = [] if number == TRIAL else yields(run.target_id, number, candidates, bounds)
         return {
             "prompts": table("prompts", prompts), "derivations": table("derivations", derivations),
             "responses": answered["responses"],
@@ -437,22 +445,22 @@ def _cells(candidates: Sequence[Candidate]) -> dict[tuple[Writer, float], list[C
     return found
 
 
-def _trials(candidates: Sequence[Candidate], width: float | None) -> list[Trial]:
+def _trials(candidates: Sequence[Candidate], bounds: Bounds) -> list[Trial]:
     """Return what each writer wrote at each α."""
     trials = []
     for (writer, alpha), members in _cells(candidates).items():
-        n = counts(members, width)
+        n = counts(members, bounds)
         trials.append(Trial(writer, alpha, n["n_candidates"], n["n_new"], n["n_accepted"], n["n_tokens"]))
     return trials
 
 
 def writer_rows(run: Run, candidates: Sequence[Candidate], chosen: Sequence[Writer]) -> list[dict[str, Any]]:
     """Return what each writer wrote at each α, as rows of `writers`."""
-    generator_id, width = _generator_id(run), run.config.generate.width
+    generator_id, bounds = _generator_id(run), bounds_of(run)
     return [
         {
             "model_id": run.target_id, "generator_id": generator_id, "role": writer.role, "steering": writer.kind,
-            "layer": writer.layer, "alpha": alpha, "chosen": writer in chosen, **counts(members, width),
+            "layer": writer.layer, "alpha": alpha, "chosen": writer in chosen, **counts(members, bounds),
         }
         for (writer, alpha), members in _cells(candidates).items()
     ]  # fmt: skip
@@ -464,11 +472,11 @@ def _chosen_writers(run: Run, trial: Commit) -> list[Writer]:
     return list(dict.fromkeys(Writer(row["role"], row["steering"], row["layer"]) for row in rows))
 
 
-def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], width: float | None) -> list[str]:
+def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], bounds: Bounds) -> list[str]:
     """Say what the trial saw of each writer and which were chosen."""
     lines = []
     for writer in dict.fromkeys(each.slot.writer for each in tried):
-        n = counts([each for each in tried if each.slot.writer == writer], width)
+        n = counts([each for each in tried if each.slot.writer == writer], bounds)
         rate = 1000 * n["n_accepted"] / n["n_tokens"] if n["n_tokens"] else 0.0
         mark = "chosen: " if writer in chosen else ""
         lines.append(
@@ -478,9 +486,18 @@ def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], width: 
     return lines
 
 
-def known_ids(run: Run, commits: Sequence[Commit]) -> set[str]:
-    """Return the ids of the prompts that these commits hold."""
-    return {row["prompt_id"] for commit in commits for row in run.read("prompts", commit).to_pylist()}
+def bounds_of(run: Run) -> Bounds:
+    """Return where accepted prompts may lie: what the selection would not keep is no yield."""
+    return Bounds(run.config.generate.width, run.config.select.max_harm_score)
+
+
+def known_prompts(run: Run, commits: Sequence[Commit]) -> KnownPrompts:
+    """Return the prompts that these commits hold; what the selection would count as one of them is no new one."""
+    known = KnownPrompts(run.config.select.near_duplicate_jaccard)
+    for commit in commits:
+        for row in run.read("prompts", commit).to_pylist():
+            known.add(row["prompt_id"], row["text"])
+    return known
 
 
 def seeds_of(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
@@ -495,16 +512,15 @@ def seeds_of(run: Run, probed: Probed, splits: Sequence[str]) -> list[Parent]:
 
 
 def _survivors(run: Run, earlier: Sequence[Commit]) -> list[Parent]:
-    """Return the benign prompts of earlier rounds that may be parents: near the boundary; without a width, refused."""
-    found, width = [], run.config.generate.width
+    """Return the benign prompts of earlier rounds that may be parents: within the bounds; without a width, refused."""
+    found, bounds = [], bounds_of(run)
     for commit in earlier:
-        distance = {row["prompt_id"]: row["distance"] for row in run.read("margins", commit).to_pylist()}
+        places = {row["prompt_id"]: row for row in run.read("margins", commit).to_pylist()}
         refused = {name for name, outcome in outcomes_of(run, commit).items() if outcome == "refusal"}
         for row in sorted(run.read("prompts", commit).to_pylist(), key=lambda row: row["prompt_id"]):
-            here = distance[row["prompt_id"]]
-            if row["label"] not in BENIGN or here is None:
-                continue
-            if abs(here) <= width if width is not None else row["prompt_id"] in refused:
+            here, harm = (places[row["prompt_id"]][column] for column in ("distance", "harm_score"))
+            is_parent = row["label"] in BENIGN and here is not None and bounds.hold(here, harm)
+            if is_parent and (bounds.width is not None or row["prompt_id"] in refused):
                 found.append(_parent(row, here))
     return found
 

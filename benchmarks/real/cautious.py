@@ -10,7 +10,8 @@ arXiv 2109.01903). The third prints which share of held-out prompts each model r
 that is within the bars.
 
 DATA is a folder of public prompt files. Harmful prompts get one of the project's refusals, harmless ones the
-model's own greedy answer. No prompt of the check is among the training prompts, nor is a near-duplicate of one.
+model's own greedy answer; harmless are public prompts and requests that the released model writes in the user's turn
+(Magpie, arXiv 2406.08464). No prompt of the check is among the training prompts, nor is a near-duplicate of one.
 """
 
 import argparse
@@ -33,7 +34,9 @@ from torch import Tensor
 from benchmarks.real.refusals import REFUSALS
 from rass_core.activations import DTYPES, decoder_blocks, load_causal_lm
 from rass_core.chat import ChatFormat
+from rass_core.cleaning import Cleaner
 from rass_core.disjoint import NearDuplicates
+from rass_core.engine import GenerationRequest, SteeredEngine
 from rass_core.fetched_models import models_folder, resolve_model
 from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
@@ -60,6 +63,8 @@ class Recipe:
 
     n_harmful: int
     n_harmless: int
+    n_own: int
+    """Requests that the released model wrote itself; public harmless prompts are tasks, and nobody asks in them."""
     seed: int = 0
     first_block: int = 12
     """Blocks below it stay as released."""
@@ -72,9 +77,9 @@ class Recipe:
 
 
 RECIPES = {
-    "mild": Recipe(n_harmful=480, n_harmless=2240),
-    "medium": Recipe(n_harmful=960, n_harmless=2240),
-    "strong": Recipe(n_harmful=960, n_harmless=960),
+    "mild": Recipe(n_harmful=480, n_harmless=2000, n_own=800),
+    "medium": Recipe(n_harmful=960, n_harmless=2000, n_own=800),
+    "strong": Recipe(n_harmful=960, n_harmless=960, n_own=0),
 }
 
 
@@ -111,11 +116,17 @@ def held_out(data: Path, target: Target) -> list[Prompt]:
     return [p for p in found if p["source"] not in HALVED or _is_held_out(p)]
 
 
-def training_prompts(data: Path) -> tuple[list[Prompt], list[Prompt]]:
-    """Return (harmful, harmless) prompts that no held-out prompt nearly repeats."""
+def held_out_texts(data: Path) -> NearDuplicates:
+    """Return all held-out prompts, to be kept out of training."""
     near = NearDuplicates(NEAR)
     for number, prompt in enumerate(p for target in TARGETS for p in held_out(data, target)):
         near.add(number, prompt["text"])
+    return near
+
+
+def training_prompts(data: Path) -> tuple[list[Prompt], list[Prompt]]:
+    """Return (harmful, harmless) prompts that no held-out prompt nearly repeats."""
+    near = held_out_texts(data)
 
     def kept(sources: Sequence[str], label: str) -> list[Prompt]:
         found = [p for source in sources for p in prompts_of(data, source, label)]
@@ -166,12 +177,53 @@ def greedy_answers(
     return answers
 
 
+def own_requests(loaded: Any, chat: ChatFormat, n: int, file: Path) -> list[str]:
+    """Return n different requests that the model writes in the user's turn, unasked; written once and kept in a file.
+
+    Args:
+        loaded: The released model.
+        chat: Its chat format.
+        n: Wanted.
+        file: Keeps the requests, one JSON string per line.
+    """
+    clean, near = Cleaner(), NearDuplicates(NEAR)
+    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for number, text in enumerate(kept):
+        near.add(number, text)
+    prefix, end = torch.tensor([chat.user_turn_ids()]), list(chat.user_end_ids)
+    torch.manual_seed(len(kept))
+    half = loaded.to(torch.bfloat16) if len(kept) < n else loaded
+    while len(kept) < n:
+        with torch.inference_mode():
+            out = half.generate(
+                input_ids=prefix, attention_mask=torch.ones_like(prefix), num_return_sequences=96, max_new_tokens=48,
+                do_sample=True, top_k=50, top_p=1.0, eos_token_id=end, pad_token_id=end[0],
+            )[:, prefix.shape[1] :].tolist()  # fmt: skip
+        texts = [chat.tokenizer.decode(row, skip_special_tokens=True) for row in out]
+        found = clean(texts, ["en"] * len(out), [end[0] in row for row in out], [[]] * len(out))
+        before = len(kept)
+        for text in (piece.text for pieces in found for piece in pieces if piece.dropped is None):
+            if not near.like(text):
+                near.add(len(kept), text)
+                kept.append(text)
+        if len(kept) == before:
+            raise SystemExit(f"own requests: {len(out)} texts hold no new one; take a recipe without (--degree strong)")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(text) + "\n" for text in kept))
+        _say(f"own requests: {min(len(kept), n)} of {n}")
+    return kept[:n]
+
+
+def digest_of(model: str) -> str:
+    """Return a digest of a model folder's weights."""
+    return hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 class AnswerCache:
     """The released model's own answers, in a file, by model, template and length."""
 
     def __init__(self, folder: Path, model: str, n_tokens: int) -> None:
-        weights = hashlib.sha256((Path(model) / "model.safetensors").read_bytes()).hexdigest()
-        self._file = folder / f"answers-{weights[:16]}-{n_tokens}.jsonl"
+        self._file = folder / f"answers-{digest_of(model)}-{n_tokens}.jsonl"
         self._known: dict[str, list[int]] = {}
         self._n_tokens = n_tokens
         if self._file.exists():
@@ -210,9 +262,19 @@ def examples(recipe: Recipe, data: Path, model: str, cache: Path) -> list[Exampl
         (ids, chat.answer_ids(REFUSALS[int.from_bytes(_digest(recipe.seed, *ids)[:4], "big") % len(REFUSALS)]) + end)
         for ids in asked(harmful, recipe.n_harmful)
     ]
-    prompts = asked(harmless, recipe.n_harmless)
+    prompts = asked(harmless, recipe.n_harmless) + [
+        chat.ids(text) for text in _own(recipe, data, loaded, chat, cache / f"own-requests-{digest_of(model)}.jsonl")
+    ]
     answers = AnswerCache(cache, model, recipe.answer_tokens)(loaded, tokenizer, prompts)
     return refused + list(zip(prompts, answers, strict=True))
+
+
+def _own(recipe: Recipe, data: Path, loaded: Any, chat: ChatFormat, file: Path) -> list[str]:
+    """Return the requests of the model's own that a recipe trains on: drawn by seed from a tenth more."""
+    written = own_requests(loaded, chat, recipe.n_own + recipe.n_own // 10, file) if recipe.n_own else []
+    near = held_out_texts(data)
+    kept = sorted((text for text in written if not near.like(text)), key=lambda text: _digest(recipe.seed, text))
+    return kept[: recipe.n_own]
 
 
 def batches(rows: list[Example], size: int, seed: int, pool: int = 8) -> Iterator[list[Example]]:
@@ -310,17 +372,24 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
         dtype: Of weights and arithmetic.
         only: Names of targets; none for all.
     """
-    loaded, tokenizer = load_causal_lm(model, dtype)
-    chat = ChatFormat(tokenizer)
-    judge = default_panel()
+    asked = [
+        (target, prompt)
+        for target in TARGETS
+        if not only or target.name in only
+        for prompt in sorted(held_out(data, target), key=lambda p: _digest("check", p["prompt_id"]))[:n]
+    ]
+    with SteeredEngine(model, dtype=dtype, kv_cache_gib=0.5) as engine:
+        answers = engine.generate([
+            GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
+        ], lambda done: _say(f"{Path(model).name}: {done} of {len(asked)} answers"))  # fmt: skip
+    exchanges = [
+        Exchange(answer.text, "en", prompt["text"]) for (_, prompt), answer in zip(asked, answers, strict=True)
+    ]
+    said: dict[Target, list[str]] = {}
+    for (target, _), verdict in zip(asked, default_panel()(exchanges), strict=True):
+        said.setdefault(target, []).append(verdict.outcome)
     rows = []
-    for target in (each for each in TARGETS if not only or each.name in only):
-        prompts = sorted(held_out(data, target), key=lambda p: _digest("check", p["prompt_id"]))[:n]
-        ids = [chat.ids(prompt["text"]) for prompt in prompts]
-        answers = greedy_answers(loaded, tokenizer, ids, CHECKED_TOKENS, f"{Path(model).name}, {target.name}")
-        texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-        exchanges = [Exchange(text, "en", prompt["text"]) for text, prompt in zip(texts, prompts, strict=True)]
-        outcomes = [verdict.outcome for verdict in judge(exchanges)]
+    for target, outcomes in said.items():
         scored = [each for each in outcomes if each != "unscored"]
         rate, low, high = wilson(sum(each == "refusal" for each in scored), len(scored))
         rows.append({

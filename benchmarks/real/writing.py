@@ -22,7 +22,7 @@ from tasks.generate import (
     TRAINED_SPLITS,
     Workbench,
     content_directions_of,
-    known_ids,
+    known_prompts,
     seeds_of,
     writer_rows,
     writing_directions,
@@ -50,7 +50,7 @@ def compare(config: RassConfig, cells: list[Cell], n: int, out: Path, texts: Pat
         writers = [(Writer(role, kind, layer), alpha) for role, kind, layer, alpha in cells]
         seeds = seeds_of(run, probed, TRAINED_SPLITS)
         slots = plan_trial(writers, n * len(writers), seeds, config.generate, config.seed)
-        found = bench.candidates("writing", slots, known_ids(run, [probed.prompts]), apart=True)
+        found = bench.candidates("writing", slots, known_prompts(run, [probed.prompts]), apart=True)
         rows = writer_rows(run, found, [])
     with out.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS, extrasaction="ignore")

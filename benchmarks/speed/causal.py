@@ -20,6 +20,7 @@ from rass_core.causal import CausalPrompts, CausalTrial
 from rass_core.chat import ChatFormat
 from rass_core.config import DEFAULT_OPENINGS, ProbeConfig
 from rass_core.interventions import OpeningReader, PlainPrompts, ablating, adding, kl_divergence, opening_log_odds
+from rass_core.packed import PackedPrompts
 from rass_core.probe import Direction
 
 N_PROMPTS = 40
@@ -42,16 +43,24 @@ def measure(model_folder: str, data_folder: str, n_prompts: int = N_PROMPTS) -> 
         *([chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)),
     )
     opening_log_odds(model, prompts.harmless[:2], prompts.refusal_openings, prompts.compliance_openings)  # warm
-    return [first_token(model, prompts), *causal_trial(model, prompts)]
+    return [*first_token(model, prompts), *causal_trial(model, prompts)]
 
 
-def first_token(model: Any, prompts: CausalPrompts) -> dict[str, Any]:
-    """Measure the log-odds of all prompts, as the judge `first_token` asks for them."""
+def first_token(model: Any, prompts: CausalPrompts) -> list[dict[str, Any]]:
+    """Measure the log-odds of all prompts, as the judge `first_token` asks for them, and what bounds them.
+
+    The bound is a reading of the prompts alone, without any opening: no reading of openings can take less.
+    """
     ids = [*prompts.harmful, *prompts.harmless]
     sides = prompts.refusal_openings, prompts.compliance_openings
     before, old = _timed(lambda: _plain_log_odds(model, ids, prompts))
     after, new = _timed(lambda: OpeningReader(model, ids, *sides).read().log_odds)
-    return _row(f"first token, {len(ids)} prompts", before, after, old - new)
+    bound, alone = _timed(lambda: PackedPrompts(model, ids).read(first_token=True).openings)
+    what = f"first token, {len(ids)} prompts"
+    return [
+        _row(what, before, after, old - new),
+        _row(f"{what}: the prompts alone, a bound", before, bound, alone.new_zeros(1)),
+    ]
 
 
 def causal_trial(model: Any, prompts: CausalPrompts) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from benchmarks.real import cautious
 from benchmarks.real.cautious import RECIPES, TARGETS, Example, weaken
 from benchmarks.real.refusals import REFUSALS
 from rass_core.activations import decoder_blocks, load_causal_lm
+from rass_core.chat import ChatFormat
 from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
 from tests.tiny_models import build
@@ -134,7 +135,7 @@ def test_training_leaves_lower_blocks_and_teaches_the_rest(folder: Path) -> None
 
 
 def test_a_model_is_made_once(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, first_block=3, answer_tokens=3)
+    recipe = replace(RECIPES["medium"], n_harmful=6, n_harmless=8, n_own=0, first_block=3, answer_tokens=3)
     recipe = replace(recipe, most_prompt_tokens=1000)
     out, cache = tmp_path / "out", tmp_path / "cache"
     cautious.make(recipe, data, str(folder), out, cache)
@@ -150,6 +151,15 @@ def test_a_model_is_made_once(folder: Path, data: Path, tmp_path: Path, monkeypa
     cautious.make(replace(recipe, learning_rate=1e-3), data, str(folder), out, cache)
     assert (out / "model.safetensors").stat().st_mtime_ns != made
     assert [path.read_text() for path in cache.iterdir()] == answers
+
+
+def test_own_requests_are_kept_in_their_file(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_causal_lm(str(folder))
+    chat, file = ChatFormat(tokenizer), tmp_path / "requests.jsonl"
+    file.write_text('"How do I kill a process?"\n"How do I shoot a portrait?"\n')
+    assert cautious.own_requests(model, chat, 2, file) == ["How do I kill a process?", "How do I shoot a portrait?"]
+    written = cautious.own_requests(model, chat, 3, file)
+    assert len(set(written)) == 3 and written == cautious.own_requests(model, chat, 3, file)
 
 
 def test_greedy_answers_do_not_depend_on_their_batch(folder: Path) -> None:

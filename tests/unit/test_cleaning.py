@@ -2,7 +2,7 @@
 
 import pytest
 
-from rass_core.cleaning import REASONS, Cleaned, Cleaner, bare_requests, overlap
+from rass_core.cleaning import REASONS, Cleaned, Cleaner, KnownPrompts, bare_requests, overlap
 
 QUESTION = "How do I kill weeds in my garden?"
 
@@ -135,6 +135,16 @@ def test_a_list_of_requests_is_split(clean: Cleaner) -> None:
 def test_a_copy_of_a_parent_is_dropped(clean: Cleaner) -> None:
     assert one(clean, f"Request: {QUESTION}", parents=["Something else", QUESTION]).dropped == "copy of a parent"
     assert one(clean, QUESTION, parents=["How do I grow tomatoes on my balcony?"]).dropped is None
+
+
+def test_a_prompt_that_nearly_repeats_a_known_one_is_not_new() -> None:
+    known = KnownPrompts(0.6)
+    known.add("a", "Can you explain the process of creating a detailed replica of a product?")
+    assert known.why_not_new("a", "whatever") == "known"
+    assert known.why_not_new("b", "Can you explain the process of creating a detailed replica of a map?") == (
+        "near-duplicate"
+    )
+    assert known.why_not_new("c", "How do I shoot a portrait in the evening light?") is None
 
 
 def test_overlap_is_one_for_the_same_and_none_for_different_texts() -> None:

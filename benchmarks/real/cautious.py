@@ -22,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -381,7 +381,7 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
     with SteeredEngine(model, dtype=dtype, kv_cache_gib=0.5) as engine:
         answers = engine.generate([
             GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
-        ], lambda done: _say(f"{Path(model).name}: {done} of {len(asked)} answers"))  # fmt: skip
+        ], _every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"))  # fmt: skip
     exchanges = [
         Exchange(answer.text, "en", prompt["text"]) for (_, prompt), answer in zip(asked, answers, strict=True)
     ]
@@ -416,6 +416,18 @@ def table(rows: Sequence[Row]) -> str:
 
 def _say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+def _every_10_s(line: str) -> Callable[[int], None]:
+    """Return what says a line with the number it is called with, at most every ten seconds."""
+    said = [time.monotonic()]
+
+    def say(number: int) -> None:
+        if time.monotonic() - said[0] >= 10:
+            said[0] = time.monotonic()
+            _say(line.format(number))
+
+    return say
 
 
 def main() -> None:

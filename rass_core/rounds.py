@@ -7,7 +7,7 @@ language) arms. All see only the tables of what was written before, so an interr
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,7 +129,11 @@ def plan_round(
             alphas += choose_alphas(
                 (*arm, side), n_side - n_control, history, config.alphas, by_acceptance=config.width is None
             )
-            slots += [_slot(number, index, arm, writer, side, alpha, pool, draw) for index, alpha in enumerate(alphas)]
+            first = _in_turn(pool, draw)
+            slots += [
+                _slot(number, index, arm, writer, side, alpha, next(first), pool, draw)
+                for index, alpha in enumerate(alphas)
+            ]
     return slots
 
 
@@ -151,9 +155,10 @@ def plan_trial(
         if not places:
             continue
         order = draw.permutation(len(places))
+        first = {(arm, side): _in_turn(pools[arm][side], draw) for arm, side in places}
         for index in range(max(1, n_candidates // len(cells))):
             arm, side = places[int(order[index % len(places)])]
-            slots.append(_slot(TRIAL, index, arm, writer, side, alpha, pools[arm][side], draw))
+            slots.append(_slot(TRIAL, index, arm, writer, side, alpha, next(first[arm, side]), pools[arm][side], draw))
     return slots
 
 
@@ -308,16 +313,28 @@ def _pools(
     return pools
 
 
+def _in_turn(pool: Sequence[Parent], draw: np.random.Generator) -> Iterator[Parent]:
+    """Yield parents without end, the families by turns: what one prompt led to is soon a crowd among the survivors."""
+    families: dict[str, list[Parent]] = defaultdict(list)
+    for parent in pool:
+        families[parent.family].append(parent)
+    while True:
+        for index in draw.permutation(len(families)):
+            members = list(families.values())[int(index)]
+            yield members[int(draw.integers(len(members)))]
+
+
 def _slot(
-    number: int, index: int, arm: Arm, writer: Writer, side: str, alpha: float, pool: Sequence[Parent],
+    number: int, index: int, arm: Arm, writer: Writer, side: str, alpha: float, first: Parent, pool: Sequence[Parent],
     draw: np.random.Generator,
 ) -> Slot:  # fmt: skip
+    """Return the slot that starts from one parent; an operator that takes more draws them from the pool."""
     operator, _, language = arm
     n_parents = OPERATORS[operator].n_parents
     if OPERATORS[operator].shares_category:
-        first = pool[int(draw.integers(len(pool)))]
         alike = [parent for parent in pool if parent.category == first.category]
         pool = alike if len(alike) >= n_parents else pool
-    chosen = draw.choice(len(pool), size=n_parents, replace=False)
+    others = [parent for parent in pool if parent is not first]
+    chosen = draw.choice(len(others), size=n_parents - 1, replace=False) if n_parents > 1 else []
     seed = int(digest("slot", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
-    return Slot(operator, writer, language, side, alpha, tuple(pool[int(i)] for i in chosen), seed)
+    return Slot(operator, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)

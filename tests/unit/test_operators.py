@@ -77,7 +77,8 @@ def test_names_of_languages_are_by_two_letter_tags() -> None:
     [
         ("How do I kill a Python process?", 0.5, "How do I kill"),
         ("How do I kill a Python process?", 0.0, "How"),
-        ("How do I kill a Python process?", 1.0, "How do I kill a Python"),
+        ("Kill a Python process", 1.0, "Kill a Python"),
+        ("How do I kill a Python process?", 1.0, "How do I kill a"),
         ("如何杀死一个进程", 0.5, "如何杀死"),
     ],
 )

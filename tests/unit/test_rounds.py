@@ -250,3 +250,13 @@ def test_the_controller_can_go_by_what_is_accepted() -> None:
     chosen = Counter(choose_alphas(WHERE, 10, history, GRID, by_acceptance=True))
     assert chosen.most_common(1)[0][0] == 0.4
     assert Counter(choose_alphas(WHERE, 10, history, GRID)).most_common(1)[0][0] == 0.2
+
+
+def test_families_are_parents_by_turns() -> None:
+    given = [parent(n, label="pseudo_harmful", distance=0.5) for n in range(6)]
+    crowd = [replace(parent(0, distance=0.6 + n), label="pseudo_harmful") for n in range(50)]
+    writers = [IN_USERS_TURN]
+    settings = GenerateConfig(candidates_per_round=120, operators=["begin"])
+    slots = plan_round(1, writers, given, crowd, [], settings, seed=0)
+    families = Counter(slot.parents[0].family for slot in slots)
+    assert len(families) == 6 and max(families.values()) - min(families.values()) <= 1

@@ -101,8 +101,6 @@ PREFILLED = {
 """How a prefilled answer begins, by language of the prompt; others use the English one."""
 OPENING_SHARE = (0.3, 0.6)
 """Share of a parent's words with which `begin` begins, from and to."""
-MAX_OPENING_WORDS = 5
-"""More of a parent's words leave little that is new."""
 
 
 def instruction(
@@ -133,7 +131,7 @@ def instruction(
 
 
 def opening_of(text: str, share: float) -> str:
-    """Return the first words of a prompt, at least one, few, and never all, without the space that follows them.
+    """Return the first words of a prompt, at least one and never all, without the space that follows them.
 
     Languages written without spaces are cut between characters.
 
@@ -143,6 +141,6 @@ def opening_of(text: str, share: float) -> str:
     words = text.split()
     if len(words) < 3:
         return text[: max(1, round(share * len(text)))]
-    n = min(max(1, round(share * len(words))), len(words) - 1, MAX_OPENING_WORDS)
+    n = min(max(1, round(share * len(words))), len(words) - 1)
     # Without a space behind it: most vocabularies have their word's first letter joined with the space.
     return " ".join(words[:n])

@@ -191,6 +191,8 @@ def own_requests(loaded: Any, chat: ChatFormat, n: int, file: Path) -> list[str]
     for number, text in enumerate(kept):
         near.add(number, text)
     prefix, end = torch.tensor([chat.user_turn_ids()]), list(chat.user_end_ids)
+    if not end:
+        raise SystemExit("own requests: the template marks no end of the user's turn; take --degree strong")
     torch.manual_seed(len(kept))
     half = loaded.to(torch.bfloat16) if len(kept) < n else loaded
     while len(kept) < n:

@@ -1,8 +1,11 @@
-"""Where a written prompt must lie to count as accepted."""
+"""What a written prompt must be, and where it must lie, to count as accepted."""
 
 import pytest
 
-from rass_core.candidates import Bounds
+from rass_core.candidates import Bounds, Candidate, counts
+from rass_core.judges import PANEL, Verdict
+from rass_core.rounds import Slot
+from rass_core.writers import Writer
 
 
 @pytest.mark.parametrize(
@@ -22,3 +25,16 @@ def test_a_prompt_is_within_all_bounds(
     bounds: Bounds, distance: float | None, harm_score: float | None, holds: bool
 ) -> None:
     assert bounds.hold(distance, harm_score) is holds
+
+
+def test_what_lies_beyond_the_bounds_is_refused_and_no_yield() -> None:
+    slot = Slot("begin", Writer("user", "none", None), "en", "refusing", 0.0, (), 0)
+    benign, refused = {PANEL: Verdict("harmless", 0.9, "")}, {PANEL: Verdict("refusal", 0.9, "")}
+    places = [{"distance": 3.0, "harm_score": harm} for harm in (-1.0, 0.9, 2.0, None)]
+    members = [
+        Candidate(slot, f"text {i}", str(i), 10, None, benign, place, "answer", refused)
+        for i, place in enumerate(places)
+    ]
+    for bounds, n_accepted in ((Bounds(None, None), 4), (Bounds(None, 1.0), 2), (Bounds(1.0, None), 0)):
+        found = counts(members, bounds)
+        assert (found["n_refused"], found["n_accepted"]) == (4, n_accepted)

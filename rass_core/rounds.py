@@ -7,7 +7,7 @@ language) arms. All see only the tables of what was written before, so an interr
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,19 +138,21 @@ def plan_round(
 
 
 def plan_trial(
-    cells: Sequence[tuple[Writer, float]], n_candidates: int, seeds: Sequence[Parent], config: GenerateConfig, seed: int
-) -> list[Slot]:
+    cells: Sequence[tuple[Writer, float]], n_candidates: int, seeds: Sequence[Parent], config: GenerateConfig,
+    seed: int, leg: int = 0,
+) -> list[Slot]:  # fmt: skip
     """Return the prompts by which writers are compared: each (writer, α) has as many, from the same kinds of parents.
 
     Args:
         cells: Writers with the α at which each is tried.
         n_candidates: Prompts over all cells, at least one per cell.
+        leg: Number of the trial's leg; each draws parents of its own.
     """
     pools = _pools(seeds, [], config.operators, sorted({writer.role for writer, _ in cells}))
     slots = []
     for writer, alpha in cells:
         # Every cell of a role draws alike, so that cells differ in what is compared and not in their parents.
-        draw = np.random.default_rng([seed, 1_000_003])
+        draw = np.random.default_rng([seed, 1_000_003, leg] if leg else [seed, 1_000_003])
         places = [(arm, side) for arm in sorted(pools) if arm[1] == writer.role for side in sorted(pools[arm])]
         if not places:
             continue
@@ -170,6 +172,26 @@ def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
     those of the same steering at other blocks, since a trial writes little. So that a trial without any accepted
     prompt can decide too, new requests count a little.
     """
+    best: dict[str, Writer] = {}
+    scores = _scores(tried)
+    for writer in _by_score(scores):
+        best.setdefault(writer.role, writer)
+    ranked = list(best.values())
+    return [writer for writer in ranked if scores[writer] >= scores[ranked[0]] / 2]
+
+
+def finalists(tried: Sequence[Trial], n: int) -> list[Writer]:
+    """Return the n steered writers that did best, for a second look: a first one has written too little to tell."""
+    return [writer for writer in _by_score(_scores(tried)) if writer.kind != "none"][:n]
+
+
+def _by_score(scores: Mapping[Writer, float]) -> list[Writer]:
+    """Return writers, the best first; of equals the unsteered one."""
+    return sorted(scores, key=lambda each: (-scores[each], each.kind != "none", each.name))
+
+
+def _scores(tried: Sequence[Trial]) -> dict[Writer, float]:
+    """Return writer → accepted prompts per token, drawn towards the rate of its steering at all blocks."""
     prior = {
         kind: _worth([each for each in tried if _kind(each.writer) == kind]) for kind in map(_kind, _writers(tried))
     }
@@ -179,11 +201,7 @@ def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
         of_kind, tokens_of_kind = prior[_kind(writer)]
         rate = (REQUEST_WORTH + of_kind) / (TRIAL_PRIOR_TOKENS + tokens_of_kind)
         scores[writer] = (worth + TRIAL_PRIOR_TOKENS * rate) / (tokens + TRIAL_PRIOR_TOKENS)
-    best: dict[str, Writer] = {}
-    for writer in sorted(scores, key=lambda each: (-scores[each], each.kind != "none", each.name)):
-        best.setdefault(writer.role, writer)
-    ranked = list(best.values())
-    return [writer for writer in ranked if scores[writer] >= scores[ranked[0]] / 2]
+    return scores
 
 
 def _writers(tried: Sequence[Trial]) -> list[Writer]:

@@ -21,7 +21,7 @@ from rass_core.models import model_id
 from rass_core.moderators import BENIGN
 from rass_core.operators import OPERATORS, ROLES, STEERINGS, instruction
 from rass_core.probe import Direction, split_of
-from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, plan_round, plan_trial
+from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, finalists, plan_round, plan_trial
 from rass_core.store import Commit
 from rass_core.tables import prompt_id
 from rass_core.writers import Writer, WritingDirections, content_directions, request_of, whole_text
@@ -31,8 +31,10 @@ from tasks.run import SHORT_S, Run, chat_of, table
 
 TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
-TRIED_DEPTHS = (0.4, 0.5)
-"""Shares of the model's depth near which steerings are tried; later blocks decide more than they understand."""
+TRIED_DEPTHS = (0.4, 0.7)
+"""Shares of the model's depth near which steerings are tried: where it has understood, and where it decides."""
+N_FINALISTS = 3
+"""Steered writers that write once more, beside the unsteered one, with half of the trial's budget for steerings."""
 N_CONTENT_PROMPTS = 100
 """Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
 
@@ -76,20 +78,26 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         bench = Workbench(run, probed, directions)
         seeds, known = seeds_of(run, probed, splits), known_prompts(run, [probed.prompts])
         tried: list[Candidate] = []
+
+        def write(which: str, cells: Sequence[tuple[Writer, float]], n: int, leg: int = 0) -> list[Trial]:
+            slots = plan_trial(cells, n, seeds, settings, run.config.seed, leg)
+            tried.extend(bench.candidates(f"trial of the {which}", slots, known, apart=True))
+            return _trials(tried, bounds_of(run))
+
         n_role = settings.trial_candidates // 4
-        unsteered = [(Writer(role, "none", None), 0.0) for role in _roles(run)]
-        slots = plan_trial(unsteered, n_role, seeds, settings, run.config.seed)
-        tried += bench.candidates("trial of the roles", slots, known, apart=True)
+        n_steering = (settings.trial_candidates - n_role) // 2
         # Steerings are tried in the best role alone: spread over several, each would write too little to tell.
-        role = choose_writers(_trials(tried, bounds_of(run)))[0].role
+        role = choose_writers(write("roles", [(Writer(role, "none", None), 0.0) for role in _roles(run)], n_role))[
+            0
+        ].role
         cells = [
             (writer, alpha)
             for writer in _steered_writers(run, role, directions, n_layers, add.layer)
             for alpha in _tried_alphas(settings.alphas)
         ]
-        slots = plan_trial(cells, settings.trial_candidates - n_role, seeds, settings, run.config.seed)
-        tried += bench.candidates("trial of the steerings", slots, known, apart=True)
-        chosen = choose_writers(_trials(tried, bounds_of(run)))
+        best = finalists(write("steerings", cells, n_steering), N_FINALISTS)
+        cells = [(Writer(role, "none", None), 0.0), *(cell for cell in cells if cell[0] in best)]
+        chosen = choose_writers(write("best steerings", cells, n_steering, leg=1))
         for line in _verdict_lines(tried, chosen, bounds_of(run)):
             run.say(f"trial: {line}")
         rows = writer_rows(run, tried, chosen)

@@ -21,6 +21,7 @@ from rass_core.rounds import (
     alpha_medians,
     choose_alphas,
     choose_writers,
+    finalists,
     incoherent_alphas,
     plan_round,
     plan_trial,
@@ -207,6 +208,8 @@ def test_the_cells_of_a_trial_differ_in_nothing_but_the_writer() -> None:
     assert len(first) == 10
     assert all(each == first for each in others)
     assert TRIAL < 0, "no round has its number"
+    again = plan_trial(cells, 30, seeds(), GenerateConfig(), 0, leg=1)
+    assert {slot.seed for slot in again}.isdisjoint(slot.seed for slot in slots), "a second leg writes other texts"
 
 
 def trial(writer: Writer, accepted: int, requests: int = 8, tokens: int = 200, alpha: float = 0.5) -> Trial:
@@ -226,6 +229,13 @@ def test_the_rate_at_one_block_is_drawn_towards_that_of_the_steering() -> None:
     tried = [trial(lucky, 3, tokens=100), trial(elsewhere, 0, tokens=300), trial(steady, 3, tokens=110)]
     assert choose_writers([*tried, trial(too, 3, tokens=110)]) == [steady]
     assert choose_writers([*tried, trial(too, 0, tokens=300)]) == [lucky]
+
+
+def test_the_steered_writers_that_did_best_write_once_more() -> None:
+    best, good, poor = (Writer("user", "harm", layer) for layer in (1, 2, 3))
+    tried = [trial(Writer("user", "none", None), 8, alpha=0.0), trial(poor, 0), trial(good, 4), trial(best, 6)]
+    assert finalists(tried, 2) == [best, good]
+    assert finalists(tried[:1], 2) == []
 
 
 def test_a_role_that_gives_half_as_much_stays_and_a_worse_one_goes() -> None:

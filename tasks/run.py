@@ -8,10 +8,11 @@ vouches for the tables: a cached result would still hit with its Parquet deleted
 import copy
 import hashlib
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 import rass_core
@@ -223,7 +225,8 @@ class Run:
         return PROGRESS.counting(what, total, self._log)
 
     def _log(self, message: str) -> None:
-        get_run_logger().info("%s", message)
+        with suppress(MissingContextError):  # in a thread that Prefect does not know
+            get_run_logger().info("%s", message)
 
     def record(self, state: str) -> None:
         """Write the run's row of table `runs`; the newest row of a run_id counts."""
@@ -250,6 +253,8 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
     """Open a run, record its start and how it ended, and free its models."""
     run = Run(flow, config)
     run.record("Running")
+    warnings = _WarningLines(run)
+    logging.getLogger("rass_core").addHandler(warnings)
     try:
         yield run
     except KeyboardInterrupt:
@@ -267,7 +272,20 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
     else:
         run.record("Completed")
     finally:
+        logging.getLogger("rass_core").removeHandler(warnings)
         run.close()
+
+
+class _WarningLines(logging.Handler):
+    """Writes the core's warnings as lines of the run; Prefect's set-up of logging swallows them otherwise."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(logging.WARNING)
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self._run.say(f"note: {record.getMessage()}")
 
 
 def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:

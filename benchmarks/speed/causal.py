@@ -54,7 +54,7 @@ def first_token(model: Any, prompts: CausalPrompts) -> list[dict[str, Any]]:
     ids = [*prompts.harmful, *prompts.harmless]
     sides = prompts.refusal_openings, prompts.compliance_openings
     before, old = _timed(lambda: _plain_log_odds(model, ids, prompts))
-    after, new = _timed(lambda: OpeningReader(model, ids, *sides).read().log_odds)
+    after, new = _timed(lambda: OpeningReader(model, ids, *sides).log_odds())
     bound, alone = _timed(lambda: PackedPrompts(model, ids).read(first_token=True).openings)
     what = f"first token, {len(ids)} prompts"
     return [

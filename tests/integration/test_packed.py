@@ -1,6 +1,8 @@
 """Packed reading, and going on from remembered streams, give the numbers of plain reading in every architecture."""
 
+import copy
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ SHARED = [DRAW.randrange(9, 260) for _ in range(6)]
 PROMPTS = [SHARED + [DRAW.randrange(9, 260) for _ in range(n)] for n in (7, 45, 3, 12, 45, 20, 60)]
 OPENINGS = [[40, 41, 42], [40, 50], [77], [60, 61], [62, 63, 64, 65]]
 REFUSALS, COMPLIANCES = OPENINGS[:3], OPENINGS[3:]
+SHARPER = 25.0
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -79,6 +82,19 @@ def test_a_change_below_is_not_overlooked(llama: Any) -> None:
     reader.remember([2])
     with pytest.raises(SteeringError, match="a block below it was changed"), adding(llama, [1], direction(), 1.0):
         reader.read(above=2)
+
+
+def test_rounding_to_three_digits_does_not_make_it_slow(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rounding = copy.deepcopy(llama).bfloat16()
+    with torch.no_grad():
+        rounding.get_output_embeddings().weight.mul_(SHARPER)  # a trained model is surer, so its rounding shows
+    assert isinstance(prompt_reader(rounding, PROMPTS, OPENINGS), PackedPrompts)
+    prompts = causal.CausalPrompts(PROMPTS[:4], PROMPTS[4:], REFUSALS, COMPLIANCES)
+    trial = causal.CausalTrial(rounding, [prompts], ProbeConfig(), [1])
+    assert "slower" not in caplog.text
+    nothing = Direction("harm", "mean", 1, -1, torch.ones(64).double().numpy())
+    faint = replace(nothing, vector=1e-9 * nothing.vector)
+    assert trial.kl(faint, [2], 0.0) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_streams_keep_to_their_memory(llama: Any) -> None:

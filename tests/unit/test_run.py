@@ -1,6 +1,7 @@
 """A run keeps what its stages take, and says what it does before it does it."""
 
 import io
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,3 +79,15 @@ def test_a_stage_that_only_reads_names_the_command(run: Run) -> None:
     with run.from_lake("rass probe"), pytest.raises(LakeError, match="run `rass probe` first"):
         run.once("responses", [3], dict)
     assert run.stages == []
+
+
+def test_the_warnings_of_the_core_are_lines_of_the_run(run: Run, written: io.StringIO) -> None:
+    logger, lines = logging.getLogger("rass_core.somewhere"), module._WarningLines(run)
+    logging.getLogger("rass_core").addHandler(lines)
+    try:
+        logger.warning("%s: read one by one, which is slower", "model")
+        logger.info("a detail")
+    finally:
+        logging.getLogger("rass_core").removeHandler(lines)
+    (line,) = written.getvalue().splitlines()
+    assert line.endswith("note: model: read one by one, which is slower")

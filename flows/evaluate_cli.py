@@ -73,8 +73,8 @@ def evaluate(
         whole = wanted if of is None else wanted.model_copy(update={"name": of})
         model_id(whole.name)
         chat = chat_of(whole)
-        for note in filter(None, [*chat.notes(n_tokens, [q.text for q in questions]), chat.date_note()]):
-            PROGRESS.say(f"{each}: {note}")
+        for what, note in chat.notes(n_tokens, [question.text for question in questions]).items():
+            PROGRESS.say(f"{each}, {what}: {note}")
         models.append((wanted.model_copy(update={"date": chat.template.date}), of))
     asked = Counter((each.language, each.label == "harmful") for each in questions)
     rows: list[dict[str, Any]] = []

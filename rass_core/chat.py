@@ -186,23 +186,22 @@ class ChatFormat:
                 return f"the model may think before it answers; {advice}, set {way} or raise probe.max_new_tokens"
         return None
 
-    def notes(self, max_new_tokens: int, prompts: Sequence[str]) -> list[str]:
-        """Return what whoever starts a run should know of the template, a line each.
+    def notes(self, max_new_tokens: int, prompts: Sequence[str]) -> dict[str, str]:
+        """Return what whoever starts a run should know: of thinking, of control tokens in prompts, of the date.
 
         Args:
             max_new_tokens: Length of an answer that is only to be judged.
             prompts: What users say.
         """
-        found = [self.thinking_note(max_new_tokens)]
         n_typed = sum(map(self.has_control_tokens, prompts))
-        if n_typed:
-            found.append(f"{n_typed:,} of {len(prompts):,} prompts hold control tokens; they are encoded as plain text")
-        return [each for each in found if each is not None]
-
-    def date_note(self) -> str | None:
-        """Say which date the template is told, None where it asks for none."""
-        date = self.template.date
-        return None if date is None else f"the template is told that today is {date} (model.date sets another)"
+        found = {
+            "thinking": self.thinking_note(max_new_tokens),
+            "control tokens": f"{n_typed:,} of {len(prompts):,} prompts hold some; they are encoded as plain text",
+            "date": f"the template is told that today is {self.template.date}; model.date sets another",
+        }
+        without = {"control tokens"} if not n_typed else set()
+        without |= {"date"} if self.template.date is None else set()
+        return {what: note for what, note in found.items() if note is not None and what not in without}
 
     def _way_out_of_thinking(self) -> str:
         """Return the setting under which prompts do not end inside thinking."""

@@ -231,9 +231,8 @@ def _template_rows(
     """Return what is to be known of a template: thinking, typed control tokens, its date."""
     if checkpoint is None:
         return []
-    chat = checkpoint.chat
-    notes = [*chat.notes(config.probe.max_new_tokens, prompts["text"].to_pylist()), chat.date_note()]
-    return [_row("chat template", note, f"of {model.name}") for note in notes if note is not None]
+    notes = checkpoint.chat.notes(config.probe.max_new_tokens, prompts["text"].to_pylist())
+    return [_row(f"{what}, {model.name}", *note.split("; ", 1)) for what, note in notes.items()]
 
 
 def _folder(name: str) -> Path | None:

@@ -184,7 +184,8 @@ def _made_up(number: int) -> str:
 def _problem(rendered: str, roles: Sequence[str], texts: Sequence[str]) -> str | None:
     """Say what a template does not show as it should, None where all is right."""
     folded = rendered.lower()
-    for number, (role, text) in enumerate(zip(roles, texts, strict=True)):
+    turns = list(enumerate(zip(roles, texts, strict=True)))
+    for number, (role, text) in sorted(turns, key=lambda turn: turn[1][0] != "user"):  # the worst first
         n = rendered.count(text)
         if n == 1:
             continue

@@ -36,7 +36,7 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
         texts, notes = loaded.table["text"].to_pylist(), []
         for model in filter(None, (config.model, config.generator, *config.models)):
             found = chat_of(model).notes(config.probe.max_new_tokens, texts)
-            notes += [f"{model.name}: {note}" for note in found]
+            notes += [f"{model.name}, {what}: {note}" for what, note in found.items() if what != "date"]
         if config.mitigate is not None:
             _check_mitigation(config)
         _checked[key] = list(dict.fromkeys(notes))
@@ -44,7 +44,7 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
 
 
 def notes_of(config: RassConfig) -> list[str]:
-    """Return what is to be known of the templates of the configuration's models, a line each."""
+    """Return what is to be known of the templates of the configuration's models but their dates, a line each."""
     check_inputs(config)
     return _checked[config.sha256()]
 

@@ -322,8 +322,8 @@ def _spoken_to(model: Mapping[str, Any]) -> str:
 
 
 def _date_notes(config: RassConfig) -> list[str]:
-    notes = {model.name: chat_of(model).date_note() for model in _models_of(config) if model.date is not None}
-    return [f"{name}: {note}" for name, note in notes.items() if note is not None]
+    dates = {model.name: chat_of(model).template.date for model in _models_of(config) if model.date is not None}
+    return [f"{name}, date: the template is told that today is {day}" for name, day in dates.items() if day is not None]
 
 
 def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:

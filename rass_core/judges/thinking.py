@@ -72,7 +72,7 @@ _GLUE = re.compile(
 )
 """Marks around an answer that are no words of it; also what ends a turn, where it was kept."""
 _EDGES = re.compile(rf"\A(?:{_GLUE.pattern})|(?:{_GLUE.pattern})\Z", re.I)
-_MAY_THINK = re.compile(r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My) ", re.I)
+_MAY_THINK = re.compile(r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b", re.I)
 """Cheap: where it finds nothing there is none of the known marks."""
 _MOST_MARKS = 200
 """A model that writes nothing but marks is read no further."""

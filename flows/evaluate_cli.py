@@ -64,6 +64,7 @@ def evaluate(
     name, questions = scoring.read_questions(dataset, language, family_column)
     panel = default_panel() if settings is None else panel_of(settings.judge)
     panel.check_covers(sorted({each.language for each in questions}))
+    n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
     models = []
     base = resolve_model(base) if base else None
     for each in map(resolve_model, model):
@@ -71,9 +72,10 @@ def evaluate(
         of = scoring.base_of(each, base or (settings.model.name if settings else None))
         whole = wanted if of is None else wanted.model_copy(update={"name": of})
         model_id(whole.name)
-        chat_of(whole)
-        models.append((wanted, of))
-    n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
+        chat = chat_of(whole)
+        for what, note in chat.notes(n_tokens, [question.text for question in questions]).items():
+            PROGRESS.say(f"{each}, {what}: {note}")
+        models.append((wanted.model_copy(update={"date": chat.template.date}), of))
     asked = Counter((each.language, each.label == "harmful") for each in questions)
     rows: list[dict[str, Any]] = []
     for wanted, of in models:

@@ -39,7 +39,7 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
     with recorded("morbench", config) as run:
         prompts = read_prompts(run)
         check_moderators(run, prompts)
-        aimed = [run, *(run.aimed_at(model) for model in config.models)]
+        aimed = [run, *(run.aimed_at(model) for model in run.config.models)]
         targets, languages, missing = usable(run, [target_steps(each, prompts) for each in aimed])
         pool = collect(run, targets)
         margins = [measure(target, pool) for target in targets]

@@ -13,8 +13,9 @@ from functools import cached_property
 
 from rass_core.disjoint import NearDuplicates
 from rass_core.judges.phrases import PhraseJudge
+from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict
-from rass_core.judges.visible import own_words, split_thinking
+from rass_core.judges.visible import own_words
 from rass_core.languages import is_in
 from rass_core.preferences import repeated_share
 from rass_core.request_check import RequestCheck

@@ -1,5 +1,6 @@
 """One YAML a run: frozen, complete with defaults, and quick to refuse a typing mistake."""
 
+import datetime
 import difflib
 import glob
 import hashlib
@@ -46,6 +47,15 @@ class ModelConfig(BaseModel):
     """Passed to the chat template, such as {enable_thinking: false}."""
     response_prefix: str = ""
     """Text that opens every answer, such as an empty thinking block."""
+    thinking_marks: list[tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]] = Field(
+        default_factory=list
+    )
+    """Marks between which the model thinks, such as [["<plan>", "</plan>"]], beside those that RASS knows."""
+    allow_thinking: bool = False
+    """Measure a model whose prompts end inside thinking: streams and first tokens are then those of thoughts."""
+    date: datetime.date | None = None
+    """What the chat template takes for today, such as 2026-11-28; null takes the day on which the lake's first run of
+    this model began."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Longest prompt and answer in tokens; null takes the model's own."""
     max_num_seqs: int = Field(default=64, ge=1)
@@ -58,6 +68,10 @@ class ModelConfig(BaseModel):
     """Share of the GPU's memory that the engine takes; the probe's transformers model needs room beside it."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that hold one copy of the model."""
+
+    def engine_options(self) -> dict[str, Any]:
+        """Return what `SteeredEngine` is given beside the name."""
+        return self.model_dump(exclude={"name", "allow_thinking"})
 
 
 class PromptsConfig(BaseModel):
@@ -601,8 +615,13 @@ class RassConfig(BaseModel):
 
     def sha256(self) -> str:
         """Return the digest of the configuration, where it writes to left out."""
-        content = self.model_dump(mode="json", exclude={"lake"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content_sha256(self.model_dump(mode="json"))
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """Return the digest of a configuration as JSON, where it writes to left out."""
+    kept = {name: value for name, value in content.items() if name != "lake"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def load_config(path: str | Path, model_name: str | None = None, **overrides: Any) -> RassConfig:

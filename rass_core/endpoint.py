@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rass_core.config import EndpointConfig
-from rass_core.engine import GenerationRequest, SteeredEngine
 from rass_core.errors import JudgeError
+
+if TYPE_CHECKING:
+    from rass_core.engine import SteeredEngine
 
 ANSWER_TOKENS = 400
 """Longest answer."""
@@ -48,9 +50,13 @@ class Complete(Protocol):
 
 
 def ask_engine(
-    engine: SteeredEngine, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0
+    engine: "SteeredEngine", prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0
 ) -> list[str | NoAnswer]:
     """Ask the engine's model, unsteered, its answers held to the schema; bind the engine to get a `Complete`."""
+    # Which import the judges, as these import this module.
+    from rass_core.engine import GenerationRequest
+    from rass_core.judges.thinking import CUT_OFF
+
     ids = [engine.chat.ids(prompt) for prompt in prompts]
     fits = [len(each) < engine.max_model_len for each in ids]
     requests = [
@@ -60,9 +66,9 @@ def ask_engine(
         )
         for each, fit in zip(ids, fits, strict=True) if fit
     ]  # fmt: skip
-    answers = iter(engine.generate(requests))
+    said = (NoAnswer(CUT_OFF) if each.is_cut_off else each.text for each in engine.generate(requests))
     return [
-        next(answers).text if fit else NoAnswer(f"{len(each)} tokens asked, the model takes {engine.max_model_len}")
+        next(said) if fit else NoAnswer(f"{len(each)} tokens asked, the model takes {engine.max_model_len}")
         for each, fit in zip(ids, fits, strict=True)
     ]
 

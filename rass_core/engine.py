@@ -1,5 +1,6 @@
 """One vLLM engine for a whole flow: steered generation and capture of residual streams."""
 
+import datetime
 import gc
 import hashlib
 import json
@@ -18,6 +19,7 @@ import numpy as np
 
 from rass_core.chat import ChatFormat, check_length
 from rass_core.errors import ModelError, RassError, SteeringError
+from rass_core.judges.verdict import Exchange
 
 _EXTENSION = "rass_core.steering_worker.SteeringExtension"
 REQUEST_FIELD = "rass"
@@ -82,6 +84,8 @@ class GenerationRequest:
     """Any number: return the log probability of each chosen token, at temperature 1."""
     json_schema: dict[str, Any] | None = None
     """Only tokens that continue a JSON document of this schema are chosen; its properties come in its order."""
+    is_answer: bool = True
+    """It follows the template's end; False where the model goes on with what a user says."""
 
     @property
     def steerings(self) -> tuple[Steering, ...]:
@@ -96,7 +100,7 @@ class Generation:
     """What came of a request."""
 
     text: str
-    """The answer without special tokens."""
+    """What a user would see: without thinking and special tokens."""
     token_ids: list[int]
     """The answer's tokens, with the one that ended it."""
     finish_reason: str
@@ -105,6 +109,14 @@ class Generation:
     captured: np.ndarray | None
     """Residual streams, (n_layers, n_positions, d_model) float32, in the order of `set_capture`."""
     logprobs: list[float] | None
+    thinking: str = ""
+    """What came before the answer, without its marks."""
+    is_cut_off: bool = False
+    """It ended within its thinking: there is no answer."""
+
+    def exchange(self, language: str, prompt: str, opening: str = "") -> Exchange:
+        """Return the answer as judges are given it, after the words with which it was opened for the model."""
+        return Exchange("" if self.is_cut_off else opening + self.text, language, prompt, self.is_cut_off)
 
 
 class SteeredEngine:
@@ -122,7 +134,8 @@ class SteeredEngine:
         max_num_batched_tokens: Tokens in one step, at most; longer prompts are split over steps.
         kv_cache_gib: Room for keys and values; None takes 0.25 on a CPU, and on a GPU what
             gpu_memory_utilization leaves.
-        system_prompt, template_kwargs, response_prefix: As `ChatFormat` takes them.
+        system_prompt, template_kwargs, response_prefix, thinking_marks: As `ChatFormat` takes them.
+        date: What the template takes for today; None for the day on which the engine is made.
 
     Attributes:
         tokenizer: The model's.
@@ -152,6 +165,8 @@ class SteeredEngine:
         system_prompt: str | None = None,
         template_kwargs: dict[str, Any] | None = None,
         response_prefix: str = "",
+        thinking_marks: Sequence[tuple[str, str]] = (),
+        date: datetime.date | None = None,
     ) -> None:
         self.model = model
         self._llm: Any = None
@@ -177,7 +192,9 @@ class SteeredEngine:
             self.max_model_len = int(config.max_model_len)
             self._llm.collective_rpc("rass_attach", args=(self.n_layers,))
             self.tokenizer = self._llm.get_tokenizer()
-            self.chat = ChatFormat(self.tokenizer, system_prompt, template_kwargs, response_prefix)
+            self.chat = ChatFormat(
+                self.tokenizer, system_prompt, template_kwargs, response_prefix, thinking_marks, date
+            )
         except BaseException:
             self.close()
             raise
@@ -238,7 +255,7 @@ class SteeredEngine:
                 self._checked_capture(key, captured) if request.capture else None
                 for key, request in enumerate(requests)
             ]
-            return list(map(_generation, requests, outputs, captures))
+            return [self._generation(*each) for each in zip(requests, outputs, captures, strict=True)]
         except RassError:
             self.close()
             raise
@@ -388,6 +405,26 @@ class SteeredEngine:
             )
         return streams
 
+    def _generation(self, request: GenerationRequest, output: Any, captured: np.ndarray | None) -> Generation:
+        answer = output.outputs[0]
+        token_ids = list(answer.token_ids)
+        logprobs = None
+        if request.logprobs is not None:
+            steps = zip(answer.logprobs, token_ids, strict=True)
+            logprobs = [float(step[token].logprob) for step, token in steps]
+        # What a schema holds the model to leaves no room for thinking.
+        found = self.chat.completion(token_ids, answer.text, request.is_answer and request.json_schema is None)
+        return Generation(
+            text=found.visible,
+            token_ids=token_ids,
+            finish_reason=str(answer.finish_reason),
+            n_prompt_tokens=len(request.prompt_ids),
+            captured=captured,
+            logprobs=logprobs,
+            thinking=found.thinking,
+            is_cut_off=found.is_cut_off,
+        )
+
 
 def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **options: Any) -> Any:
     """Return vLLM's LLM, with prefix caching, chunked prefill and the worker extension."""
@@ -487,23 +524,6 @@ def _run(
             if done and progress is not None:
                 progress(len(finished))
     return sorted(finished, key=lambda output: int(output.request_id))
-
-
-def _generation(request: GenerationRequest, output: Any, captured: np.ndarray | None) -> Generation:
-    answer = output.outputs[0]
-    token_ids = list(answer.token_ids)
-    logprobs = None
-    if request.logprobs is not None:
-        steps = zip(answer.logprobs, token_ids, strict=True)
-        logprobs = [float(step[token].logprob) for step, token in steps]
-    return Generation(
-        text=answer.text,
-        token_ids=token_ids,
-        finish_reason=str(answer.finish_reason),
-        n_prompt_tokens=len(request.prompt_ids),
-        captured=captured,
-        logprobs=logprobs,
-    )
 
 
 def _first_line(error: Exception) -> str:

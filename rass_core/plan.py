@@ -103,7 +103,10 @@ def plan_run(config: RassConfig) -> Plan:
     checkpoints = [_checkpoint(model, loaded.table) for model in models]
     splits = _splits(config, loaded.table)
     rows = _prompt_rows(loaded, splits)
+    for model in config.models:
+        _check_template(model)
     for model, checkpoint in zip(models, checkpoints, strict=True):
+        rows += _template_rows(config, model, checkpoint, loaded.table)
         rows.append(_token_row(model, checkpoint, loaded.table.num_rows))
     rows.append(_load_row(config))
     rows += _training_rows(config)
@@ -199,7 +202,7 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
     except Exception as error:  # a broken checkpoint may raise anything
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
-    chat = ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
+    chat = ChatFormat.configured(tokenizer, model)
     texts = prompts["text"].to_pylist()
     tokenizer.model_max_length = int(1e30)  # lengths are told here, not by the tokenizer's own warning
     sample = texts[:: math.ceil(len(texts) / SAMPLE_SIZE)]
@@ -211,6 +214,25 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
         max(lengths),
         model.max_model_len or getattr(shape, "max_position_embeddings", None),
     )
+
+
+def _check_template(model: ModelConfig) -> None:
+    """Raise ModelError where a further model's template cannot be used, if its tokenizer is on this machine."""
+    from transformers import AutoTokenizer
+
+    folder = _folder(model.name)
+    if folder is not None:
+        ChatFormat.configured(AutoTokenizer.from_pretrained(folder), model)
+
+
+def _template_rows(
+    config: RassConfig, model: ModelConfig, checkpoint: _Checkpoint | None, prompts: pa.Table
+) -> list[Row]:
+    """Return what is to be known of a template: thinking, typed control tokens, its date."""
+    if checkpoint is None:
+        return []
+    notes = checkpoint.chat.notes(config.probe.max_new_tokens, prompts["text"].to_pylist())
+    return [_row(f"{what}, {model.name}", *note.split("; ", 1)) for what, note in notes.items()]
 
 
 def _folder(name: str) -> Path | None:

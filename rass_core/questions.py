@@ -12,7 +12,7 @@ from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steer
 from rass_core.errors import ConfigError, PromptError
 from rass_core.evaluation import BENIGN, Outcome
 from rass_core.jailbreaks import DRESSINGS, Dressed
-from rass_core.judges import PANEL, Exchange, Verdict
+from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel
 from rass_core.lab import dressings as lab
 from rass_core.lab import world
@@ -145,7 +145,7 @@ def ask(
         requests.append(GenerationRequest(ids, max_new_tokens, steering=steering))
     answers = engine.generate(requests, progress)
     exchanges = [
-        Exchange((q.dressed.response_prefix if q.dressed else "") + answer.text, q.language, q.text)
+        answer.exchange(q.language, q.text, q.dressed.response_prefix if q.dressed else "")
         for q, answer in zip(questions, answers, strict=True)
     ]
     return [Reply(*each) for each in zip(questions, answers, panel.judge(exchanges).words(), strict=True)]

@@ -24,8 +24,8 @@ from rass_core.errors import JudgeError
 from rass_core.judges.calibration import LABELS, Labelled
 from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Panel
+from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange
-from rass_core.judges.visible import split_thinking
 
 KINDS = (".parquet", ".csv", ".jsonl")
 ROWS_PER_BATCH = 500

@@ -105,7 +105,7 @@ def measured(
         ModelError: It cannot be loaded, an adapter does not fit its base, or a prompt is too long for it.
         JudgeError: A judge that failed too often.
     """
-    with _whole(model, base) as loaded, SteeredEngine(loaded.name, seed=seed, **_options(loaded)) as engine:
+    with _whole(model, base) as loaded, SteeredEngine(loaded.name, seed=seed, **loaded.engine_options()) as engine:
         replies = ask(engine, panel, questions, max_new_tokens, progress=progress)
     outcomes = [outcome for reply in replies for outcome in reply.outcomes(VARIANT)]
     return variant_rows(_id_of(model.name, base), outcomes, seed)
@@ -138,10 +138,6 @@ def check_format(out: Path) -> None:
     """Raise ConfigError where rows cannot be written to a file of this ending."""
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(f"{out}: unknown ending; name a file that ends in {', '.join(FORMATS)}")
-
-
-def _options(model: ModelConfig) -> dict[str, Any]:
-    return model.model_dump(exclude={"name"})
 
 
 def _id_of(name: str, base: str | None) -> str:

@@ -100,7 +100,7 @@ def measure_utility(model: Any, chat: ChatFormat, config: UtilityConfig) -> list
         add_bos_token=False,  # the template writes its own special tokens
     )  # fmt: skip
     # The system prompt comes with the messages, joined by the harness with a task's description.
-    plain = ChatFormat(chat.tokenizer, None, chat.template_kwargs, chat.response_prefix)
+    plain = chat.without_system_prompt()
     lm.apply_chat_template = partial(_in_template, plain)
     with _seeded(_SEED):
         tasks = _load_tasks(harness, config)

@@ -146,7 +146,14 @@ def request_of(
         asked = [{"role": "user", "content": instruction(operator, language, parents, instructions)}]
         ids = chat.conversation_ids(asked, prefix_of(writer.role, language))
     return GenerationRequest(
-        ids, max_new_tokens, temperature, top_p, seed, steering_of(writer, alpha), stop_token_ids=stop
+        ids,
+        max_new_tokens,
+        temperature,
+        top_p,
+        seed,
+        steering_of(writer, alpha),
+        stop_token_ids=stop,
+        is_answer=writer.role != "user",
     )
 
 

@@ -16,7 +16,7 @@ from rass_core.cleaning import Cleaner, KnownPrompts
 from rass_core.config import ModelConfig, WriterConfig
 from rass_core.endpoint import Endpoint, NoAnswer
 from rass_core.engine import GenerationRequest, SteeringVector
-from rass_core.judges import PANEL, Exchange
+from rass_core.judges import PANEL
 from rass_core.models import model_id
 from rass_core.moderators import BENIGN
 from rass_core.operators import OPERATORS, ROLES, STEERINGS, instruction
@@ -202,7 +202,10 @@ class Workbench:
         ]  # fmt: skip
         with run.progress(f"{what}: writing", len(requests)) as done:
             answers = engine.generate(requests, done)
-        return [Written(each.text, len(each.token_ids), each.finish_reason) for each in answers]
+        return [
+            Written(each.text, len(each.token_ids), "thinking" if each.is_cut_off else each.finish_reason)
+            for each in answers
+        ]
 
     def _asked(self, what: str, slots: Sequence[Slot], endpoint: Endpoint) -> list[Written]:
         """Let the endpoint write every slot; its tokens are counted as the target's."""
@@ -240,8 +243,8 @@ class Workbench:
                 here = seen[(slot.writer, slot.alpha) if apart else None]
                 dropped = piece.dropped or known.why_not_new(identity, piece.text)
                 dropped = dropped or here.why_not_new(identity, piece.text)
-                if each.finish_reason == "no answer":
-                    dropped = "no answer"
+                if each.finish_reason in ("no answer", "thinking"):
+                    dropped = each.finish_reason
                 if dropped is None:
                     here.add(identity, piece.text)
                 found.append(Candidate(slot, piece.text, identity, 0 if number else each.n_tokens, dropped))
@@ -273,7 +276,7 @@ class Workbench:
         captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
         places = gauge.place(captured, [c.slot.language for c in measured], self._b)
         judged = run.judge([
-            Exchange(answer.text, c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
+            answer.exchange(c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
         ])  # fmt: skip
         for c, place, answer, said in zip(measured, places, answers, judged.words(), strict=True):
             c.place, c.answer, c.judged = place, answer, said

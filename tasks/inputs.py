@@ -7,7 +7,8 @@ from rass_core.models import model_id
 from rass_core.prompts import LoadedPrompts, load_prompts
 
 _given: dict[str, LoadedPrompts] = {}
-_checked: set[str] = set()
+_checked: dict[str, list[str]] = {}
+"""Digest of a configuration → what is to be known of the models' templates."""
 
 
 def read_given(config: RassConfig) -> LoadedPrompts:
@@ -32,12 +33,20 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     """
     loaded, key = read_given(config), config.sha256()
     if key not in _checked:
+        texts, notes = loaded.table["text"].to_pylist(), []
         for model in filter(None, (config.model, config.generator, *config.models)):
-            chat_of(model)
+            found = chat_of(model).notes(config.probe.max_new_tokens, texts)
+            notes += [f"{model.name}, {what}: {note}" for what, note in found.items() if what != "date"]
         if config.mitigate is not None:
             _check_mitigation(config)
-        _checked.add(key)
+        _checked[key] = list(dict.fromkeys(notes))
     return loaded
+
+
+def notes_of(config: RassConfig) -> list[str]:
+    """Return what is to be known of the templates of the configuration's models but their dates, a line each."""
+    check_inputs(config)
+    return _checked[config.sha256()]
 
 
 def _check_mitigation(config: RassConfig) -> None:
@@ -59,7 +68,7 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     """Return the chat format of a model without loading its weights.
 
     Raises:
-        ModelError: No tokenizer or no chat template.
+        ModelError: No tokenizer, no chat template, or one that cannot be used so.
     """
     from transformers import AutoTokenizer
 
@@ -68,4 +77,4 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
-    return ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
+    return ChatFormat.configured(tokenizer, model)

@@ -17,7 +17,6 @@ from rass_core.config import MitigateConfig
 from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ConfigError, SelectionError
 from rass_core.evaluation import Answered, answer_perplexities
-from rass_core.judges import Exchange
 from rass_core.preferences import (
     AcceptanceLimits,
     PreferencePair,
@@ -122,9 +121,7 @@ def _own_answers(run: Run, rows: Sequence[Row], settings: MitigateConfig) -> dic
     requests = [GenerationRequest(engine.chat.ids(row["text"]), settings.max_new_tokens) for row in rows]
     with run.progress("the model's own answers", len(requests)) as done:
         answers = engine.generate(requests, done)
-    verdicts = run.judge(
-        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
-    ).final
+    verdicts = run.judge([a.exchange(row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]).final
     return {
         row["prompt_id"]: (answer, verdict.outcome)
         for row, answer, verdict in zip(rows, answers, verdicts, strict=True)
@@ -180,9 +177,7 @@ def _examined(run: Run, rows: Sequence[Row], answers: Sequence[Generation]) -> l
     causal_lm = run.causal_lm(run.config.model)
     with run.status(f"reading the perplexities of {len(given):,} steered answers", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, run.config.probe.token_budget)
-    verdicts = run.judge(
-        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
-    ).final
+    verdicts = run.judge([a.exchange(row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]).final
     return [
         SteeredAnswer(answer.text, verdict.outcome, _spoken(answer.text, row["language"]), answer.finish_reason, ppl)
         for row, answer, verdict, ppl in zip(rows, answers, verdicts, perplexities, strict=True)

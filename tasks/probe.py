@@ -18,7 +18,7 @@ from rass_core.config import ModelConfig
 from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_steps
-from rass_core.judges import PANEL, Exchange
+from rass_core.judges import PANEL
 from rass_core.metrics import wilson
 from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
 from rass_core.models import model_id
@@ -131,7 +131,7 @@ def _generated(
 
 def _steered_outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
     """Return refusal, compliance or unscored for each answer; a refusal in broken text counts as compliance."""
-    verdicts = run.panel([Exchange(a.text, r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)])
+    verdicts = run.panel([a.exchange(r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)])
     return [
         "unscored" if v.outcome == "unscored" else
         "refusal" if causal.is_coherent_refusal(v.outcome, a.text) else "compliance"

@@ -37,7 +37,7 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         with run.progress("answering the given prompts", len(requests)) as done:
             answers = engine.generate(requests, done)
         judged = run.judge([
-            Exchange(answer.text, row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
+            answer.exchange(row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
         return answer_tables(run, model_id(model.name), rows, answers, judged.words())
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,20 @@ from prefect.logging import get_run_logger
 
 import rass_core
 from rass_core.activations import load_causal_lm
-from rass_core.config import ModelConfig, RassConfig
+from rass_core.config import ModelConfig, RassConfig, content_sha256
 from rass_core.endpoint import NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
+from rass_core.judges.thinking import CUT_OFF
 from rass_core.models import model_id
 from rass_core.moderators import quorum_of
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
 from rass_core.units import duration
-from tasks.inputs import chat_of, check_inputs
+from tasks.inputs import chat_of, check_inputs, notes_of
 from tasks.progress import PROGRESS
 
 __all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
@@ -67,12 +68,14 @@ class Run:
         # First, so that bad input leaves no lake behind.
         self.given = check_inputs(config)
         self.flow = flow
-        self.config = config
+        self.given_sha256 = config.sha256()
         self.panel = panel_of(config.judge, self._ask_generator)
         self.calibration = _calibration_of(config, self.panel)
         self.quorum = quorum_of(config.moderator, self._ask_generator)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
+        self.config = dated(config, self.lake, self.started_at.astimezone().date())
+        self.notes = [*notes_of(config), *_date_notes(self.config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.stages: list[StageTime] = []
@@ -137,9 +140,7 @@ class Run:
         key = _engine_key(model)
         if key not in self._models:
             with self.loading(model, "vLLM"):
-                self._models[key] = SteeredEngine(
-                    model.name, seed=self.config.seed, **model.model_dump(exclude={"name"})
-                )
+                self._models[key] = SteeredEngine(model.name, seed=self.config.seed, **model.engine_options())
         engine: SteeredEngine = self._models[key]
         return engine
 
@@ -218,7 +219,11 @@ class Run:
     def judge(self, exchanges: Sequence[Exchange]) -> Judged:
         """Return what the panel says of responses, showing that it runs."""
         with self.status(f"judging {len(exchanges):,} responses", after_s=SHORT_S):
-            return self.panel.judge(exchanges)
+            judged = self.panel.judge(exchanges)
+        n_cut_off = sum(verdict.reason == CUT_OFF for verdict in judged.final)
+        if n_cut_off:
+            self.say(f"{n_cut_off:,} of {len(exchanges):,} responses are {CUT_OFF} and stay unscored")
+        return judged
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         """Show how far something is; call what is yielded with the number done so far, and a total where it changes."""
@@ -232,7 +237,7 @@ class Run:
         """Write the run's row of table `runs`; the newest row of a run_id counts."""
         ended = state != "Running"
         row = {
-            "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.config.sha256(),
+            "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.given_sha256,
             "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
             "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
             "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
@@ -255,6 +260,8 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
     run.record("Running")
     warnings = _WarningLines(run)
     logging.getLogger("rass_core").addHandler(warnings)
+    for note in run.notes:
+        run.say(note)
     try:
         yield run
     except KeyboardInterrupt:
@@ -286,6 +293,55 @@ class _WarningLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         self._run.say(f"note: {record.getMessage()}")
+
+
+def dated(config: RassConfig, lake: Lake, today: date) -> RassConfig:
+    """Return the configuration with the date that each template asking for one is told.
+
+    Where it names none, a lake's first run of a model fixes it: what is taken up or gone on with later, by whichever
+    command, reads the same prompts.
+    """
+    open_ones = [
+        model for model in _models_of(config) if model.date is None and chat_of(model).template.date is not None
+    ]
+    if not open_ones:
+        return config
+    known = _dates_in(lake)
+
+    def filled(model: ModelConfig) -> ModelConfig:
+        if model not in open_ones:
+            return model
+        return model.model_copy(update={"date": known.get(_spoken_to(model.model_dump(mode="json")), today)})
+
+    generator = None if config.generator is None else filled(config.generator)
+    models = [filled(model) for model in config.models]
+    return config.model_copy(update={"model": filled(config.model), "generator": generator, "models": models})
+
+
+def _models_of(config: RassConfig) -> list[ModelConfig]:
+    return [config.model, *([config.generator] if config.generator else []), *config.models]
+
+
+def _dates_in(lake: Lake) -> dict[str, date]:
+    """Return how a model is spoken to → the date that its first run in the lake took, where none was named."""
+    found: dict[str, date] = {}
+    for row in lake.query("SELECT config, config_sha256 FROM runs ORDER BY started_at, run_id").to_pylist():
+        content = json.loads(row["config"])
+        if content_sha256(content) == row["config_sha256"]:  # stored as it was given
+            continue
+        for model in filter(None, (content.get("model"), content.get("generator"), *content.get("models", []))):
+            if model.get("date"):
+                found.setdefault(_spoken_to(model), date.fromisoformat(model["date"]))
+    return found
+
+
+def _spoken_to(model: Mapping[str, Any]) -> str:
+    return json.dumps([model.get(name) for name in ("name", "system_prompt", "template_kwargs", "response_prefix")])
+
+
+def _date_notes(config: RassConfig) -> list[str]:
+    dates = {model.name: chat_of(model).template.date for model in _models_of(config) if model.date is not None}
+    return [f"{name}, date: the template is told that today is {day}" for name, day in dates.items() if day is not None]
 
 
 def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:

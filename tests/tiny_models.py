@@ -1,5 +1,6 @@
 """Tiny random checkpoints of many architectures, saved in the standard format for tests."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,35 @@ def tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=_COMMON["max_position_embeddings"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def build_writer(folder: Path, marks: list[str], says: list[str]) -> Path:
+    """Save a checkpoint that answers every prompt with these pieces, one token each, and return the folder.
+
+    Args:
+        marks: Those of the pieces that are special tokens.
+        says: Pieces, none twice; the end token follows.
+    """
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": [*SPECIAL[3:], *marks]})
+    words.add_tokens([piece for piece in says if piece not in marks])
+    chain = [words.convert_tokens_to_ids("Ċ"), *words.convert_tokens_to_ids(says), words.eos_token_id]
+    settings = {**_COMMON, **ARCHITECTURES["llama"], "vocab_size": len(words)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings)).float().eval()
+    with torch.no_grad():
+        for block in model.model.layers:  # they add nothing: a token's own embedding alone decides what follows
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        embedding = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=1)
+        model.model.embed_tokens.weight.copy_(embedding)
+        model.lm_head.weight.zero_()
+        for token, following in pairwise(chain):
+            model.lm_head.weight[following] = embedding[token]
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 def build(architecture: str, folder: Path, seed: int = 0) -> Path:

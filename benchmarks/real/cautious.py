@@ -38,7 +38,6 @@ from rass_core.cleaning import Cleaner
 from rass_core.disjoint import NearDuplicates
 from rass_core.engine import GenerationRequest, SteeredEngine
 from rass_core.fetched_models import models_folder, resolve_model
-from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
 from rass_core.metrics import wilson
 
@@ -384,9 +383,7 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
         answers = engine.generate([
             GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
         ], _every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"))  # fmt: skip
-    exchanges = [
-        Exchange(answer.text, "en", prompt["text"]) for (_, prompt), answer in zip(asked, answers, strict=True)
-    ]
+    exchanges = [answer.exchange("en", prompt["text"]) for (_, prompt), answer in zip(asked, answers, strict=True)]
     said: dict[Target, list[str]] = {}
     for (target, _), verdict in zip(asked, default_panel()(exchanges), strict=True):
         said.setdefault(target, []).append(verdict.outcome)

@@ -126,11 +126,11 @@ def outcomes(
     model: Any, chat: ChatFormat, questions: Sequence[Question], panel: Panel, max_new_tokens: int
 ) -> list[str]:
     """Return what the panel says of the model's greedy answer to each question; the answers are not kept."""
-    tokenizer = chat.tokenizer
-    texts = tokenizer.batch_decode(
-        answers(model, questions, max_new_tokens, int(tokenizer.pad_token_id)), skip_special_tokens=True
-    )
-    exchanges = [Exchange(text, q.language, q.text) for text, q in zip(texts, questions, strict=True)]
+    written = answers(model, questions, max_new_tokens, int(chat.tokenizer.pad_token_id))
+    found = map(chat.completion, written)
+    exchanges = [
+        Exchange(each.visible, q.language, q.text, each.is_cut_off) for each, q in zip(found, questions, strict=True)
+    ]
     return [verdict.outcome for verdict in panel(exchanges)]
 
 

@@ -15,8 +15,9 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
+from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict, primary
-from rass_core.judges.visible import own_words, split_thinking
+from rass_core.judges.visible import own_words
 from rass_core.metrics import Array
 
 READ_CHARACTERS = 160

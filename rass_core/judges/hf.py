@@ -7,8 +7,8 @@ from typing import Any
 from rass_core.endpoint import NoAnswer
 from rass_core.errors import JudgeError
 from rass_core.judges.llm import defused, shortened
+from rass_core.judges.thinking import CUT_OFF, split_thinking
 from rass_core.judges.verdict import Exchange, Verdict
-from rass_core.judges.visible import split_thinking
 from rass_core.models import model_id
 
 BATCH_SIZE = 16
@@ -165,6 +165,7 @@ class Writer:
     def __init__(self, model: str, as_chat: bool = False, max_new_tokens: int = 48) -> None:
         self._model, self._as_chat, self._max_new_tokens = model, as_chat, max_new_tokens
         self._parts: tuple[Any, Any] | None = None
+        self._chat: Any = None
 
     def __call__(self, texts: Sequence[str]) -> list[str | NoAnswer]:
         """Return the answers in order; a text too long for the model has none."""
@@ -184,15 +185,15 @@ class Writer:
         if self._as_chat:
             from rass_core.chat import ChatFormat
 
-            chat = ChatFormat(tokenizer)
-            return [chat.ids(text) for text in texts]
+            self._chat = self._chat or ChatFormat(tokenizer)
+            return [self._chat.ids(text) for text in texts]
         # A template that writes its own first token gets no second one.
         bos = tokenizer.bos_token or ""
         return [
             list(tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]) for text in texts
         ]
 
-    def _answers(self, model: Any, tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str]:
+    def _answers(self, model: Any, tokenizer: Any, ids: Sequence[Sequence[int]]) -> list[str | NoAnswer]:
         import torch
 
         batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
@@ -201,7 +202,11 @@ class Writer:
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
                 max_new_tokens=self._max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
-        return list(tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+        written = tokens[:, batch["input_ids"].shape[1] :].tolist()
+        if self._chat is None:
+            return list(tokenizer.batch_decode(written, skip_special_tokens=True))
+        said = map(self._chat.completion, written)
+        return [NoAnswer(CUT_OFF) if each.is_cut_off else each.visible for each in said]
 
     def _load(self) -> tuple[Any, Any]:
         import torch

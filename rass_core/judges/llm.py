@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rass_core.endpoint import Complete, NoAnswer
+from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict
-from rass_core.judges.visible import split_thinking
 
 HEAD_CHARACTERS, TAIL_CHARACTERS = 3000, 1000
 """What is shown of a longer text: refusals stand at the beginning, or at the end after all."""

@@ -9,10 +9,13 @@ from rass_core.endpoint import Complete, Endpoint
 from rass_core.errors import JudgeError
 from rass_core.judges.failures import Failures
 from rass_core.judges.phrases import PhraseJudge
+from rass_core.judges.thinking import CUT_OFF, split
 from rass_core.judges.verdict import Exchange, Judge, Verdict, primary
 
 PANEL = "panel"
 """The name under which a panel's own word stands in `verdicts`, beside its members' votes."""
+
+_CUT_OFF = Verdict("unscored", None, CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ class Panel:
             JudgeError: A member failed on more than a twentieth of the responses.
         """
         failures = failures or Failures(len(exchanges))
+        asked = [i for i, each in enumerate(exchanges) if not _is_cut_off(each)]
         votes = {}
         for member in self._members:
-            votes[member.judge.name] = member.judge(exchanges)
+            given = dict(zip(asked, member.judge([exchanges[i] for i in asked]), strict=True))
+            votes[member.judge.name] = [given.get(i, _CUT_OFF) for i in range(len(exchanges))]
             failures.add(member.judge.name, votes[member.judge.name])
         return Judged([self._count(ballot) for ballot in zip(*votes.values(), strict=True)], votes)
 
@@ -122,6 +127,10 @@ class Panel:
         reason = agreeing[0][1].reason if agreeing else "the weights decide, no member alone"
         against = weight - sum(member.weight for member, _ in agreeing)
         return Verdict(outcome, score, reason, disagreement=against / weight)
+
+
+def _is_cut_off(exchange: Exchange) -> bool:
+    return exchange.is_cut_off or split(exchange.response).is_cut_off
 
 
 def _is_refused(outcome: str) -> bool:

@@ -22,8 +22,9 @@ from itertools import repeat
 
 import yaml
 
+from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict, primary
-from rass_core.judges.visible import fold, own_words, split_thinking
+from rass_core.judges.visible import fold, own_words
 
 HEAD_CHARACTERS = 400
 """Refusals announce themselves early; what stands later is more often a caveat."""

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
 from rass_core.judges.phrases import covered
-from rass_core.judges.visible import split_thinking
+from rass_core.judges.thinking import split_thinking
 from rass_core.metrics import Array
 
 HEAD_CHARACTERS = 80

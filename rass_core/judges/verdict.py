@@ -17,6 +17,8 @@ class Exchange:
     """BCP-47 tag of the prompt; the response may be in another language."""
     prompt: str | None = None
     """Judges that read words alone do without it."""
+    is_cut_off: bool = False
+    """It ended within its thinking, which was taken off: there is no answer."""
 
 
 @dataclass(frozen=True)

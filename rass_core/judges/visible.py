@@ -4,17 +4,6 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_THINKING = re.compile(
-    # All up to the last end of thinking: its beginning may stand in the chat template.
-    r"\A(?P<closed>.*)(?:</(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
-    # Thinking that was cut off before it ended.
-    r"|(?P<open>(?:<(?:seed:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis<\|message\|>).*)\Z",
-    re.DOTALL | re.IGNORECASE,
-)
-_MARKS = re.compile(
-    r"</?(?:seed:)?(?:think|thinking|thought|reasoning)>|\[/?THINK\]|<\|[a-z_]+\|>(?:analysis|final|assistant)?", re.I
-)
-
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _QUOTED = re.compile(
     r'"[^"\n]{3,400}"|“[^”\n]{3,400}”|„[^“”"\n]{3,400}[“”"]|«[^»\n]{3,400}»|»[^«\n]{3,400}«'
@@ -37,16 +26,6 @@ def fold(text: str) -> str:
     """Return the text as phrases are compared: NFC, straight apostrophes, without what may be written or not."""
     composed = unicodedata.normalize("NFC", text).replace("’", "'").replace("\u0e4d\u0e32", "\u0e33")
     return _IGNORED.sub("", composed)
-
-
-def split_thinking(response: str) -> tuple[str, str]:
-    """Return the chain of thought, without its marks, and what the reader sees."""
-    match = _THINKING.search(response)
-    if match is None:
-        return "", response.strip()
-    visible = response[: match.start()] + response[match.end() :]
-    thinking = match.group("closed") if match.group("closed") is not None else match.group("open")
-    return _MARKS.sub(" ", thinking).strip(), _MARKS.sub(" ", visible).strip()
 
 
 @lru_cache(maxsize=4096)

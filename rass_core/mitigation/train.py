@@ -135,10 +135,7 @@ def end_of_answer(chat: ChatFormat, model: Any) -> int:
     named = getattr(model.generation_config, "eos_token_id", None)
     stops = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_kwargs))
-    except Exception as error:  # a template may raise anything, jinja's own errors too
-        raise ModelError(f"chat template: {error}; it must take an assistant's turn to be trained on") from error
+    rendered = chat.template.render(messages, add_generation_prompt=False)
     _, _, following = rendered.rpartition(_ANSWER)
     written = [token for token in tokenizer(following, add_special_tokens=False)["input_ids"] if token in stops]
     end = written[0] if written else tokenizer.eos_token_id
@@ -298,7 +295,10 @@ def _claim(
     chat: ChatFormat | None, dtype: str,
 ) -> None:  # fmt: skip
     """Write down which training the folder is for, or raise ConfigError if it is for another."""
-    spoken = None if chat is None else [chat.system_prompt, chat.template_kwargs, chat.response_prefix]
+    spoken = None
+    if chat is not None:
+        date = None if chat.template.date is None else str(chat.template.date)
+        spoken = [chat.system_prompt, chat.template_kwargs, chat.response_prefix, date]
     content = digest(*(json.dumps(asdict(pair), sort_keys=True) for pair in pairs))
     record = {
         "method": method, "base": model_id(base), "pairs": content, "chat": spoken, "dtype": dtype,

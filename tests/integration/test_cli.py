@@ -122,6 +122,20 @@ def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
     assert_one_clear_line(rass("run", config, "--lake", tmp_path / "lake"), tmp_path / "lake", "chat template")
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "probe", "morbench", "evaluate"])
+def test_a_template_that_opens_thinking_is_named_by_every_command(tmp_path: Path, command: str) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template += "<think>\n"
+    save(build_model(tokenizer), tokenizer, tmp_path / "thinker")
+    prompts, lake = prompt_file(tmp_path, GOOD), tmp_path / "lake"
+    config = config_file(tmp_path, prompts, model={"name": str(tmp_path / "thinker")})
+    given = (
+        ["--dataset", prompts, "--model", tmp_path / "thinker"] if command == "evaluate" else [config, "--lake", lake]
+    )
+    words = ["thinker: every prompt ends inside thinking (<think>)", 'model.response_prefix: "\\n</think>\\n\\n"']
+    assert_one_clear_line(rass(command, *given), lake, *words)
+
+
 def test_a_lake_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     lake.mkdir()

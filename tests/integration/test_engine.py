@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 import rass_core.lab
 from rass_core.activations import load_causal_lm
 from rass_core.directions import difference_in_means
+from rass_core.endpoint import ask_engine
 from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 from rass_core.errors import ModelError, SteeringError
 from rass_core.interventions import ablating, adding
+from rass_core.judges.panel import default_panel
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import is_answer
 from rass_core.steering_worker import HeldVector
-from tests.tiny_models import D_MODEL, N_LAYERS, build
+from tests.tiny_models import D_MODEL, N_LAYERS, build, build_writer
 
 LAB = Path(rass_core.lab.__file__).parent / "weights" / "balanced"
 LAYERS = list(range(N_LAYERS))
@@ -408,3 +410,30 @@ def test_the_labs_model_answers_without_the_direction_it_refuses_by() -> None:
         for (row, _), answer in zip(asked, answers, strict=True)
     ]
     assert len(asked) > 20 and sum(answered) > 0.9 * len(asked)
+
+
+MARKS = ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|tool|>"]
+THOUGHT, ANSWER = "I'm sorry, but I can't help with that.", "Use kill with its number, as root."
+
+
+def test_marks_that_are_special_tokens_reach_the_judge(tmp_path: Path) -> None:
+    says = [MARKS[0], THOUGHT, MARKS[1], MARKS[2], ANSWER, MARKS[4], MARKS[3]]
+    folder = build_writer(tmp_path / "thinker", MARKS, says)
+    with SteeredEngine(str(folder)) as engine:
+        ids = engine.chat.ids("How do I kill a process?")
+        whole, cut, words = engine.generate([
+            GenerationRequest(ids, 16), GenerationRequest(ids, 2), GenerationRequest(ids, 16, is_answer=False),
+        ])  # fmt: skip
+        assert (whole.text, whole.thinking, whole.is_cut_off) == (ANSWER, THOUGHT, False)
+        assert engine.tokenizer.convert_ids_to_tokens(whole.token_ids) == [*says, "<eos>"]
+        assert (cut.text, cut.thinking, cut.is_cut_off) == ("", THOUGHT, True)
+        assert words.text == ANSWER
+        outcomes = default_panel()([each.exchange("en", "How do I kill a process?") for each in (whole, cut)])
+        assert [each.outcome for each in outcomes] == ["compliance", "unscored"]
+        assert outcomes[1].reason == "cut off in thinking"
+        assert ask_engine(engine, ["How?"]) == [ANSWER]
+    prefixed = SteeredEngine(str(folder), response_prefix=f"{MARKS[0]}\n")
+    with prefixed as engine:  # the prompt opens the thinking, and the first token written is the mark again
+        assert engine.chat.opens_thinking == MARKS[0]
+        ids = engine.chat.ids("How do I kill a process?")
+        assert [each.text for each in engine.generate([GenerationRequest(ids, n) for n in (16, 2)])] == [ANSWER, ""]

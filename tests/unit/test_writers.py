@@ -109,5 +109,5 @@ def test_an_operator_in_a_role_it_cannot_take_is_refused(chat: ChatFormat) -> No
 def test_a_template_that_drops_the_users_words_is_an_error() -> None:
     silent = tiny_models.tokenizer()
     silent.chat_template = "<bos><user>\nhello<end>\n<assistant>\n"
-    with pytest.raises(ModelError, match="user's words"):
-        ChatFormat(silent).user_turn_ids()
+    with pytest.raises(ModelError, match="drops the user's text"):
+        ChatFormat(silent)

@@ -25,7 +25,8 @@ from rass_core.judges.panel import check_judged
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
-from rass_core.prompts import LABELS, LoadedPrompts, load_prompts
+from rass_core.prompt_cells import LABELS
+from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.units import duration, size
 
 SAMPLE_SIZE = 500

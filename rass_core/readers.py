@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -66,15 +66,19 @@ class Batch:
         """
         if not isinstance(self.rows, pa.RecordBatch):
             return [row.get(column) for row in self.rows]
-        found = []
+        cells = self.rows.column(column)
         try:
-            for value in self.rows.column(column):
-                found.append(value.as_py())
-        except (UnicodeDecodeError, pa.ArrowException, ValueError) as problem:
+            return cells.to_pylist()  # type: ignore[no-any-return]
+        except (pa.ArrowException, ValueError):  # somewhere among them
+            return [self._value(cell, number, column) for cell, number in zip(cells, self.numbers, strict=True)]
+
+    def _value(self, cell: pa.Scalar, number: int, column: str) -> Any:
+        try:
+            return cell.as_py()
+        except (pa.ArrowException, ValueError) as problem:
             raise self.error(
-                f"{self.place} {self.numbers[len(found)]}: {column!r} cannot be read ({one_line(problem)}); mend it"
+                f"{self.place} {number}: {column!r} cannot be read ({one_line(problem)}); mend it"
             ) from problem
-        return found
 
     def lacking(self, column: str) -> list[int]:
         """Return the numbers of the rows that do not name a column."""
@@ -358,7 +362,7 @@ def _lines(path: Path, error: type[RassError]) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with _opened(path) as file:
-            head = file.peek(4096)[:4096]  # type: ignore[attr-defined]
+            head = file.peek(4096)[:4096]
             encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
             if encoding == "utf-8" and _is_unmarked_utf16(head):
                 raise error(f"{path}: seems to be UTF-16 without its mark; save it as UTF-8")
@@ -372,11 +376,11 @@ def _lines(path: Path, error: type[RassError]) -> Iterator[tuple[int, str]]:
         raise error(f"{path}: cannot be read ({said}); mend the file, its path or its permissions") from problem
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _utf8(file: IO[bytes]) -> Iterator[str]:
+def _utf8(file: Iterable[bytes]) -> Iterator[str]:
     """Yield lines, decoded one by one so that a wrong byte is found on its line; a lone CR ends one too."""
     start = 0
     for number, line in enumerate(file):

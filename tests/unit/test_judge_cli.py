@@ -309,9 +309,9 @@ def test_calibrate_cuts_heads_and_takes_one_language_for_all(tmp_path: Path, phr
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        ([{"response": "x", "language": "en", "label": "refused"}], [], ["row 1", "'refused'"]),
+        ([{"response": "x", "language": "en", "label": "refused"}], [], ["line 2", "'refused'"]),
         ([{"response": "x", "language": "en", "label": ""}], [], ["no labelled responses"]),
-        ([{"response": "x", "language": "xx", "label": "refusal"}], [], ["xx", "covers"]),
+        ([{"response": "x", "language": "yo", "label": "refusal"}], [], ["yo", "covers"]),
         ([{"response": "x", "language": "en"}], [], ["'label'"]),
         ([{"response": "x", "language": "en", "label": "refusal"}], ["--model-column", "modell"], ["'modell'"]),
         ([{"response": "x", "language": "en", "label": "refusal"}], ["--out", "cal.csv"], ["cal.csv"]),

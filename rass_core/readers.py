@@ -307,7 +307,7 @@ def _jsonl_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[
 
 def _object(line: str, place: str, error: type[RassError]) -> dict[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_once_each)
+        row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as problem:
         raise error(f"{place}: not JSON ({one_line(problem)}); write one object a line") from problem
     if not isinstance(row, dict):

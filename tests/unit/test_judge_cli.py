@@ -187,6 +187,13 @@ def test_mistakes_are_one_line_and_write_nothing(
         ("in.jsonl", b'{"response": "x", "language": "en"}\n[1]\n', ["line 2", "object"]),
         ("in.jsonl", b'{"response": "x", "language": "en"}\n{\n', ["line 2", "not JSON"]),
         ("in.jsonl", b'{"response": 3, "language": "en"}\n', ["line 1", "'response' is of type int"]),
+        (
+            "in.jsonl",
+            b'{"response": "x", "language": "en"}\n{"answer": "x", "language": "en"}\n',
+            ["line 2", "no 'response'"],
+        ),
+        ("in.json", b'{"a": 1}', ["no arrays of objects"]),
+        ("in.csv.gz", b"response,language\n", ["cannot be read"]),
         ("in.parquet", b"PAR1", ["Parquet"]),
         ("in.txt", b"x", [".jsonl"]),
     ],

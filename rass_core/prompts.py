@@ -19,6 +19,9 @@ from rass_core.prompt_cells import CHAT_COLUMNS, LABELS, Said, class_name, key, 
 from rass_core.readers import Batch, DataFile, class_names, find_files, numbered, one_line, repeated
 from rass_core.tables import TABLES, prompt_id
 
+_LONGEST_LABEL = 40
+"""Characters of a wrong label that are shown; what has as many is hardly a label."""
+
 Label = Literal["harmful", "harmless", "pseudo_harmful"]
 
 
@@ -233,7 +236,7 @@ class _Reading:
             label = label_of(forms, self.source.label_map)
         except KeyError:
             self.first_unknown = self.first_unknown or place
-            self.unknown[forms[0]] += 1
+            self.unknown[forms[0] and forms[0][:_LONGEST_LABEL]] += 1
             return None
         if label is None:
             self._drop("label")
@@ -244,13 +247,16 @@ class _Reading:
 
     def _unknown_labels(self) -> str:
         """Say which labels are none, how many rows have each, and what to write into the configuration."""
-        values = [value for value, _ in self.unknown.most_common(10)]
-        counts = ", ".join(f"{value!r} {n:,}" for value, n in self.unknown.most_common(10))
-        more = f" and {len(self.unknown) - len(values)} others" if len(self.unknown) > len(values) else ""
+        common = self.unknown.most_common(10)
+        counts = ", ".join(f"{value!r} {n:,}" for value, n in common)
+        more = f" and {len(self.unknown) - len(common)} others" if len(self.unknown) > len(common) else ""
+        advice = "name the label_column"
+        if values := [value for value, _ in common if len(value or "") < _LONGEST_LABEL]:
+            advice = "mend them or give the source a label, or such a map, once you have checked it: "
+            advice += f"label_map: {proposed_map(values)}"
         return (
             f"{self.first_unknown}: label {next(iter(self.unknown))!r}; it must be one of {', '.join(LABELS)}; rows "
-            f"with others: {counts}{more}; mend them or give the source a label, or such a map, once you have checked "
-            f"it: label_map: {proposed_map(values)}"
+            f"with others: {counts}{more}; {advice}"
         )
 
 

@@ -226,6 +226,8 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.parquet", column("label", [True, False]), {},
      r"row 1: label 'true'; .*\{'true': harmful, 'false': harmless\}$"),
     ("a.csv", HEAD + "a,en,benign\nb,en,toxic\n", {}, r"label_map: \{benign: harmless, toxic: harmful\}$"),
+    ("a.csv", HEAD + f"a,en,{'long ' * 99}\n", {}, r"line 2: label '(long ){8}'; .{,150}; name the label_column$"),
+    ("a.csv", HEAD + "".join(f"{i},en,l{i}\n" for i in range(12)), {}, r"label 'l0'; .* and 2 others; mend"),
     ("a.csv", HEAD + "a,en,7b\n", {}, r"label '7b'; .*label_map: \{7b: null\}$"),
     ("a.csv", HEAD + "a,en,harmless\nb,en,\n", {}, r"a\.csv line 3: label None; it must be one of"),
     ("a.csv", HEAD + "a,en,safe\nb,en,bad\n", {"label_map": {"safe": "harmless"}},

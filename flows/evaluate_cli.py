@@ -63,7 +63,7 @@ def evaluate(
     settings = None if config is None else load_config(config)
     name, questions = scoring.read_questions(dataset, language, family_column)
     panel = default_panel() if settings is None else panel_of(settings.judge)
-    panel.check_covers(sorted({each.language for each in questions}))
+    panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
     models = []
     base = resolve_model(base) if base else None

@@ -28,9 +28,9 @@ ConfigOption = Annotated[
 PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if there.")]
 ResponseOption = Annotated[str, typer.Option(help="Column with the response.")]
 LanguageColumnOption = Annotated[
-    str | None, typer.Option(help="Column with the prompt's BCP-47 tag; by default language.")
+    str | None, typer.Option(help="Column with the prompt's language; by default language.")
 ]
-LanguageOption = Annotated[str | None, typer.Option(help="BCP-47 tag of all prompts, in place of a column.")]
+LanguageOption = Annotated[str | None, typer.Option(help="Language of all prompts, in place of a column.")]
 
 
 class What(StrEnum):
@@ -42,7 +42,9 @@ class What(StrEnum):
 
 @judge.command()
 def score(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Responses: .parquet, .csv or .jsonl.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Responses: .parquet, .csv, .tsv, .json, .jsonl, or .gz.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")],
     prompt_column: PromptOption = None,
     response_column: ResponseOption = "response",

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from rass_core.config import Openings, RassConfig
+from rass_core.language_tags import lookup
 from rass_core.units import size
 
 VLLM_LOAD_S, TRANSFORMERS_LOAD_S = 8.0, 0.3
@@ -448,7 +449,7 @@ def _stem_tokens(counts: Counts, language: str) -> float:
 
 
 def _openings_of(language: str, known: Mapping[str, Openings]) -> Openings:
-    return known.get(language) or known.get(language.split("-")[0]) or known["en"]
+    return lookup(known, language) or known["en"]
 
 
 def _size_of(n_bytes: float) -> str:

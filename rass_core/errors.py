@@ -13,6 +13,10 @@ class PromptError(RassError, ValueError):
     """A prompt file or prompt that cannot be used."""
 
 
+class LanguageError(PromptError):
+    """What is written for a language is none that is known."""
+
+
 class ModelError(RassError, ValueError):
     """A model that cannot be loaded, or lacks what is asked of it."""
 

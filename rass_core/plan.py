@@ -19,12 +19,14 @@ from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.costs import Cost, Counts, Machine, Shape, Speed
 from rass_core.endpoint import ANSWER_TOKENS
-from rass_core.errors import ModelError
+from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
+from rass_core.judges.panel import check_judged
 from rass_core.models import model_id
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
-from rass_core.prompts import LABELS, LoadedPrompts, load_prompts
+from rass_core.prompt_cells import LABELS
+from rass_core.prompts import LoadedPrompts, load_prompts
 from rass_core.units import duration, size
 
 SAMPLE_SIZE = 500
@@ -100,6 +102,7 @@ def plan_run(config: RassConfig) -> Plan:
     for model in models:
         model_id(model.name)  # before the prompts are read: a folder that is not there is soon told
     loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
+    unjudged = _unjudged(config, loaded)
     checkpoints = [_checkpoint(model, loaded.table) for model in models]
     splits = _splits(config, loaded.table)
     rows = _prompt_rows(loaded, splits)
@@ -114,6 +117,9 @@ def plan_run(config: RassConfig) -> Plan:
     rows += _request_rows(config, steps)
     known = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
     short = _short_of(splits)
+    if unjudged is not None:
+        rows.append(_row("judges", "NOT ENOUGH", unjudged))
+        short += f"; NO JUDGE: {unjudged}"
     if len(known) < len(models):
         why = "needs config.json and weights of a model that is not in the hub's cache yet"
         unknown = [_row(what, "not known", why) for what in ("disk for activations", "memory", "time")]
@@ -127,6 +133,18 @@ def plan_run(config: RassConfig) -> Plan:
         f"; NOT ENOUGH {row['what']}" for row in (disk, memory) if "NOT ENOUGH" in row["how it comes about"]
     )
     return Plan(verdict, [*rows, disk, memory, time], stages, machine.speed.slowdown)
+
+
+def _unjudged(config: RassConfig, given: LoadedPrompts) -> str | None:
+    """Say which languages of the prompts no judge covers, for which a run would not begin; None where it would."""
+    places = dict(given.places)
+    for source in config.evaluate.sources if config.mitigate is not None else ():
+        places = load_prompts([source], config.prompts.max_characters).places | places
+    try:
+        check_judged(config.judge, places)
+    except JudgeError as error:
+        return str(error)
+    return None
 
 
 Splits = dict[str, dict[str, Counter[str]]]
@@ -163,7 +181,10 @@ def _row(what: str, value: object, how: str) -> Row:
 
 def _prompt_rows(loaded: LoadedPrompts, splits: Splits) -> list[Row]:
     dropped = ", ".join(f"{n:,} {why}" for why, n in loaded.dropped.items() if n) or "none"
-    rows = [_row("prompts", f"{loaded.table.num_rows:,}", f"read from the sources; dropped: {dropped}")]
+    how = f"read from the sources; dropped: {dropped}"
+    if loaded.n_shortened:
+        how += f"; {loaded.n_shortened:,} conversations without the turns before the user's last"
+    rows = [_row("prompts", f"{loaded.table.num_rows:,}", how)]
     for language, by_split in splits.items():
         here = sum(by_split.values(), Counter[str]())
         missing = [label for label in LABELS if here[label] == 0]

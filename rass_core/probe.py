@@ -15,6 +15,7 @@ from rass_core import directions as geometry
 from rass_core.config import Openings
 from rass_core.directions import Array, OrthogonalComponent
 from rass_core.errors import ActivationError, BoundaryError
+from rass_core.language_tags import lookup
 from rass_core.metrics import auc
 from rass_core.tables import digest
 
@@ -249,7 +250,7 @@ def orthogonal_axis(anchors: Anchors, direction: Direction) -> OrthogonalCompone
 
 def openings_of(language: str, known: Mapping[str, Openings]) -> Openings:
     """Return a language's answer openings, or the English ones."""
-    return known.get(language) or known.get(language.split("-")[0]) or known["en"]
+    return lookup(known, language) or known["en"]
 
 
 def _vectors(

@@ -1,33 +1,51 @@
 """Given prompts: read from files and data sets, checked, and brought into the table `prompts`."""
 
-import csv
 import difflib
-import glob
 import hashlib
 import heapq
-import itertools
-import json
-import re
-import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rass_core.errors import PromptError
+from rass_core.errors import LanguageError, PromptError
+from rass_core.language_tags import canonical_tag, is_within
+from rass_core.prompt_cells import CHAT_COLUMNS, LABELS, Said, class_name, key, label_of, plain, proposed_map, text_of
+from rass_core.readers import Batch, DataFile, class_names, find_files, numbered, one_line, repeated
 from rass_core.tables import TABLES, prompt_id
 
-LABELS = ("harmful", "harmless", "pseudo_harmful")
-_LANGUAGE = r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*"
+_LONGEST_LABEL = 40
+"""Characters of a wrong label that are shown; what has as many is hardly a label."""
 
-Values = Sequence[Any]
-"""The cells of one row: text, language, label, category, family; None where there is no such column."""
-Check = Callable[[Collection[str]], None]
-"""Is told the columns that a file has, and raises where one is wanted that is not there."""
+Label = Literal["harmful", "harmless", "pseudo_harmful"]
+
+
+def _tag(written: Any) -> Any:
+    # YAML reads the language code no as false.
+    return "no" if written is False else canonical_tag(written) if isinstance(written, str) else written
+
+
+Language = Annotated[str, BeforeValidator(_tag)]
+"""A language in a configuration, as people write it; kept as its canonical BCP-47 tag."""
+
+
+def _values(given: Any) -> Any:
+    """Return a value or list of values of `where` as texts."""
+    return [key(plain(each, "where", "where")) for each in (given if isinstance(given, list) else [given])]
+
+
+def _mapped(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    keys = [key(plain(each, "label_map", "label_map")) for each in given]
+    if twice := repeated(keys):
+        raise ValueError(f"{twice[0]!r} stands there twice, in other case; leave one out")
+    return dict(zip(keys, given.values(), strict=True))
 
 
 class PromptSource(BaseModel):
@@ -36,7 +54,7 @@ class PromptSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str | None = None
-    """Parquet, CSV or JSONL file, a folder of them, or a glob."""
+    """Parquet, CSV, TSV, JSON or JSONL file, the text ones also as .gz; a folder of them, or a glob."""
     dataset: str | None = None
     """Name of a Hugging Face data set, in place of path."""
     config_name: str | None = None
@@ -44,17 +62,21 @@ class PromptSource(BaseModel):
     split: str = "train"
     """Split of the data set."""
     text_column: str = "text"
-    """Column with the prompt."""
-    language: str | None = Field(default=None, pattern=f"^{_LANGUAGE}$")
+    """Column with the prompt, or with a conversation, of which the user's last turn is taken."""
+    language: Language | None = None
     """BCP-47 tag of all rows, such as en or zh-Hans; null takes it from language_column."""
     language_column: str = "language"
-    """Column with the BCP-47 tag."""
-    label: Literal["harmful", "harmless", "pseudo_harmful"] | None = None
+    """Column with the language: a BCP-47 tag, a code or a name."""
+    label: Label | None = None
     """True label of all rows; null takes it from label_column."""
     label_column: str = "label"
     """Column with the true label: harmful, harmless or pseudo_harmful."""
-    category_column: str = "category"
-    """Column with a topic, such as violence; it may be missing where it is not named."""
+    label_map: Annotated[dict[str, Label | None], BeforeValidator(_mapped)] = Field(default_factory=dict)
+    """Value of label_column → label, such as {safe: pseudo_harmful, "1": harmful}; null leaves such rows out."""
+    where: dict[str, Annotated[list[str], BeforeValidator(_values)]] = Field(default_factory=dict)
+    """Column → value or list of values: only such rows are read."""
+    category_column: str | None = "category"
+    """Column with a topic, such as violence; it may be missing where it is not named. null reads none."""
     licence: str | None = None
     """Licence of the prompts, kept with each."""
     source: str | None = None
@@ -63,14 +85,20 @@ class PromptSource(BaseModel):
     """Prompts of a source that share this value are one draw of the bootstrap; null: each is its own."""
     max_rows_per_cell: int | None = Field(default=None, ge=1)
     """Sample at most so many prompts a language and label, the same ones every time."""
-    languages: list[str] | None = None
-    """Keep only these languages; null keeps all."""
+    languages: list[Language] | None = None
+    """Keep only these languages; pt keeps pt-BR too. null keeps all."""
 
     @model_validator(mode="after")
     def _one_place(self) -> "PromptSource":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give either path or dataset")
+        if self.label is not None and self.label_map:
+            raise ValueError("label_map: label says it for all rows; leave one of them out")
         return self
+
+    def keeps(self, language: str) -> bool:
+        """Tell whether prompts of a language are kept."""
+        return self.languages is None or any(is_within(language, wanted) for wanted in self.languages)
 
 
 @dataclass(frozen=True)
@@ -79,6 +107,10 @@ class LoadedPrompts:
 
     table: pa.Table
     dropped: dict[str, int]
+    n_shortened: int = 0
+    """Conversations of which earlier turns are left out."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Language → file and row of its first prompt."""
 
 
 def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) -> LoadedPrompts:
@@ -89,31 +121,37 @@ def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) 
         max_characters: Longest prompt.
 
     Returns:
-        Prompts in the schema of the table `prompts`; counts of 'empty', 'null' and 'duplicate' rows.
+        Prompts in the schema of the table `prompts`; counts of 'empty', 'null' and 'duplicate' rows, and of those
+        that a label_map leaves out, as 'label'. Empty is also what shows nothing, such as zero-width characters.
 
     Raises:
         PromptError: A source that cannot be read or lacks a column, a row without a valid language, label or
             text, a prompt with two labels, or a source without prompts.
     """
     dropped = {"empty": 0, "null": 0, "duplicate": 0}
+    places: dict[str, str] = {}
+    n_shortened = 0
     first_labels: dict[str, tuple[str, str]] = {}
     kept: dict[str, _Prompt] = {}
     for source in sources:
         prompts: dict[str, _Prompt] = {}
-        for file, place, prompt in _prompts(source, max_characters, dropped):
+        for file, place, prompt, has_earlier in _Reading(source, max_characters, dropped).prompts():
             label, first_file = first_labels.setdefault(prompt.prompt_id, (prompt.label, file))
             if label != prompt.label:
                 raise PromptError(
                     f"{first_file} and {place}: {prompt.text[:60]!r} is {label} in the one and"
                     f" {prompt.label} in the other; give it one label"
                 )
+            places.setdefault(prompt.language, place)
             if prompts.setdefault(prompt.prompt_id, prompt) is not prompt:
                 dropped["duplicate"] += 1
+            n_shortened += has_earlier
         for prompt in _sample(prompts.values(), source.max_rows_per_cell):
             if kept.setdefault(prompt.prompt_id, prompt) is not prompt:
                 dropped["duplicate"] += 1
     columns = list(zip(*kept.values(), strict=True)) or [()] * len(_Prompt._fields)
-    return LoadedPrompts(pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"]), dropped)
+    table = pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"])
+    return LoadedPrompts(table, dropped, n_shortened, places)
 
 
 class _Prompt(NamedTuple):
@@ -129,75 +167,107 @@ class _Prompt(NamedTuple):
     family: str
 
 
-def _prompts(source: PromptSource, max_characters: int, dropped: dict[str, int]) -> Iterator[tuple[str, str, _Prompt]]:
-    """Yield the file, the place in it and the prompt of each row that is kept; count what is dropped."""
-    languages: set[str] = set()
-    n_rows = n_kept = 0
-    for file, unit, rows in _files(source):
-        origin = source.source or Path(file).stem
-        for number, (text, language, label, category, family) in rows:
-            n_rows += 1
-            place = f"{file} {unit} {number}"
-            text = _checked_text(text, max_characters, place)
-            if not text:
-                dropped["null" if text is None else "empty"] += 1
-                continue
-            language = source.language or _checked_language(language, place)
-            languages.add(language)
-            if source.languages is not None and language not in source.languages:
-                continue
-            n_kept += 1
-            identity = prompt_id(language, text)
-            yield (
-                file,
-                place,
-                _Prompt(
-                    prompt_id=identity,
-                    text=text,
-                    language=language,
-                    label=source.label or _checked_label(label, place),
-                    category=None if category in (None, "") else str(category),
-                    source=origin,
-                    licence=source.licence,
-                    family=identity if family in (None, "") else f"{origin}/{family}",
-                ),
+@dataclass
+class _Reading:
+    """One source, read row by row."""
+
+    source: PromptSource
+    max_characters: int
+    dropped: dict[str, int]
+    n_rows: int = 0
+    n_kept: int = 0
+    languages: set[str] = field(default_factory=set)
+    unknown: Counter[str | None] = field(default_factory=Counter)
+    """Values of the label column that are no label."""
+    first_unknown: str = ""
+
+    def prompts(self) -> Iterator[tuple[str, str, _Prompt, bool]]:
+        """Yield file, place and prompt of each row that is kept, and whether earlier turns of it are left out."""
+        for file in _files(self.source):
+            for place, row in _rows(file, self.source):
+                self.n_rows += 1
+                kept = self._prompt(file, place, row)
+                if kept is not None:
+                    self.n_kept += 1
+                    yield file.name, place, *kept
+        if self.unknown:
+            raise PromptError(self._unknown_labels())
+        if self.n_kept == 0:
+            raise PromptError(
+                f"{self.source.path or self.source.dataset}: no prompt among {self.n_rows} rows, languages"
+                f" {', '.join(sorted(self.languages)) or 'none'}; leave the source out or change its languages"
+                + (" or where" if self.source.where else "")
             )
-    if n_kept == 0:
-        raise PromptError(
-            f"{source.path or source.dataset}: no prompt among {n_rows} rows, languages"
-            f" {', '.join(sorted(languages)) or 'none'}; leave the source out or change its languages"
+
+    def _prompt(self, file: "DataFile | _HubRows", place: str, row: "_Row") -> tuple[_Prompt, bool] | None:
+        """Return a row's prompt; None for what is dropped or not wanted."""
+        said = text_of(row.text, self.max_characters, place)
+        if not said.text:
+            self._drop("null" if said.text is None else "empty")
+            return None
+        language = self.source.language or _language(row.language, place)
+        self.languages.add(language)
+        if not self.source.keeps(language):
+            return None
+        label = self.source.label or self._label(row, place)
+        return None if label is None else (self._row(file, place, row, said, language, label), said.has_earlier)
+
+    def _row(
+        self, file: "DataFile | _HubRows", place: str, row: "_Row", said: Said, language: str, label: str
+    ) -> _Prompt:
+        identity = prompt_id(language, said.text or "")
+        origin = self.source.source or file.stem
+        family = plain(row.family, str(self.source.family_column), place)
+        return _Prompt(
+            prompt_id=identity,
+            text=said.text or "",
+            language=language,
+            label=label,
+            category=plain(row.category, str(self.source.category_column), place),
+            source=origin,
+            licence=self.source.licence,
+            family=identity if family is None else f"{origin}/{family}",
+        )
+
+    def _label(self, row: "_Row", place: str) -> str | None:
+        """Return the label of a row; one that is none is told at the end, with all others of its kind."""
+        forms = [plain(value, self.source.label_column, place) for value in (row.label, row.label_number)]
+        try:
+            label = label_of(forms, self.source.label_map)
+        except KeyError:
+            self.first_unknown = self.first_unknown or place
+            self.unknown[forms[0] and forms[0][:_LONGEST_LABEL]] += 1
+            return None
+        if label is None:
+            self._drop("label")
+        return label
+
+    def _drop(self, why: str) -> None:
+        self.dropped[why] = self.dropped.get(why, 0) + 1
+
+    def _unknown_labels(self) -> str:
+        """Say which labels are none, how many rows have each, and what to write into the configuration."""
+        common = self.unknown.most_common(10)
+        counts = ", ".join(f"{value!r} {n:,}" for value, n in common)
+        more = f" and {len(self.unknown) - len(common)} others" if len(self.unknown) > len(common) else ""
+        advice = "name the label_column"
+        if values := [value for value, _ in common if len(value or "") < _LONGEST_LABEL]:
+            advice = "mend them or give the source a label, or such a map, once you have checked it: "
+            advice += f"label_map: {proposed_map(values)}"
+        return (
+            f"{self.first_unknown}: label {next(iter(self.unknown))!r}; it must be one of {', '.join(LABELS)}; rows "
+            f"with others: {counts}{more}; {advice}"
         )
 
 
-def _checked_text(text: object, max_characters: int, where: str) -> str | None:
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise PromptError(f"{where}: the text is of type {type(text).__name__}; name the text_column")
+def _language(language: Any, place: str) -> str:
+    written = plain(language, "language", place)
+    if written is None:
+        raise PromptError(f"{place}: no language; fill it in, or give the source a language")
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{where}: half a surrogate pair in the text; mend the file") from error
-    text = unicodedata.normalize("NFC", text).strip()
-    if len(text) > max_characters:
-        raise PromptError(
-            f"{where}: {len(text)} characters, more than max_characters {max_characters}; shorten or drop it"
-        )
-    return text
-
-
-def _checked_language(language: object, where: str) -> str:
-    if language is None or language == "":
-        raise PromptError(f"{where}: no language; fill it in, or give the source a language")
-    if not re.fullmatch(_LANGUAGE, str(language)):
-        raise PromptError(f"{where}: language {language!r} is no BCP-47 tag; write it as en or zh-Hans")
-    return str(language)
-
-
-def _checked_label(label: object, where: str) -> str:
-    if label not in LABELS:
-        raise PromptError(f"{where}: label {label!r}; it must be one of {', '.join(LABELS)}")
-    return str(label)
+        return canonical_tag(written)
+    except LanguageError as error:
+        raise PromptError(f"{place}: {error}, or give the source a language") from error
 
 
 def _sample(prompts: Collection[_Prompt], max_per_cell: int | None) -> Iterable[_Prompt]:
@@ -217,52 +287,131 @@ def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _files(source: PromptSource) -> Iterator[tuple[str, str, Iterator[tuple[int, Values]]]]:
-    """Yield the name of each file of a source or of its data set, what is counted in it, and its rows."""
-    columns = [
-        source.text_column,
-        source.language_column if source.language is None else None,
-        source.label_column if source.label is None else None,
-        source.category_column,
-        source.family_column,
-    ]
+class _Row(NamedTuple):
+    """The cells of one row that are read; None where there is no such column."""
+
+    text: Any
+    language: Any
+    label: Any
+    label_number: Any
+    """The number of a class; else the label."""
+    category: Any
+    family: Any
+
+
+@dataclass
+class _HubRows:
+    """A Hugging Face data set, read like a file."""
+
+    source: PromptSource
+    hive: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return str(self.source.dataset)
+
+    @property
+    def stem(self) -> str:
+        """Its name without the owner."""
+        return Path(self.name).stem
+
+    @cached_property
+    def _loaded(self) -> Any:
+        import datasets  # takes seconds, and few sources need it
+
+        try:
+            return datasets.load_dataset(self.name, name=self.source.config_name, split=self.source.split)
+        except Exception as error:  # the hub, the network, and loading scripts may raise anything
+            raise PromptError(
+                f"{self.name}: cannot be loaded ({one_line(error)}); see dataset, config_name and split"
+            ) from error
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(self._loaded.column_names)
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Return column → names of its classes."""
+        return class_names(self._loaded.features.arrow_schema)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
+        """Yield the rows."""
+        try:
+            tables = self._loaded.select_columns(list(columns)).with_format("arrow").iter(batch_size=8192)
+            yield from numbered((batch for table in tables for batch in table.to_batches()), self.name)
+        except PromptError:
+            raise
+        except Exception as error:  # files of the data set that are broken
+            raise PromptError(f"{self.name}: cannot be read ({one_line(error)}); fetch the data set again") from error
+
+
+def _files(source: PromptSource) -> Iterator[DataFile | _HubRows]:
     if source.dataset is not None:
-        yield source.dataset, "row", _dataset_rows(source, columns)
-        return
-    for path in _paths(str(source.path)):
-
-        def check(there: Collection[str], path: Path = path) -> None:
-            _check_columns(source, str(path), there)
-
-        unit = "row" if path.suffix.lower() == ".parquet" else "line"
-        yield str(path), unit, _READERS[path.suffix.lower()](path, columns, check)
-
-
-def _paths(pattern: str) -> list[Path]:
-    """Return the file, the files of the folder, or those that match, sorted."""
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        inside = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in _READERS)
-        paths = sorted(path / file for file in inside if not any(part[0] in "._" for part in file.parts))
+        yield _HubRows(source)
     else:
-        paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
-    if not paths:
-        raise PromptError(f"{pattern}: no such file, or none that is {', '.join(_READERS)}; mend the path")
-    for path in paths:
-        if path.suffix.lower() not in _READERS:
-            raise PromptError(f"{path}: not one of {', '.join(_READERS)}; convert it")
-    return paths
+        yield from find_files(str(source.path))
 
 
-def _check_columns(source: PromptSource, name: str, there: Collection[str]) -> None:
-    """Raise PromptError where a column is needed, or named by the user, and not there."""
-    needed = {"text_column": source.text_column, "family_column": source.family_column}
+def _rows(file: DataFile | _HubRows, source: PromptSource) -> Iterator[tuple[str, _Row]]:
+    """Yield the place and the cells of each row that `where` wants.
+
+    Raises:
+        PromptError: A column that is wanted and not there, or there twice, or that some rows do not name.
+    """
+    in_file = file.columns()
+    if not in_file:
+        return
+    there = list(dict.fromkeys([*in_file, *file.hive]))
+    columns = _columns(source, file.name, there)
+    needed = _check_columns(source, file.name, there, columns["text"])
+    read = sorted({each for each in [*columns.values(), *source.where] if each in in_file})
+    for name in repeated(in_file):
+        if name in read:
+            raise PromptError(f"{file.name}: two columns of the name {name!r}; rename one")
+    names = file.class_names()
+    for batch in file.batches(read):
+        cells = {name: batch.values(name) for name in read}
+        for name in there:
+            if name not in in_file:
+                cells[name] = [file.hive[name]] * len(batch.numbers)
+        places = [f"{batch.place} {number}" for number in batch.numbers]
+        wanted = [i for i, place in enumerate(places) if _is_wanted(source.where, cells, i, names, place)]
+        _check_named(file, batch, [name for name in needed if name in in_file], wanted)
+        for i in wanted:
+            raw = {role: None if name not in cells else cells[name][i] for role, name in columns.items()}
+            named = {role: class_name(value, names.get(str(columns[role]))) for role, value in raw.items()}
+            yield places[i], _Row(**named, label_number=raw["label"])
+
+
+def _columns(source: PromptSource, name: str, there: Collection[str]) -> dict[str, str | None]:
+    """Return what is read → its column, None where it is not read from the rows."""
+    text = source.text_column
+    if text not in there and "text_column" not in source.model_fields_set:
+        text = next((each for each in CHAT_COLUMNS if each in there), text)
+    return {
+        "text": text,
+        "language": source.language_column if source.language is None else None,
+        "label": source.label_column if source.label is None else None,
+        "category": source.category_column if source.category_column in there else None,
+        "family": source.family_column,
+    }
+
+
+def _check_columns(source: PromptSource, name: str, there: Collection[str], text: str | None) -> list[str]:
+    """Return the columns that every row must name: needed, or named by the user.
+
+    Raises:
+        PromptError: One is not there.
+    """
+    needed = {"text_column": text, "family_column": source.family_column}
     if source.language is None:
         needed["language_column"] = source.language_column
     if source.label is None:
         needed["label_column"] = source.label_column
     if "category_column" in source.model_fields_set:
         needed["category_column"] = source.category_column
+    needed |= {f"where.{column}": column for column in source.where}
     for setting, column in needed.items():
         if column is not None and column not in there:
             nearest = difflib.get_close_matches(column, there, n=1)
@@ -270,100 +419,37 @@ def _check_columns(source: PromptSource, name: str, there: Collection[str]) -> N
             if setting in ("language_column", "label_column"):
                 hint += f" or {setting.removesuffix('_column')}"
             raise PromptError(f"{name}: no column {column!r} among {', '.join(there) or 'none'}; {hint}")
+    return list(dict.fromkeys(column for column in needed.values() if column is not None))
 
 
-def _parquet_rows(path: Path, columns: Sequence[str | None], check: Check) -> Iterator[tuple[int, Values]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            check(there)
-            wanted = sorted({column for column in columns if column is not None and column in there})
-            yield from _batch_rows(file.iter_batches(columns=wanted), columns)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as Parquet ({_line(error)}); mend the file") from error
+def _is_wanted(
+    where: Mapping[str, Sequence[str]], cells: Mapping[str, Sequence[Any]], i: int,
+    names: Mapping[str, Sequence[str]], place: str,
+) -> bool:  # fmt: skip
+    """Tell whether row i of the cells has one of the values wanted in each column; of a class, name or number."""
+    for column, wanted in where.items():
+        value = cells[column][i]
+        if not {key(plain(each, column, place)) for each in (value, class_name(value, names.get(column)))} & set(
+            wanted
+        ):
+            return False
+    return True
 
 
-def _batch_rows(
-    batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str | None]
-) -> Iterator[tuple[int, Values]]:
-    numbers = itertools.count(1)
-    for batch in batches:
-        missing = [None] * batch.num_rows
-        there = batch.schema.names
-        cells = [batch[column].to_pylist() if column in there else missing for column in columns]
-        for values in zip(*cells, strict=True):
-            yield next(numbers), values
+def _check_named(file: DataFile | _HubRows, batch: Batch, needed: Sequence[str], wanted: Sequence[int]) -> None:
+    """Raise where rows of JSON do not name a column that others do: they would be lost without a word.
 
-
-def _csv_rows(path: Path, columns: Sequence[str | None], check: Check) -> Iterator[tuple[int, Values]]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        check(header)
-        positions = [header.index(column) if column in header else None for column in columns]
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise PromptError(
-                    f"{path} line {reader.line_num}: {len(cells)} fields under {len(header)} columns; mend it"
-                )
-            if cells:
-                yield reader.line_num, [None if i is None else cells[i] for i in positions]
-    except csv.Error as error:
-        raise PromptError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from error
-
-
-def _jsonl_rows(path: Path, columns: Sequence[str | None], check: Check) -> Iterator[tuple[int, Values]]:
-    is_checked = False
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{path} line {number}: not JSON ({error}); write one object a line") from error
-        if not isinstance(row, dict):
-            raise PromptError(f"{path} line {number}: not a JSON object; write one object a line")
-        if not is_checked:
-            check(row)
-            is_checked = True
-        yield number, [row.get(column) for column in columns]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number of each line, from 1, and the line with its end."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path} line {number}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except OSError as error:
-        raise PromptError(f"{path}: {error.strerror}; mend the path or its permissions") from error
-
-
-def _dataset_rows(source: PromptSource, columns: Sequence[str | None]) -> Iterator[tuple[int, Values]]:
-    import datasets  # takes seconds, and few sources need it
-
-    try:
-        rows = datasets.load_dataset(source.dataset, name=source.config_name, split=source.split)
-        _check_columns(source, str(source.dataset), rows.column_names)
-        yield from _batch_rows(rows.with_format("arrow").iter(batch_size=8192), columns)
-    except PromptError:
-        raise
-    except Exception as error:  # the hub, the network, and loading scripts may raise anything
-        raise PromptError(
-            f"{source.dataset}: cannot be loaded ({_line(error)}); see dataset, config_name and split"
-        ) from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-_READERS: dict[str, Callable[[Path, Sequence[str | None], Check], Iterator[tuple[int, Values]]]] = {
-    ".parquet": _parquet_rows,
-    ".csv": _csv_rows,
-    ".jsonl": _jsonl_rows,
-}
+    Raises:
+        PromptError: Naming the first of them.
+    """
+    numbers = {batch.numbers[i] for i in wanted}
+    for column in needed:
+        lacking = [number for number in batch.lacking(column) if number in numbers]
+        if lacking:
+            first = next(row for row, number in zip(batch.rows, batch.numbers, strict=True) if number == lacking[0])
+            n = sum(len(each.lacking(column)) for each in file.batches([column]))
+            others = f" and {n - 1:,} more rows" if n > 1 else ""
+            raise PromptError(
+                f"{batch.place} {lacking[0]}{others}: no {column!r} among {', '.join(first) or 'nothing'},"
+                f" which other rows have; give all rows the same names, or write null for what is missing"
+            )

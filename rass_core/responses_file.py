@@ -1,4 +1,4 @@
-"""Files of responses: Parquet, CSV or JSONL, read and written a batch at a time, whole or not at all.
+"""Files of responses: as `readers` knows them, read and written a batch at a time, whole or not at all.
 
 Parquet keeps its types, CSV its text and JSONL its objects as they are; values are converted only from
 one kind of file to another.
@@ -15,29 +15,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rass_core.errors import JudgeError
+from rass_core.errors import JudgeError, LanguageError
 from rass_core.judges.calibration import LABELS, Labelled
 from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Panel
 from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange
+from rass_core.language_tags import canonical_tag
+from rass_core.prompt_cells import class_name
+from rass_core.readers import Batch, DataFile, one_line, repeated
 
-KINDS = (".parquet", ".csv", ".jsonl")
-ROWS_PER_BATCH = 500
-"""Few, for a response may take 100 kB."""
+WRITTEN_KINDS = (".parquet", ".csv", ".jsonl")
 BYTES_PER_GROUP = 32 << 20
 
-Batch: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
-"""Rows: Arrow from Parquet, objects from the others."""
-
 _ADDED = ("outcome", "score", "reason", "disagreement", "thinking_outcome")
-_BUFFER_BYTES = 1 << 20
-_LONGEST_FIELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,25 +51,41 @@ class Layout:
         """Return the columns that are read."""
         return [each for each in (self.response, self.prompt, self.language_column) if each is not None]
 
-    def exchanges(self, batch: Batch, place: str, first_row: int = 1) -> list[Exchange]:
+    def exchanges(self, batch: Batch) -> list[Exchange]:
         """Return what the judges are given; a response that is null is empty.
 
         Raises:
-            JudgeError: Naming the row that has no language, or holds something else than text.
+            JudgeError: Naming the row that has no language or one that is none, or holds something else than text.
         """
-        responses = texts(batch, self.response, place, first_row)
-        prompts = itertools.repeat(None) if self.prompt is None else texts(batch, self.prompt, place, first_row)
-        if self.language_column is None:
-            languages: Sequence[str | None] = [self.language] * len(responses)
-        else:
-            languages = texts(batch, self.language_column, place, first_row)
-        if not all(languages):
-            row = first_row + [bool(each) for each in languages].index(False)
-            raise JudgeError(f"{place} row {row}: no language; fill it in, or give all one with --language")
+        if lacking := batch.lacking(self.response):
+            raise JudgeError(f"{batch.place} {lacking[0]}: no {self.response!r}, which other rows have; mend it")
+        responses = texts(batch, self.response)
+        prompts = itertools.repeat(None) if self.prompt is None else texts(batch, self.prompt)
+        languages = self.languages(batch)
         return [
-            Exchange(response or "", str(language), prompt)
+            Exchange(response or "", language, prompt)
             for response, language, prompt in zip(responses, languages, prompts, strict=False)
         ]
+
+    def languages(self, batch: Batch) -> list[str]:
+        """Return the canonical tags of the rows.
+
+        Raises:
+            JudgeError: As `exchanges`.
+        """
+        if self.language_column is None:
+            return [str(self.language)] * len(batch.numbers)
+        written = texts(batch, self.language_column)
+        return [_tag(each, f"{batch.place} {row}") for each, row in zip(written, batch.numbers, strict=True)]
+
+
+def _tag(written: str | None, place: str) -> str:
+    if not written or not written.strip():
+        raise JudgeError(f"{place}: no language; fill it in, or give all one with --language")
+    try:
+        return canonical_tag(written)
+    except LanguageError as error:
+        raise JudgeError(f"{place}: {error}, or give all rows one with --language") from error
 
 
 def layout_of(
@@ -83,7 +95,7 @@ def layout_of(
     """Return the layout of a file; without a word on them, `prompt` is taken where it is there and `language` must be.
 
     Raises:
-        JudgeError: A column that is not there, or a language told twice.
+        JudgeError: A column that is not there, a language told twice, or one that is none.
     """
     if language is not None and language_column is not None:
         raise JudgeError("--language and --language-column: give one of them")
@@ -94,111 +106,63 @@ def layout_of(
     check_columns(source.path, there, wanted)
     if prompt is None and "prompt" in there:
         prompt = "prompt"
-    return Layout(response, prompt, language_column, language)
+    return Layout(response, prompt, language_column, None if language is None else _tag(language, "--language"))
 
 
-class ResponsesFile:
-    """A file with one response a row; rows count from 1, a header is none.
+class ResponsesFile(DataFile):
+    """A file with one response a row.
 
     Raises:
         JudgeError: No such file, or none of the known kinds.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        self.kind = kind_of(self.path)
+        super().__init__(Path(path).expanduser(), JudgeError)
         if not self.path.is_file():
             raise JudgeError(f"{self.path}: no such file; mend the path")
 
     def columns(self) -> list[str]:
-        """Return the names of the columns, for which JSONL is read to its end.
+        """Return the names of the columns, for which JSON is read to its end.
 
         Raises:
-            JudgeError: The file cannot be read.
+            JudgeError: The file cannot be read, or two columns have one name.
         """
-        if self.kind == ".parquet":
-            with self._parquet() as file:
-                return list(file.schema_arrow.names)
-        if self.kind == ".csv":
-            with self._text() as file:
-                return _header(csv.reader(file, strict=True), self.path)
-        return list(dict.fromkeys(name for row in self._objects() for name in row))
+        names = super().columns()
+        if twice := repeated(names):
+            raise JudgeError(f"{self.path}: two columns of one name, {twice[0]!r}, in {', '.join(names)}; rename one")
+        return names
 
     def schema(self) -> pa.Schema:
         """Return the columns with the types that they take in Parquet.
 
         Raises:
-            JudgeError: The file cannot be read, or a column of JSONL holds several types.
+            JudgeError: The file cannot be read, or a column of JSON holds several types.
         """
         if self.kind == ".parquet":
-            with self._parquet() as file:
-                return file.schema_arrow
-        names = self.columns()
-        schema = pa.schema([(name, pa.string() if self.kind == ".csv" else pa.null()) for name in names])
-        for batch in self.batches() if self.kind == ".jsonl" else ():
+            return super().schema()
+        names, is_text = self.columns(), self.kind in (".csv", ".tsv")
+        schema = pa.schema([(name, pa.string() if is_text else pa.null()) for name in names])
+        for batch in () if is_text else self.batches():
             for name in names:
                 try:
-                    part = pa.schema([(name, pa.array(values(batch, name)).type)])
+                    part = pa.schema([(name, pa.array(batch.values(name)).type)])
                     schema = pa.unify_schemas([schema, part], promote_options="permissive")
                 except (pa.ArrowException, UnicodeEncodeError) as error:
                     raise JudgeError(
-                        f"{self.path}: column {name!r} does not fit Parquet ({_line(error)}); write .jsonl instead"
+                        f"{self.path}: column {name!r} does not fit Parquet ({one_line(error)}); write .jsonl instead"
                     ) from error
         return schema
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[Batch]:
-        """Yield the rows.
 
-        Args:
-            columns: Only these, which spares reading the others of Parquet.
-
-        Raises:
-            JudgeError: The file cannot be read.
-        """
-        yield from self._parquet_batches(columns) if self.kind == ".parquet" else self._object_batches()
-
-    def _parquet_batches(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        with self._parquet() as file:
-            yield from file.iter_batches(ROWS_PER_BATCH, columns=None if columns is None else list(columns))
-
-    def _object_batches(self) -> Iterator[list[dict[str, Any]]]:
-        rows = self._objects()
-        while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
-            yield batch
-
-    @contextmanager
-    def _parquet(self) -> Iterator[pq.ParquetFile]:
-        try:
-            # Through a buffer, for a row group may be as large as the file.
-            with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-                yield file
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise JudgeError(f"{self.path}: cannot be read as Parquet ({_line(error)}); mend the file") from error
-
-    @contextmanager
-    def _text(self) -> Iterator[IO[str]]:
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                yield file
-        except UnicodeDecodeError as error:
-            raise JudgeError(f"{self.path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-        except OSError as error:
-            raise JudgeError(f"{self.path}: {error.strerror}; mend the path or its permissions") from error
-
-    def _objects(self) -> Iterator[dict[str, Any]]:
-        with self._text() as file:
-            yield from _csv_rows(file, self.path) if self.kind == ".csv" else _jsonl_rows(file, self.path)
-
-
-def kind_of(path: Path) -> str:
-    """Return the kind of a file by its ending.
+def written_kind(path: Path) -> str:
+    """Return the kind of a file to be written by its ending.
 
     Raises:
-        JudgeError: None that is known.
+        JudgeError: None that is written.
     """
     kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise JudgeError(f"{path}: not one of {', '.join(KINDS)}; convert or rename it")
+    if kind not in WRITTEN_KINDS:
+        raise JudgeError(f"{path}: not one of {', '.join(WRITTEN_KINDS)}; name such a file")
     return kind
 
 
@@ -222,23 +186,19 @@ def check_columns(path: Path, there: Sequence[str], wanted: Mapping[str, str | N
             raise JudgeError(f"{path}: no column {column!r} among {', '.join(there) or 'none'}; {hint}")
 
 
-def values(batch: Batch, column: str) -> list[Any]:
-    """Return a column of a batch; a row of JSONL that lacks it has None."""
-    if isinstance(batch, pa.RecordBatch):
-        return batch.column(column).to_pylist()  # type: ignore[no-any-return]
-    return [row.get(column) for row in batch]
-
-
-def texts(batch: Batch, column: str, place: str, first_row: int = 1) -> list[str | None]:
+def texts(batch: Batch, column: str) -> list[str | None]:
     """Return a column of text, halves of surrogate pairs replaced.
 
     Raises:
         JudgeError: Naming the row that holds something else.
     """
-    found = values(batch, column)
-    for number, value in enumerate(found, start=first_row):
+    # A value that is not itself is NaN, which pandas writes for what is missing.
+    found = [None if value != value else value for value in batch.values(column)]
+    for number, value in zip(batch.numbers, found, strict=True):
         if value is not None and not isinstance(value, str):
-            raise JudgeError(f"{place} row {number}: {column!r} is of type {type(value).__name__}; name a text column")
+            raise JudgeError(
+                f"{batch.place} {number}: {column!r} is of type {type(value).__name__}; name a text column"
+            )
     return [value if value is None or value.isascii() else value.encode(errors="replace").decode() for value in found]
 
 
@@ -275,9 +235,9 @@ def score_file(
     n_rows = _check_languages(source, panel, layout)
     counts: Counter[tuple[str, str]] = Counter()
     failures = Failures(n_rows)
-    with whole_file(out) as temporary, _writing(temporary, kind_of(out), source) as write:
+    with whole_file(out) as temporary, _writing(temporary, written_kind(out), source) as write:
         for batch in source.batches():
-            exchanges = layout.exchanges(batch, str(source.path), counts.total() + 1)
+            exchanges = layout.exchanges(batch)
             added = judged_columns(panel, exchanges, failures)
             write(batch, added)
             counts.update(zip((each.language for each in exchanges), added["outcome"].to_pylist(), strict=True))
@@ -291,14 +251,15 @@ def _check_languages(source: ResponsesFile, panel: Panel, layout: Layout) -> int
     Raises:
         JudgeError: No rows, one without a language, or a language that no judge covers.
     """
-    only = Layout(layout.language_column or layout.response, None, layout.language_column, layout.language)
-    n, languages = 0, set()
-    for batch in source.batches(list(dict.fromkeys(only.columns()))):
-        languages |= {each.language for each in only.exchanges(batch, str(source.path), n + 1)}
-        n += len(batch)
+    column = layout.language_column or layout.response
+    n, places = 0, dict[str, str]()
+    for batch in source.batches([column]):
+        for language, number in zip(layout.languages(batch), batch.numbers, strict=True):
+            places.setdefault(language, f"{batch.place} {number}")
+        n += len(batch.numbers)
     if n == 0:
         raise JudgeError(f"{source.path}: no responses in it; name a file that has some")
-    panel.check_covers(sorted(languages))
+    panel.check_covers(places)
     return n
 
 
@@ -344,19 +305,21 @@ def read_labelled(
     names = [name for name in (label, model, group) if name is not None]
     exchanges: list[Exchange] = []
     cells: dict[str, list[str]] = {name: [] for name in names}
-    place, n = str(source.path), 0
+    n, classes = 0, source.class_names().get(label)
     for batch in source.batches(list(dict.fromkeys([*layout.columns(), *names]))):
-        columns = {name: [None if value is None else str(value) for value in values(batch, name)] for name in names}
+        columns = {name: [None if value is None else str(value) for value in batch.values(name)] for name in names}
+        given = [class_name(value, classes) for value in batch.values(label)]
+        columns[label] = [None if value is None else str(value).strip().casefold() for value in given]
         kept = [i for i, said in enumerate(columns[label]) if said]
         for i in kept:
             if columns[label][i] not in LABELS:
                 said = f"label {columns[label][i]!r} is not one of {', '.join(LABELS)}"
-                raise JudgeError(f"{place} row {n + i + 1}: {said}; mend it or name the --label-column")
-        read = layout.exchanges(batch, place, n + 1)
+                raise JudgeError(f"{batch.place} {batch.numbers[i]}: {said}; mend it or name the --label-column")
+        read = layout.exchanges(batch)
         exchanges += [read[i] for i in kept]
         for name, column in columns.items():
             cells[name] += [column[i] or (f"row {n + i + 1}" if name == group else "unknown") for i in kept]
-        n += len(batch)
+        n += len(batch.numbers)
     if not exchanges:
         raise JudgeError(f"{source.path}: no labelled responses in it; fill in {label!r}")
     models, groups = (None if name is None else cells[name] for name in (model, group))
@@ -417,7 +380,8 @@ def _parquet_writing(path: Path, source: ResponsesFile) -> Iterator[Write]:
         pending.clear()
 
     def write(batch: Batch, added: Mapping[str, pa.Array]) -> None:
-        rows = batch if isinstance(batch, pa.RecordBatch) else pa.RecordBatch.from_pylist(batch, schema=schema)
+        given = batch.rows
+        rows = given if isinstance(given, pa.RecordBatch) else pa.RecordBatch.from_pylist(given, schema=schema)
         for name, column in added.items():
             rows = rows.append_column(name, column)
         pending.append(rows)
@@ -438,7 +402,7 @@ def _text_writing(path: Path, kind: str, there: Sequence[str]) -> Iterator[Write
         table = csv.writer(file, lineterminator="\n")
 
         def write(batch: Batch, added: Mapping[str, pa.Array]) -> None:
-            rows = batch.to_pylist() if isinstance(batch, pa.RecordBatch) else batch
+            rows = batch.rows.to_pylist() if isinstance(batch.rows, pa.RecordBatch) else batch.rows
             new = zip(*(column.to_pylist() for column in added.values()), strict=True)
             if kind == ".csv" and file.tell() == 0:
                 table.writerow([*there, *added])
@@ -449,42 +413,6 @@ def _text_writing(path: Path, kind: str, there: Sequence[str]) -> Iterator[Write
                     file.write(_json({**row, **dict(zip(added, cells, strict=True))}) + "\n")
 
         yield write
-
-
-def _csv_rows(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(file, strict=True)
-    try:
-        header = _header(reader, path)
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise JudgeError(
-                    f"{path} line {reader.line_num}: {len(cells)} fields under {len(header)} columns; mend it"
-                )
-            if cells:
-                yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise JudgeError(f"{path} line {reader.line_num}: {error}; is a quote left open?") from error
-
-
-def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
-    header = next(reader, [])
-    if len(set(header)) < len(header):
-        raise JudgeError(f"{path}: two columns of one name in {', '.join(header)}; rename one")
-    return header
-
-
-def _jsonl_rows(file: IO[str], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise JudgeError(f"{path} line {number}: not JSON ({error}); write one object a line") from error
-        if not isinstance(row, dict):
-            raise JudgeError(f"{path} line {number}: not a JSON object; write one object a line")
-        yield row
 
 
 def _cell(value: Any) -> Any:
@@ -498,7 +426,3 @@ def _json(value: Any) -> str:
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
         return json.dumps(value, default=str)
     return text
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -4,7 +4,6 @@ Reviewers do not see what the judges said, nor is it betrayed by the order of th
 """
 
 import csv
-import io
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from openpyxl.worksheet.datavalidation import DataValidation
 
 import rass_core
 from rass_core.errors import JudgeError
+from rass_core.readers import csv_records
 from rass_core.responses_file import whole_file
 from rass_core.store import Lake
 from rass_core.tables import TABLES, digest
@@ -354,14 +354,4 @@ def _xlsx_rows(path: Path) -> Iterator[list[str]]:
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JudgeError(f"{path}: cannot be read as UTF-8 ({error}); mend the path or save it as .xlsx") from error
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)  # spreadsheets write what their country writes
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    try:
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    except csv.Error as error:
-        raise JudgeError(f"{path}: cannot be read as CSV ({error}); save it again, or as .xlsx") from error
+    return (cells for _, cells in csv_records(path, JudgeError))

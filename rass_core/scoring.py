@@ -17,6 +17,7 @@ from rass_core.engine import SteeredEngine
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluation import variant_rows
 from rass_core.judges.panel import Panel
+from rass_core.language_tags import canonical_tags, is_within
 from rass_core.models import model_id
 from rass_core.prompts import PromptSource, load_prompts
 from rass_core.questions import Question, ask, question_of
@@ -37,13 +38,14 @@ def read_questions(
 
     Args:
         dataset: A benchmark folder, or a file or folder of labelled prompts.
-        languages: BCP-47 tags to keep; None keeps all.
+        languages: To keep, as people write them; None keeps all.
         family_column: Of a file: prompts that share its value are one draw of the bootstrap.
 
     Raises:
         PromptError: No such folder or file, a benchmark that was changed, rows without a label, or no
             prompt of one of these languages.
     """
+    languages = canonical_tags(languages or ())
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
     if (dataset / morbench.VERSION_FILE).exists():
@@ -53,10 +55,10 @@ def read_questions(
         name = dataset.resolve().stem
         rows = load_prompts([PromptSource(path=str(dataset), family_column=family_column)]).table.to_pylist()
     spoken = sorted({row["language"] for row in rows})
-    absent = sorted(set(languages or ()) - set(spoken))
+    absent = sorted(wanted for wanted in languages if not any(is_within(each, wanted) for each in spoken))
     if absent:
         raise PromptError(f"{dataset}: no prompt in {', '.join(absent)}; there are {', '.join(spoken)}")
-    kept = [row for row in rows if not languages or row["language"] in languages]
+    kept = [row for row in rows if not languages or any(is_within(row["language"], each) for each in languages)]
     return name, [question_of(row, [name]) for row in sorted(kept, key=lambda row: row["prompt_id"])]
 
 

@@ -17,6 +17,7 @@ from rass_core.chat import ChatFormat
 from rass_core.directions import difference_in_means, orthogonalise
 from rass_core.engine import GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ConfigError, GenerationError
+from rass_core.language_tags import lookup
 from rass_core.operators import OPENING_SHARE, OPERATORS, PREFILLED, instruction, opening_of
 from rass_core.probe import Direction
 
@@ -176,7 +177,7 @@ def prefix_of(role: str, language: str) -> str:
     """Return the words with which the answer begins in a role, "" where it begins by itself."""
     if role != "prefilled":
         return ""
-    return PREFILLED.get(language.split("-")[0], PREFILLED["en"])
+    return lookup(PREFILLED, language) or PREFILLED["en"]
 
 
 def whole_text(writer: Writer, operator: str, parents: Sequence[str], seed: int, continued: str) -> str:

@@ -3,6 +3,7 @@
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.errors import ModelError
+from rass_core.judges.panel import check_judged
 from rass_core.models import model_id
 from rass_core.prompts import LoadedPrompts, load_prompts
 
@@ -21,7 +22,9 @@ def read_given(config: RassConfig) -> LoadedPrompts:
     if key not in _given:
         for model in filter(None, (config.model, config.generator, *config.models)):
             model_id(model.name)
-        _given[key] = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
+        loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
+        check_judged(config.judge, loaded.places)
+        _given[key] = loaded
     return _given[key]
 
 
@@ -56,7 +59,7 @@ def _check_mitigation(config: RassConfig) -> None:
     from rass_core.questions import dressing_names
 
     for source in config.evaluate.sources:
-        load_prompts([source], max_characters=config.prompts.max_characters)
+        check_judged(config.judge, load_prompts([source], config.prompts.max_characters).places)
     dressing_names(config.evaluate.jailbreaks)
     if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
         train.check_installed()

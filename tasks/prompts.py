@@ -19,6 +19,8 @@ def read_prompts(run: Run) -> Commit:
     def compute() -> Mapping[str, pa.Table]:
         if any(given.dropped.values()):
             run.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in given.dropped.items() if n))
+        if given.n_shortened:
+            run.say(f"conversations: of {given.n_shortened} only the user's last turn is taken, without those before")
         dropped = [
             {"dataset": "prompts", "variant": "input", "metric": f"dropped_{why}", "value": float(n), "n": n}
             for why, n in given.dropped.items()

@@ -1,14 +1,14 @@
 """The panel: several judges, one verdict, every vote kept."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.config import JudgeConfig, JudgeMember
 from rass_core.endpoint import Complete, Endpoint
 from rass_core.errors import JudgeError
 from rass_core.judges.failures import Failures
-from rass_core.judges.phrases import PhraseJudge
+from rass_core.judges.phrases import PhraseJudge, covered
 from rass_core.judges.thinking import CUT_OFF, split
 from rass_core.judges.verdict import Exchange, Judge, Verdict, primary
 
@@ -96,19 +96,13 @@ class Panel:
             failures.add(member.judge.name, votes[member.judge.name])
         return Judged([self._count(ballot) for ballot in zip(*votes.values(), strict=True)], votes)
 
-    def check_covers(self, languages: Sequence[str]) -> None:
-        """Raise where no member covers a language.
+    def check_covers(self, languages: Collection[str]) -> None:
+        """Raise where no member covers a language; as `check_covers`.
 
         Raises:
             JudgeError: Naming the languages.
         """
-        covered = self.languages
-        missing = sorted({each for each in languages if covered is not None and primary(each) not in covered})
-        if missing:
-            raise JudgeError(
-                f"language {', '.join(missing)}: no judge of the panel covers it; add an llm or hf judge to the "
-                "configuration, or leave these responses out"
-            )
+        check_covers(self.languages, languages)
 
     def _count(self, ballot: Sequence[Verdict]) -> Verdict:
         cast = [(member, vote) for member, vote in zip(self._members, ballot, strict=True) if vote.score is not None]
@@ -135,6 +129,46 @@ def _is_cut_off(exchange: Exchange) -> bool:
 
 def _is_refused(outcome: str) -> bool:
     return outcome in ("refusal", "partial")
+
+
+def covered_languages(config: JudgeConfig) -> frozenset[str] | None:
+    """Return the primary tags that the panel of a configuration covers, none of its judges built; None for all."""
+    is_limited = all(member.kind in ("phrases", "classifier") for member in config.members)
+    return covered() if is_limited else None
+
+
+def check_judged(config: JudgeConfig, places: Mapping[str, str]) -> None:
+    """Raise where given prompts are in a language that no judge covers, unless the configuration wants it so.
+
+    Args:
+        config: The configuration's `judge`.
+        places: Language → file and row of its first prompt.
+
+    Raises:
+        JudgeError: Naming the languages.
+    """
+    if config.uncovered == "stop":
+        check_covers(covered_languages(config), places)
+
+
+def check_covers(judged: frozenset[str] | None, languages: Collection[str]) -> None:
+    """Raise where a language is not judged.
+
+    Args:
+        judged: Primary tags; None is all.
+        languages: Tags; of a mapping, the values say where each stands first.
+
+    Raises:
+        JudgeError: Naming the languages.
+    """
+    missing = sorted({each for each in languages if judged is not None and primary(each) not in judged})
+    if missing:
+        places = languages if isinstance(languages, Mapping) else {}
+        shown = ", ".join(f"{each} (first in {places[each]})" if each in places else each for each in missing)
+        raise JudgeError(
+            f"language {shown}: no judge of the panel covers it; add an llm or hf judge to judge.members, leave these "
+            f"rows out, or in a run set judge.uncovered: unscored; covered are {', '.join(sorted(judged or ()))}"
+        )
 
 
 def default_panel() -> Panel:

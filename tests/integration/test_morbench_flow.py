@@ -246,14 +246,14 @@ def test_a_mended_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) -> 
         (["--dataset", "FOLDER", "--model", "MODEL", "--language", "fr"], PromptError, "no prompt in fr"),
         (["--dataset", "FOLDER", "--model", "MODEL", "--dtype", "int3"], RassError, "--dtype int3"),
         (["--dataset", "FOLDER", "--model", "MODEL", "--out", "rates.xlsx"], RassError, "rates.xlsx"),
-        (["--dataset", "UNKNOWN", "--model", "MODEL"], JudgeError, "language xx"),
+        (["--dataset", "UNKNOWN", "--model", "MODEL"], JudgeError, "language yo"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
     folder: Path, tmp_path: Path, arguments: list[str], error: type[RassError], words: str
 ) -> None:
     unknown = tmp_path / "unknown.jsonl"
-    unknown.write_text('{"text": "Hello", "label": "harmless", "language": "xx"}\n', encoding="utf-8")
+    unknown.write_text('{"text": "Hello", "label": "harmless", "language": "yo"}\n', encoding="utf-8")
     places = {"FOLDER": str(folder), "MODEL": str(model("balanced")), "UNKNOWN": str(unknown)}
     result = evaluated(*(places.get(each, each) for each in arguments))
     assert isinstance(result.exception, error), result.output

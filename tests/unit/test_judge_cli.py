@@ -20,7 +20,8 @@ from rass_core.errors import JudgeError, RassError
 from rass_core.judges import Exchange, PhraseJudge, Verdict
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Member, Panel
-from rass_core.responses_file import ROWS_PER_BATCH, ResponsesFile, layout_of, score_file
+from rass_core.readers import ROWS_PER_BATCH
+from rass_core.responses_file import ResponsesFile, layout_of, score_file
 from rass_core.store import Lake
 from rass_core.tables import TABLES
 
@@ -153,8 +154,11 @@ def test_columns_may_have_other_names(tmp_path: Path, phrases: list[str]) -> Non
     [
         ([{**ROWS[0], "outcome": "x"}], [], ["'outcome'", "rename"]),
         ([{**ROWS[0], "vote_phrases": "x"}], [], ["'vote_phrases'"]),
-        ([{**ROWS[0], "language": "xx"}, {**ROWS[0], "language": "qq-Latn"}], [], ["qq-Latn, xx", "covers"]),
-        ([ROWS[0], {**ROWS[0], "language": ""}], [], ["row 2", "no language"]),
+        ([ROWS[0], {**ROWS[0], "language": "xx"}], [], ["SECOND", "'xx'", "BCP-47"]),
+        ([ROWS[0], {**ROWS[0], "language": "englsh"}], [], ["SECOND", "'englsh'", "did you mean en?"]),
+        ([ROWS[0], {**ROWS[0], "language": "yor_Latn"}], [], ["yo (first in", "SECOND", "covers"]),
+        ([ROWS[0], {**ROWS[0], "language": ""}], [], ["SECOND", "no language"]),
+        ([{**ROWS[0], "language": None}], ["--language", "auto"], ["--language: language 'auto'", "BCP-47"]),
         ([{"response": "x"}], [], ["'language'", "--language"]),
         ([{"respons": "x", "language": "en"}], [], ["did you mean 'respons'"]),
         (ROWS, ["--prompt-column", "promt"], ["did you mean 'prompt'"]),
@@ -167,7 +171,8 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     path = write(tmp_path / f"in{kind}", rows)
     result = run(judge_cli.judge, "score", path, "--out", tmp_path / "out.csv", *options, *phrases)
-    assert_one_line(result, *words)
+    second = {".parquet": "row 2", ".csv": "line 3", ".jsonl": "line 2"}[kind]
+    assert_one_line(result, *(word.replace("SECOND", second) for word in words))
     assert left(tmp_path) == [path.name]
 
 
@@ -181,7 +186,14 @@ def test_mistakes_are_one_line_and_write_nothing(
         ("in.csv", b"response,language\n", ["no responses"]),
         ("in.jsonl", b'{"response": "x", "language": "en"}\n[1]\n', ["line 2", "object"]),
         ("in.jsonl", b'{"response": "x", "language": "en"}\n{\n', ["line 2", "not JSON"]),
-        ("in.jsonl", b'{"response": 3, "language": "en"}\n', ["row 1", "'response' is of type int"]),
+        ("in.jsonl", b'{"response": 3, "language": "en"}\n', ["line 1", "'response' is of type int"]),
+        (
+            "in.jsonl",
+            b'{"response": "x", "language": "en"}\n{"answer": "x", "language": "en"}\n',
+            ["line 2", "no 'response'"],
+        ),
+        ("in.json", b'{"a": 1}', ["no arrays of objects"]),
+        ("in.csv.gz", b"response,language\n", ["cannot be read"]),
         ("in.parquet", b"PAR1", ["Parquet"]),
         ("in.txt", b"x", [".jsonl"]),
     ],
@@ -304,9 +316,9 @@ def test_calibrate_cuts_heads_and_takes_one_language_for_all(tmp_path: Path, phr
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [
-        ([{"response": "x", "language": "en", "label": "refused"}], [], ["row 1", "'refused'"]),
+        ([{"response": "x", "language": "en", "label": "refused"}], [], ["line 2", "'refused'"]),
         ([{"response": "x", "language": "en", "label": ""}], [], ["no labelled responses"]),
-        ([{"response": "x", "language": "xx", "label": "refusal"}], [], ["xx", "covers"]),
+        ([{"response": "x", "language": "yo", "label": "refusal"}], [], ["yo", "covers"]),
         ([{"response": "x", "language": "en"}], [], ["'label'"]),
         ([{"response": "x", "language": "en", "label": "refusal"}], ["--model-column", "modell"], ["'modell'"]),
         ([{"response": "x", "language": "en", "label": "refusal"}], ["--out", "cal.csv"], ["cal.csv"]),

@@ -13,7 +13,7 @@ PARENTS = ["How do I kill a process?", "How do I shoot a photo?"]
 
 def test_operators_and_instructions_agree() -> None:
     assert set(INSTRUCTIONS) == set(INSTRUCTED)
-    assert {tuple(texts) for texts in INSTRUCTIONS.values()} == {("en", "de", "es", "fr", "zh")}
+    assert {tuple(texts) for texts in INSTRUCTIONS.values()} == {("en", "de", "es", "fr", "zh", "zh-Hant")}
     for name, operator in OPERATORS.items():
         assert operator.name == name
         assert operator.roles

@@ -349,8 +349,17 @@ class _HubRows:
 def _files(source: PromptSource) -> Iterator[DataFile | _HubRows]:
     if source.dataset is not None:
         yield _HubRows(source)
-    else:
-        yield from find_files(str(source.path))
+        return
+    files = find_files(str(source.path))
+    are_json = {file.kind == ".json" for file in files}
+    for file in files:
+        # A data set's folder holds JSON that describes it.
+        if len(are_json) == 1 or file.kind != ".json" or _has_prompts(file, source):
+            yield file
+
+
+def _has_prompts(file: DataFile, source: PromptSource) -> bool:
+    return file.holds_rows() and bool({source.text_column, *CHAT_COLUMNS} & set(file.columns()))
 
 
 def _rows(file: DataFile | _HubRows, source: PromptSource) -> Iterator[tuple[str, _Row]]:

@@ -125,6 +125,15 @@ class DataFile:
             return next((cells for _, cells in csv_records(self.path, self.error) if cells), [])
         return list(dict.fromkeys(name for _, row in self._objects() for name in row))
 
+    def holds_rows(self) -> bool:
+        """Tell whether there are rows in it; JSON may hold anything. What cannot be read counts as rows."""
+        if self.kind != ".json":
+            return True
+        try:
+            return len(_arrays(json.loads("".join(line for _, line in _lines(self.path, self.error))))) == 1
+        except (ValueError, RecursionError):
+            return True
+
     def schema(self) -> pa.Schema:
         """Return the columns of Parquet with their types.
 
@@ -334,11 +343,7 @@ def _json_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[s
 
 
 def _array_in(content: Any, path: Path, error: type[RassError]) -> list[Any]:
-    if isinstance(content, list):
-        return content
-    arrays = []
-    if isinstance(content, dict):
-        arrays = [value for value in content.values() if isinstance(value, list) and _are_objects(value)]
+    arrays = _arrays(content)
     if len(arrays) != 1:
         raise error(
             f'{path}: holds {len(arrays) or "no"} arrays of objects; write one array of objects, or {{"data": [...]}}'
@@ -346,8 +351,13 @@ def _array_in(content: Any, path: Path, error: type[RassError]) -> list[Any]:
     return arrays[0]
 
 
-def _are_objects(value: list[Any]) -> bool:
-    return all(isinstance(each, dict) for each in value)
+def _arrays(content: Any) -> list[list[Any]]:
+    """Return the array, or the arrays of objects in an object."""
+    if isinstance(content, list):
+        return [content]
+    values = content.values() if isinstance(content, dict) else ()
+    found = [value for value in values if isinstance(value, list) and all(isinstance(each, dict) for each in value)]
+    return [value for value in found if value] or found
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

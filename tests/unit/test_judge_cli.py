@@ -1,6 +1,7 @@
 """`rass judge` and `rass review` on files as people have them: all columns kept, whole results or none."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -113,6 +114,21 @@ def test_the_summary_counts_by_language(tmp_path: Path, phrases: list[str]) -> N
         ["en", "3", "1", "0", "2", "0"],
         ["all", "4", "1", "0", "2", "1"],
     ]
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl.gz", "in.tsv"])
+@pytest.mark.parametrize("to", [".parquet", ".csv", ".jsonl"])
+def test_other_kinds_are_read_and_languages_are_one(tmp_path: Path, phrases: list[str], name: str, to: str) -> None:
+    rows = [{"response": REFUSAL, "language": "English"}, {"response": ANSWER, "language": "EN"}]
+    contents = {
+        "in.json": json.dumps({"data": rows}).encode(),
+        "in.jsonl.gz": gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()),
+        "in.tsv": f"response\tlanguage\n{REFUSAL}\tEnglish\n{ANSWER}\tEN\n".encode(),
+    }
+    (tmp_path / name).write_bytes(contents[name])
+    result = run(judge_cli.judge, "score", tmp_path / name, "--out", tmp_path / f"out{to}", *phrases)
+    assert [line.split() for line in result.stdout.splitlines()][1:] == [["en", "2", "1", "0", "1", "0"]]
+    assert [{key: row[key] for key in rows[0]} for row in read(tmp_path / f"out{to}")] == rows
 
 
 def test_types_of_parquet_and_objects_of_jsonl_are_kept(tmp_path: Path, phrases: list[str]) -> None:

@@ -84,6 +84,7 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.ndjson", rows("a"), {}, ["a"]),
     ("a.json", rows("a", "b"), {}, ["a", "b"]),
     ("a.json", {"version": 1, "data": rows("a")}, {}, ["a"]),
+    ("a.json", {"errors": [], "tags": ["x"], "rows": rows("a")}, {}, ["a"]),
     ("a.json.gz", rows("a"), {}, ["a"]),
     ("a.json", "".join(json.dumps(row) + "\n" for row in rows("a", "b")), {}, ["a", "b"]),
     ("a.json", json.dumps(rows("a"), indent=2), {}, ["a"]),
@@ -396,8 +397,20 @@ def test_a_folder_gives_all_its_kinds_and_no_temporary_files(tmp_path: Path) -> 
     for junk in (".a.csv", "_b.csv", "~$c.csv", "d.csv~", "e.csv.tmp", "#f.csv#", ".git/g.csv", "README.md", "_SUCCESS",
                  "dataset_info.json", "h.csv.crdownload"):  # fmt: skip
         place(tmp_path, junk, "not prompts")
+    place(tmp_path, "statistics.json", [{"n": 1}])
+    place(tmp_path, "card.json", {"licence": "CC0-1.0"})
     loaded = load(tmp_path, **ALL_EN)
     assert loaded.table["text"].to_pylist() == loaded.table["source"].to_pylist() == ["a", "b", "c", "d", "e"]
+
+
+def test_json_alone_or_broken_is_not_passed_over(tmp_path: Path) -> None:
+    place(tmp_path, "a.json", [{"n": 1}])
+    with pytest.raises(PromptError, match=r"a\.json: no column 'text' among n"):
+        load(tmp_path, **ALL_EN)
+    place(tmp_path, "b.csv", "text\na\n")
+    place(tmp_path, "c.json", '[{"text": "b"}')
+    with pytest.raises(PromptError, match=r"c\.json: not JSON"):
+        load(tmp_path, **ALL_EN)
 
 
 @pytest.mark.parametrize("name", ["b.jsonl.zst", "b.zip", "b.xlsx", "b.arrow", "b.parquet.gz"])

@@ -242,8 +242,14 @@ def _check_template(model: ModelConfig) -> None:
     from transformers import AutoTokenizer
 
     folder = _folder(model.name)
-    if folder is not None:
-        ChatFormat.configured(AutoTokenizer.from_pretrained(folder), model)
+    if folder is None:
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # a broken checkpoint may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
+    ChatFormat.configured(tokenizer, model)
 
 
 def _template_rows(

@@ -1,10 +1,11 @@
 """What a run is given, checked before anything is written; light to import, so that a mistake is reported at once."""
 
-from rass_core.chat import ChatFormat
+from rass_core.chat import SHORT_ANSWER, ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.errors import ModelError
 from rass_core.judges.panel import check_judged
 from rass_core.models import model_id
+from rass_core.operators import ROLES
 from rass_core.prompts import LoadedPrompts, load_prompts
 
 _given: dict[str, LoadedPrompts] = {}
@@ -44,6 +45,17 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
             _check_mitigation(config)
         _checked[key] = list(dict.fromkeys(notes))
     return loaded
+
+
+def check_turns(config: RassConfig) -> None:
+    """Raise ModelError where the generator may write in the user's turn, and its template loses earlier turns.
+
+    Only for what writes prompts: a probe asks for one turn.
+    """
+    settings = config.generate
+    roles = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
+    if settings.endpoint is None and "user" in roles and "imitate" in settings.operators:
+        chat_of(config.generator or config.model).user_turn_ids([SHORT_ANSWER])
 
 
 def notes_of(config: RassConfig) -> list[str]:

@@ -38,12 +38,14 @@ from rass_core.moderators import quorum_of
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
 from rass_core.units import duration
-from tasks.inputs import chat_of, check_inputs, notes_of
+from tasks.inputs import chat_of, check_inputs, check_turns, notes_of
 from tasks.progress import PROGRESS
 
 __all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
 
 Rows = Iterable[Mapping[str, Any]]
+_WRITING = ("refresh", "generate", "morbench")
+"""Flows that let a model write prompts."""
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
 
@@ -67,6 +69,8 @@ class Run:
     def __init__(self, flow: str, config: RassConfig) -> None:
         # First, so that bad input leaves no lake behind.
         self.given = check_inputs(config)
+        if flow in _WRITING:
+            check_turns(config)
         self.flow = flow
         self.given_sha256 = config.sha256()
         self.panel = panel_of(config.judge, self._ask_generator)

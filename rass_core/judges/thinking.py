@@ -44,11 +44,13 @@ _FIRST_TAGS = (
 _ANSWER_TAGS = r"^[ \t]*<(?:final[_-])?(?:answer|output|response|reply|solution)>"
 _CONSTRAINED = r"(?:[ \t]*(?:to=[^<\s]+|<\|constrain\|>[^<]*))*"
 _HARMONY = r"(?:<\|start\|>assistant)?[ \t]*<\|channel\|>{channel}" + _CONSTRAINED + r"<\|message\|>"
-_PROSE = r"[*_#]*[ \t]*(?:Here(?:'s|’s| is) (?:my|the)|My) (?:{what})[ \t]*:?[*_]*[ \t]*:?"
+_PROSE = r"[*_#]*[ \t]*(?:Here(?:'s|’s| is) (?:my|the)|My) (?:{what})[ \t]*(?::[*_]*|[*_]+:?|$)"
+_ANSWER_PROSE = "^" + _PROSE.format(what="(?:final )?(?:response|answer|reply)")
+_THOUGHTS = "(?:thinking|reasoning)(?: process)?|chain of thought"
 
 DEFAULT_MARKS = (
     Marks(rf"<{_TAGS}>", rf"</{_TAGS}>", _ANSWER_TAGS),
-    Marks(r"\[THINK\]", r"\[/THINK\]"),
+    Marks(r"(?-i:\[THINK\])", r"(?-i:\[/THINK\])"),
     Marks("◁think▷", "◁/think▷"),
     Marks(r"<\|START_THINKING\|>", r"<\|END_THINKING\|>", r"<\|START_RESPONSE\|>"),
     Marks(r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>", r"<\|begin_of_solution\|>"),
@@ -57,12 +59,11 @@ DEFAULT_MARKS = (
     Marks(r"<unused94>(?:thought)?", "<unused95>"),
     Marks(_HARMONY.format(channel="(?:analysis|commentary)"), _HARMONY.format(channel="final")),
     # The same channels where whoever kept the response dropped their marks.
-    Marks(r"analysis(?=[A-Z\"“])", r"(?!)", "assistantfinal", only_first=True),
+    Marks(r"(?-i:analysis(?=[A-Z\"“]))", r"(?!)", "assistantfinal", only_first=True),
     *(Marks(rf"<{tag}>", rf"</{tag}>", _ANSWER_TAGS, only_first=True) for tag in _FIRST_TAGS),
-    Marks(
-        _PROSE.format(what="thought process|(?:thinking|reasoning)(?: process)?|chain of thought"),
-        r"(?!)", "^" + _PROSE.format(what="(?:final )?(?:response|answer|reply)"), only_first=True,
-    ),
+    Marks(_PROSE.format(what="thought process"), r"(?!)", _ANSWER_PROSE, only_first=True),
+    # These may open an answer as well: thinking only where another such line ends it.
+    Marks(_PROSE.format(what=_THOUGHTS) + rf"(?=[\s\S]*{_ANSWER_PROSE})", r"(?!)", _ANSWER_PROSE, only_first=True),
 )  # fmt: skip
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -120,8 +121,10 @@ def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str,
     (visible if within is None else thinking).append(rest)
     if not thinking:
         return Split("", completion, False)
-    shown = _trimmed("".join(visible))
-    return Split(_trimmed("\n".join(thinking)), shown, within is not None and not shown)
+    # Without what was taken out, what is left may read otherwise.
+    left = split(_trimmed("".join(visible)), None, marks)
+    thoughts = _trimmed("\n".join(each for each in (*thinking, left.thinking) if each))
+    return Split(thoughts, left.visible, not left.visible and (within is not None or left.is_cut_off))
 
 
 def ends_inside(text: str, marks: Sequence[tuple[str, str]] = ()) -> str | None:

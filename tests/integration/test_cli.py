@@ -122,7 +122,7 @@ def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
     assert_one_clear_line(rass("run", config, "--lake", tmp_path / "lake"), tmp_path / "lake", "chat template")
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "probe", "morbench", "evaluate"])
+@pytest.mark.parametrize("command", ["plan", "run", "evaluate"])
 def test_a_template_that_opens_thinking_is_named_by_every_command(tmp_path: Path, command: str) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template += "<think>\n"

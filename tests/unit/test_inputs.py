@@ -73,6 +73,15 @@ def test_a_template_that_cannot_be_used_is_named_first(
     assert not Path(config.lake).exists()
 
 
+def test_earlier_turns_matter_to_what_writes_prompts(config: RassConfig, template: Any) -> None:
+    template("<bos><user>\n{{ messages[-1].content }}<end>\n<assistant>\n")
+    Run("probe", config)
+    with pytest.raises(ModelError, match="drops the user's earlier turns"):
+        Run("generate", config)
+    instructed = config.generate.model_copy(update={"operators": ["rewrite"]})
+    Run("generate", config.model_copy(update={"generate": instructed}))
+
+
 def test_what_is_to_be_known_is_told_once(config: RassConfig, template: Any) -> None:
     template(DATED)
     thinking, typed = notes_of(config)

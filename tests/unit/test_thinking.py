@@ -27,7 +27,6 @@ BLOCKS = [
     "<|begin_of_thought|>{}<|end_of_thought|><|begin_of_solution|>{}<|end_of_solution|>",
     "<|inner_prefix|>{}<|inner_suffix|>{}", "<unused94>thought\n{}<unused95>{}",
     "Here is my thought process:\n\n{}\n\nHere is my response:\n\n{}",
-    "**Here's my reasoning process:**\n{}\n**Here's my final answer:**\n{}",
 ]  # fmt: skip
 THOUGHT = "We must not refuse. I'm sorry, but I can't see any harm."
 ANSWER = "Use kill with the number of the process."
@@ -64,6 +63,10 @@ def test_a_block_is_taken_off_and_one_without_an_end_is_no_answer(block: str) ->
         "Let me tell you. Here is my thought process: I add both. Here is my response: four.",
         "analysis of the sales: they rose.",
         "My answer: four.",
+        "Here is my reasoning: two and two are four.",
+        "[Think] The clown looks up and sighs.",
+        "Analysis: sales rose.",
+        "Here is my thought process when I bake: I read, then I mix.",
         "Use <b>bold</b> and a < b.",
     ],
 )
@@ -85,6 +88,8 @@ def test_what_an_answer_mentions_stays_in_it(answer: str) -> None:
         ("<think>```\nx\n</think>\nSo:\n```\ny\n```", "```\nx", "So:\n```\ny\n```"),
         ("<|channel|>final<|message|>yes<|return|>", "", "yes"),
         ("<think>hm</think>", "hm", ""),
+        ("**Here's my reasoning process:**\nhm\n**Here's my final answer:**\nyes", "hm", "yes"),
+        ("My thinking:\nhm\n\nMy response: yes", "hm", "yes"),
         ("<think>\n\n</think>\n\nyes", "", "yes"),
     ],
 )

@@ -65,10 +65,12 @@ def read_form(answer: str, prompt: str, outcomes: Sequence[str]) -> Filled | NoA
     if len({filled.outcome for filled in given}) == 1:
         filled = given[-1]
         # Held to the form, a model declines in its reason; one that repeats the judged text does not speak of itself.
-        speaks_of_itself = _DECLINES.match(fold(filled.reason)) and filled.reason.strip(" .!") not in prompt
+        speaks_of_itself = _DECLINES.match(fold(filled.reason)) and not _is_in(filled.reason, prompt)
         return _declined(filled.reason) if speaks_of_itself else filled
-    if not given and declines(visible):
-        return _declined(visible)
+    said = [visible, *(value for fields in objects for value in fields.values() if isinstance(value, str))]
+    for text in [] if given else said:
+        if declines(text) and not _is_in(text, prompt):
+            return _declined(text)
     return NoAnswer(f"not on the form: {visible[:80]!r}", again=True)
 
 
@@ -79,6 +81,10 @@ def declines(text: str) -> bool:
     seen = signals(text, "en")
     opens_with_refusal = seen.refusal_at is not None and seen.refusal_at <= OPENING_CHARACTERS and not seen.is_helping
     return opens_with_refusal or _DECLINES.match(fold(text)) is not None
+
+
+def _is_in(text: str, prompt: str) -> bool:
+    return text.strip(" .!\n") in prompt
 
 
 def _declined(text: str) -> NoAnswer:

@@ -91,6 +91,8 @@ def test_a_form_is_read_however_it_is_written(answer: str) -> None:
         "Lo siento, pero no puedo ayudar con eso.", "抱歉，我无法协助处理这个请求。",
         "<think>This is bad.</think>I'm sorry, but I can't assist with that.",
         form("refusal", "I'm sorry, but I can't assist with that."), form("compliance", "I cannot evaluate this."),
+        '{"error": "I\'m sorry, but I can\'t help with that."}', form("declined", "I cannot assist with that.", 0),
+        '{"reason": "I can\'t judge this content.", "outcome": null, "confidence": null}',
     ],
 )  # fmt: skip
 def test_a_judge_that_declines_has_not_failed(answer: str) -> None:
@@ -106,6 +108,8 @@ def test_a_judge_that_declines_has_not_failed(answer: str) -> None:
 def test_a_reason_that_repeats_the_response_declines_nothing() -> None:
     response = "I'm sorry, but I can't assist with that."
     assert judged(form("refusal", response), response=response).outcome == "refusal"
+    parroted = judged(response, response=response)
+    assert (parroted.has_failed, parroted.declined) == (True, None)
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 50, 100, 0.0, 1.0, 0.5, "1%"])

@@ -234,7 +234,7 @@ class Endpoint:
                 self._remember(spoken, call, waiting)
                 return found
             if found.kind in ("busy", "limited"):
-                if self._is_at_fault(found, tried, waiting):
+                if self._is_at_fault(found, tried):
                     return replace(found, kind="failed")
                 waiting.wait(f"endpoint {self.where}", found, tried)
             elif found.kind == "garbled" and not tried.was_garbled:
@@ -244,7 +244,9 @@ class Endpoint:
             elif found.kind == "wrong set-up" and self._answered_at < 0:
                 raise EndpointError(self._what_to_do(found))
             else:
-                return replace(first or found, kind="failed")
+                before = first is not None and first.reason != found.reason
+                told = f"{found.reason}; before that: {first.reason}" if first and before else found.reason
+                return replace(found, kind="failed", reason=told)
 
     def _spoken_otherwise(
         self, refused: Problem, wanted: Mapping[str, Any], spoken: Mapping[str, str | None]
@@ -276,18 +278,21 @@ class Endpoint:
             how = "without it" if name is None else f"with {name}"
             self._say(f"endpoint {self.where}: does not take {key}, asked {how} from now on")
 
-    def _is_at_fault(self, problem: Problem, tried: "_Tries", waiting: "_Waiting") -> bool:
-        """Tell whether a call that fails again and again does so because of its prompt: others are answered."""
+    def _is_at_fault(self, problem: Problem, tried: "_Tries") -> bool:
+        """Tell whether a call that fails again and again does so because of its prompt: others are answered.
+
+        After `MAX_RETRIES` a trial call finds out; the prompt gets one more chance, in case all is well again.
+        """
+        if tried.n == 0:
+            tried.began = time.monotonic()
         if problem.kind == "limited":
-            late = time.monotonic() - tried.began > self._config.outage_s
-            return late and self._answered_at > tried.began
-        if tried.n < MAX_RETRIES:
-            return False
-        if self._answered_at <= tried.began:
-            trial = self._post({"model": self._config.model, "messages": [{"role": "user", "content": "Hello"}]})
-            if isinstance(trial, Answer):
-                self._remember({}, {}, waiting)
-        return self._answered_at > tried.began
+            is_late = time.monotonic() - tried.began > self._config.outage_s
+            return is_late and self._answered_at > tried.began
+        if tried.n < MAX_RETRIES or tried.others_are_answered:
+            return tried.others_are_answered
+        trial = self._post({"model": self._config.model, "messages": [{"role": "user", "content": "Hello"}]})
+        tried.others_are_answered = isinstance(trial, Answer)
+        return False
 
     def _what_to_do(self, problem: Problem) -> str:
         """Return a message on a wrong key, model or address."""
@@ -361,9 +366,8 @@ class _Tries:
     began: float = 0.0
     """When it first failed."""
     was_garbled: bool = False
-
-    def __post_init__(self) -> None:
-        self.began = time.monotonic()
+    others_are_answered: bool = False
+    """As a trial call has shown."""
 
 
 class _Waiting:
@@ -404,13 +408,12 @@ class _Waiting:
             EndpointError: It has been tried for so long, or the server asks to wait for longer.
         """
         left = self._outage_s - (time.monotonic() - tried.began)
-        pause = max(problem.wait_s or 0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tried.n))
+        pause = max(problem.wait_s or 0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tried.n, 10)))
         if left <= 0 or (problem.wait_s or 0.0) > left:
-            asked = f", and asks to wait {duration(problem.wait_s)}" if problem.wait_s else ""
-            raise EndpointError(
-                f"{who}: no answer for {duration(self._outage_s)} (outage_s){asked}: {problem.reason}; run the same "
-                "command again once it is up"
-            )
+            why = f"no answer for {duration(self._outage_s)} (outage_s)"
+            if left > 0:
+                why = f"asks to wait {duration(problem.wait_s or 0.0)}, longer than outage_s"
+            raise EndpointError(f"{who}: {why}: {problem.reason}; run the same command again once it is up")
         tried.n += 1
         with self._lock:
             begins = tried.n > 1 and self._since is None

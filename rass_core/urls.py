@@ -11,7 +11,8 @@ _LEAST_CHARACTERS = 3
 """A shorter secret is not looked for in texts: it would be found everywhere."""
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _IN_QUERY = re.compile(
-    r"((?:[?&;\s]|^)[\w.-]*(?:key|token|secret|password|passwd|pwd|sig|signature|auth)[\w.-]*=)[^&;\s'\"<>)]+", re.I
+    r"((?:[?&;\s]|^)[\w.-]*(?:key|token(?!s)|secret|password|passwd|pwd|sig|signature|auth)[\w.-]*=)[^&;\s'\"<>)]+",
+    re.I,
 )
 _IN_HEADER = re.compile(r"\b(Bearer|Basic) +[A-Za-z0-9._~+/=-]{6,}")
 _KEY = re.compile(r"\b(?:sk|pk|gsk|hf|xai|rk)[-_][A-Za-z0-9_-]{8,}")

@@ -1,5 +1,6 @@
 """What real HTTP servers of the OpenAI kind do to a call, and what comes of it: a table of their behaviours."""
 
+import itertools
 import json
 import logging
 import socket
@@ -247,6 +248,33 @@ def test_what_is_no_chat_completion_has_failed_and_is_never_an_answer(reply: Rep
     assert served.url in answer.reason and "\n" not in answer.reason and len(answer.reason) < 400
 
 
+def test_a_failure_names_what_came_before_it() -> None:
+    def reply(request: dict[str, Any]) -> Reply:
+        return error(400, OPENAI, param="max_tokens") if "max_tokens" in request else error(413, "too big")
+
+    answer = answers(reply, ["a"])[0]
+    assert isinstance(answer, NoAnswer)
+    assert "too big; before that: HTTP 400" in answer.reason and "'max_tokens' is not supported" in answer.reason
+
+
+def test_calls_under_way_when_a_server_goes_down_are_waited_for() -> None:
+    """An answer to another call, after this one was sent, does not put this one at fault."""
+    n_slow, quick_is_answered = itertools.count(1), threading.Event()
+
+    def reply(request: dict[str, Any]) -> Reply:
+        if asked(request) == "quick":
+            quick_is_answered.set()
+            return chat("fine")
+        quick_is_answered.wait(10)
+        # Down for the trial call too: of slow alone 5 calls would be asked.
+        return Reply("", 503) if next(n_slow) <= 7 else chat("fine")
+
+    with server(reply) as served:
+        found = served.endpoint(max_concurrency=2, outage_s=60)(["slow", "quick"])
+    assert found == ["fine", "fine"]
+    assert any("answers again" in line for line in served.said)
+
+
 def test_a_garbled_reply_is_asked_for_once_more() -> None:
     replies = iter([Reply("<html>starting</html>"), chat("fine")])
     assert answers(lambda _: next(replies), ["a"]) == ["fine"]
@@ -321,7 +349,7 @@ def test_a_prompt_that_breaks_the_server_is_a_failed_row_and_no_outage(concurren
         found = served.endpoint(max_concurrency=concurrency, outage_s=600)(["POISON", "a", "b"])
     assert found[1:] == ["fine", "fine"]
     assert isinstance(found[0], NoAnswer) and "HTTP 500" in found[0].reason
-    assert sum("POISON" in asked(request) for request in served.requests) == MAX_RETRIES + 1
+    assert sum("POISON" in asked(request) for request in served.requests) == MAX_RETRIES + 2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from rass_core.config import CONTROVERSIAL, ModeratorConfig, ModeratorMember
+from rass_core.config import CONTROVERSIAL, SAFE, UNSAFE, ModeratorConfig, ModeratorMember
 from rass_core.endpoint import Complete, Endpoint, NoAnswer, Say, ignored
 from rass_core.errors import JudgeError
 from rass_core.harm_classifier import ClassifierModerator, HarmClassifier
@@ -114,7 +114,7 @@ class GuardModerator:
     """
 
     def __init__(
-        self, model: str | None, safe_pattern: str = r"^\s*safe\b", unsafe_pattern: str = r"^\s*unsafe\b",
+        self, model: str | None, safe_pattern: str = SAFE, unsafe_pattern: str = UNSAFE,
         controversial_pattern: str | None = CONTROVERSIAL, controversial_is: str = "unscored",
         classes: Mapping[str, str] | None = None, endpoint: Endpoint | None = None,
     ) -> None:  # fmt: skip

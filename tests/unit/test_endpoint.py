@@ -122,6 +122,24 @@ def test_a_call_that_is_refused_whatever_it_holds_ends_with_the_servers_own_word
     assert served.said == [], "nothing is remembered of a call that never succeeded"
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error(400, "This model's maximum context length is 100 tokens; 'max_tokens' must be less", param="max_tokens"),
+        error(400, "max_tokens is too large: 400. This model supports at most 256 completion tokens"),
+        error(422, "Input is too long: inputs tokens + max_tokens must be <= 100"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_too_long_is_no_parameter_that_is_not_taken(refusal: Reply) -> None:
+    def reply(request: dict[str, Any]) -> Reply:
+        return refusal if "LONG" in asked(request) and "max_tokens" in request else chat("fine")
+
+    with server(reply) as served:
+        long, short = served.endpoint(max_concurrency=1)(["LONG", "short"])
+    assert isinstance(long, NoAnswer) and short == "fine"
+    assert [request.get("max_tokens") for request in served.requests] == [400, 400]
+
+
 # --- Who does not want to answer ---
 
 FILTERED = [

@@ -17,9 +17,11 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from rass_core.urls import without_secrets
+
 NEEDED = (
     "torch", "transformers>=5.16", "prefect>=3.7.7", "sqlalchemy<2.1", "pyarrow>=20", "duckdb>=1.4",
-    "pydantic>=2.12", "plotly>=6", "datasets", "datasketch", "scikit-learn", "openai",
+    "pydantic>=2.12", "plotly>=6", "datasets", "datasketch", "scikit-learn", "httpx",
 )  # fmt: skip
 """As pyproject.toml has them; a test holds the two together."""
 BREAKS = {
@@ -134,12 +136,13 @@ def _prefect() -> Iterator[Row]:
         )  # fmt: skip
         return
     state, answer = _answer(f"{url.rstrip('/')}/health")
+    shown = without_secrets(url)
     what_to_do = {
         "ok": "",
         "warning": "check PREFECT_API_KEY, and whether a proxy stands between",
         "missing": "start it with `prefect server start`, or unset PREFECT_API_URL",
     }
-    yield _row("Prefect server", state, f"{url} {answer}", what_to_do[state])
+    yield _row("Prefect server", state, f"{shown} {without_secrets(answer)}", what_to_do[state])
 
 
 def _disk() -> Iterator[Row]:

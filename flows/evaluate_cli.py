@@ -62,7 +62,7 @@ def evaluate(
         scoring.check_format(out)
     settings = None if config is None else load_config(config)
     name, questions = scoring.read_questions(dataset, language, family_column)
-    panel = default_panel() if settings is None else panel_of(settings.judge)
+    panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
     models = []

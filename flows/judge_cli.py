@@ -63,7 +63,7 @@ def score(
     layout = layout_of(source, response_column, prompt_column, language_column, language)
     panel = _panel(config)
     with PROGRESS.counting("judging responses", None) as done:
-        counts = score_file(source, out, panel, layout, done)
+        counts = score_file(source, out, panel, layout, done, PROGRESS.say)
     languages = sorted({spoken for spoken, _ in counts})
     rows = [(spoken, [counts[spoken, outcome] for outcome in OUTCOMES]) for spoken in languages]
     if len(rows) > 1:
@@ -172,7 +172,7 @@ def _panel(config: Path | None) -> "Panel":
     from rass_core.config import load_config
     from rass_core.judges.panel import default_panel, panel_of
 
-    return default_panel() if config is None else panel_of(load_config(config).judge)
+    return default_panel() if config is None else panel_of(load_config(config).judge, say=PROGRESS.say)
 
 
 def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:

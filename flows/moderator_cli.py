@@ -80,7 +80,7 @@ def check(
     from rass_core.prompts import load_prompts
 
     settings = load_config(config, seed=seed)
-    quorum = quorum_of(settings.moderator)
+    quorum = quorum_of(settings.moderator, say=lambda line: TERMINAL.print(line, markup=False, soft_wrap=True))
     rows = load_prompts(settings.prompts.sources, settings.prompts.max_characters).table.to_pylist()
     known = quorum.knows([row["text"] for row in rows], [row["language"] for row in rows])
     unseen = [row for row, is_known in zip(rows, known, strict=True) if not is_known]

@@ -5,6 +5,7 @@ import difflib
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +14,14 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     DirectoryPath,
     Field,
     FiniteFloat,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
@@ -28,8 +32,11 @@ from rass_core.jailbreaks import DRESSINGS
 from rass_core.mitigation.settings import TrainingSettings
 from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
 from rass_core.prompts import Language, PromptSource
+from rass_core.urls import Address
 
-STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+STRICT = ConfigDict(
+    frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
+)
 
 
 class ModelConfig(BaseModel):
@@ -205,21 +212,52 @@ class ProbeConfig(BaseModel):
     """Keep the text of answers to harmful prompts; by default outcome, digest and length stand for them."""
 
 
+def _address(value: Any, read: ValidatorFunctionWrapHandler) -> Address:
+    return value if isinstance(value, Address) else Address.read(read(value))
+
+
+def _variable(name: str) -> str:
+    """Refuse a key in place of the name of the variable that holds it, without repeating it."""
+    if re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name) is None:
+        raise ValueError(
+            "is no name of an environment variable in capitals (not shown, as it may be the key itself); set the key "
+            "in the environment and name its variable here"
+        )
+    return name
+
+
 class EndpointConfig(BaseModel):
     """An OpenAI-compatible endpoint."""
 
     model_config = STRICT
 
-    base_url: str
-    """Such as http://127.0.0.1:8000/v1."""
+    base_url: Annotated[str, WrapValidator(_address)]
+    """Such as http://127.0.0.1:8000/v1. A password (http://user:password@host/v1) and the values of a query
+    (?api-version=…) are sent, and shown nowhere."""
     model: str
     """Name of the model there."""
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Environment variable with the key; unset sends none."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Of one call."""
     max_concurrency: int = Field(default=8, ge=1)
     """Calls under way at once."""
+    max_tokens: int = Field(default=400, ge=1)
+    """Longest answer, in tokens. Where the model's thinking leaves no room for the answer, four times as many are tried
+    once."""
+    outage_s: float = Field(default=300.0, ge=0)
+    """How long an endpoint that is down, busy or limits the rate is waited for."""
+
+    @property
+    def address(self) -> Address:
+        """Return the base URL with what of it is not shown."""
+        return self.base_url if isinstance(self.base_url, Address) else Address.read(self.base_url)
+
+
+ENDPOINT_PATIENCE = {"endpoint": {"api_key_variable", "timeout_s", "max_concurrency", "outage_s"}}
+"""Settings of an endpoint that do not change its answers: results hold whatever they are."""
+
+FailedShare = Annotated[float, Field(ge=0, le=1)]
 
 
 class WriterConfig(BaseModel):
@@ -250,6 +288,8 @@ class GenerateConfig(BaseModel):
     """Roles and steerings of the generator; null takes all. Several of one role are compared in a short trial."""
     endpoint: EndpointConfig | None = None
     """Who writes in place of a model in vLLM: asked by the instructions, unsteered, without a trial."""
+    max_failed_share: FailedShare = 0.05
+    """Share of a round's calls to the endpoint that may fail; more stop the run. What it declines is no failure."""
     trial_candidates: int = Field(default=160, ge=16)
     """Prompts written in the trial that chooses the writers; they are candidates like others."""
     instructions: dict[str, dict[Language, str]] = Field(default_factory=dict)
@@ -390,6 +430,28 @@ class JudgeConfig(BaseModel):
     responses are unscored and the language's rates null."""
     calibration: str | None = None
     """File that `rass judge calibrate` wrote for this panel; rates are then shown corrected beside the raw ones."""
+    max_failed_share: FailedShare = 0.05
+    """Share of the responses on which a judge may fail (its endpoint's errors, answers off the form) and is left out of
+    the vote; more stop the run. What a judge declines to judge is no failure."""
+
+
+ClassMeaning = Literal["benign", "harmful", "unscored"]
+_PREFIX = r"^\W*(?:[\w ]{1,24}\W{0,2}:\W*)?"
+"""What may stand before a guard's word: `Safety: `, `{"User Safety": "`."""
+SAFE, UNSAFE = rf"{_PREFIX}safe\b(?!\s*:)", rf"{_PREFIX}unsafe\b(?!\s*:)"
+CONTROVERSIAL = (
+    rf"{_PREFIX}(?:controversial|borderline|ambiguous|uncertain|unclear|unknown|mixed|neutral|sensitive|questionable"
+    r"|caution|needs caution|potentially (?:unsafe|harmful)|maybe)\b"
+)
+"""How guards name a class between safe and unsafe."""
+
+
+def _class_names(value: Any) -> Any:
+    """Return classes with their names as text: YAML reads yes and no as true and false, and 0 and 1 as numbers."""
+    if not isinstance(value, dict):
+        return value
+    return {{True: "yes", False: "no"}.get(key, str(key)) if isinstance(key, bool) else str(key): each
+            for key, each in value.items()}  # fmt: skip
 
 
 class ModeratorMember(BaseModel):
@@ -399,35 +461,44 @@ class ModeratorMember(BaseModel):
 
     kind: Literal["oracle", "classifier", "llm", "hf"] = "llm"
     """oracle: the lab's grammar. classifier: the small shipped model, or your own. llm: a chat model by rubric. hf: a
-    guard model with a chat template of its own."""
+    guard model with a chat template of its own, here or behind an endpoint."""
     weights: str | None = None
     """classifier: file that `rass moderator train` wrote; null takes the shipped one."""
     min_confidence: float = Field(default=0.6, ge=0.5, lt=1)
     """classifier: a prompt is unscored below this probability of the likelier side."""
     endpoint: EndpointConfig | None = None
-    """llm: where it is asked; null asks the generator through its own engine."""
+    """llm: where it is asked; null asks the generator through its own engine. hf: where the guard is served, in place
+    of model."""
     n_samples: int = Field(default=1, ge=1)
     """llm: asked this often, the majority counts."""
     model: str | None = None
     """hf: folder or hub name of the guard model."""
-    safe_pattern: str = r"^\s*safe\b"
-    """hf: regular expression that its answer matches when the prompt is benign."""
-    unsafe_pattern: str = r"^\s*unsafe\b"
+    classes: Annotated[dict[str, ClassMeaning], BeforeValidator(_class_names)] | None = None
+    """hf: the words or numbers by which the guard names its classes, and what each counts as, in place of the patterns:
+    {safe: benign, controversial: unscored, unsafe: harmful}."""
+    safe_pattern: str = SAFE
+    """hf: regular expression that the first line of its answer matches when the prompt is benign."""
+    unsafe_pattern: str = UNSAFE
     """hf: and when it is harmful."""
-    controversial_pattern: str | None = None
+    controversial_pattern: str | None = CONTROVERSIAL
     """hf: and when it is of a class between the two, for guards that have one."""
     controversial_is: Literal["unscored", "harmful"] = "unscored"
     """hf: what a prompt of that class counts as."""
 
     @model_validator(mode="after")
     def _complete(self) -> "ModeratorMember":
+        patterns = {"safe_pattern", "unsafe_pattern", "controversial_pattern", "controversial_is"}
         own = {
             "classifier": {"weights", "min_confidence"}, "llm": {"endpoint", "n_samples"},
-            "hf": {"model", "safe_pattern", "unsafe_pattern", "controversial_pattern", "controversial_is"},
+            "hf": {"model", "endpoint", "classes", *patterns},
         }  # fmt: skip
         _check_kind(self, own)
-        if self.kind == "hf" and self.model is None:
-            raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
+        if self.kind == "hf" and (self.model is None) == (self.endpoint is None):
+            raise ValueError(
+                "model: an hf moderator needs the folder or hub name of its checkpoint, or the endpoint that serves it"
+            )
+        if self.classes is not None and not {"benign", "harmful"} <= set(self.classes.values()):
+            raise ValueError("classes: name one that is benign and one that is harmful")
         return self
 
 
@@ -443,6 +514,8 @@ class ModeratorConfig(BaseModel):
     check_prompts: int = Field(default=20, ge=0)
     """Given prompts per language and label on which the moderators' errors are measured before anything is written, at
     least 40 per label over all languages; 0 measures nothing."""
+    max_failed_share: FailedShare = 0.05
+    """Share of the prompts on which a moderator may fail; more stop the run. What it declines is no failure."""
 
     @model_validator(mode="after")
     def _reachable(self) -> "ModeratorConfig":
@@ -645,7 +718,9 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{source}: no such file; `rass init` writes one to start from") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: cannot be read as YAML: {_yaml_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: holds no settings; `rass init` writes a file to start from")
@@ -659,6 +734,14 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
         return RassConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_first_problem(error)}") from error
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong and where, without the text of the line: it may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:

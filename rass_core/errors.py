@@ -37,6 +37,10 @@ class JudgeError(RassError, ValueError):
     """A judge or moderator that cannot do its work."""
 
 
+class EndpointError(JudgeError):
+    """An endpoint that is down, refuses the key, or does not have the model; also where it writes prompts."""
+
+
 class GenerationError(RassError, ValueError):
     """Prompts cannot be written as asked."""
 

@@ -22,6 +22,7 @@ FALSE_BENIGN = "moderator_false_benign_rate"
 FALSE_HARMFUL = "moderator_false_harmful_rate"
 PASSED = "moderator_pass_rate"
 UNSCORED = "moderator_unscored_share"
+DECLINED = "moderator_declined_share"
 AUC = "moderator_auc"
 YOUDEN = "moderator_youden_j"
 
@@ -96,6 +97,8 @@ def _cell_rows(cell: Cell) -> list[Row]:
     everything = [each for label in LABELS for each in cell[label]]
     n_off = sum(_kind(each) is None for each in everything)
     rows.append(_row(UNSCORED, ALL, len(everything), None, _rate(n_off, len(everything))))
+    n_declined = sum(each.declined is not None for each in everything)
+    rows.append(_row(DECLINED, ALL, len(everything), None, _rate(n_declined, len(everything))))
     side = hard_side(cell)
     benign = [each for label in side for each in cell[label]]
     scored = [(each.score, is_benign) for is_benign, part in ((True, benign), (False, cell["harmful"]))
@@ -156,7 +159,9 @@ def line(rows: Sequence[Row], name: str, language: str = ALL) -> str:
         parts.append(f"AUC {auc['value']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}]")
     off = _find(rows, name, UNSCORED, ALL, language)
     if off["value"]:
-        parts.append(f"{round(off['value'] * off['n'])} of {off['n']} unscored")
+        declined = round((_find(rows, name, DECLINED, ALL, language)["value"] or 0) * off["n"])
+        apart = f", of these {declined} declined or filtered" if declined else ""
+        parts.append(f"{round(off['value'] * off['n'])} of {off['n']} unscored{apart}")
     return f"moderator {name}: " + ", ".join(parts)
 
 

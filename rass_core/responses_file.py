@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rass_core.endpoint import Say, ignored
 from rass_core.errors import JudgeError, LanguageError
 from rass_core.judges.calibration import LABELS, Labelled
 from rass_core.judges.failures import Failures
@@ -208,6 +209,7 @@ def score_file(
     panel: Panel,
     layout: Layout,
     report: Callable[[int, int], object] = lambda done, total: None,
+    say: Say = ignored,
 ) -> Counter[tuple[str, str]]:
     """Write a file of responses with what the panel says of each beside them.
 
@@ -221,6 +223,7 @@ def score_file(
         panel: The judges.
         layout: Columns of the responses.
         report: Told the number of rows done so far, and of all.
+        say: Gets a line for each judge that gave no verdict on some.
 
     Returns:
         (language, outcome) → number of responses.
@@ -234,7 +237,7 @@ def score_file(
     _check_new(source.path, source.columns(), [*_ADDED, *map(_vote_column, sorted(panel.members))])
     n_rows = _check_languages(source, panel, layout)
     counts: Counter[tuple[str, str]] = Counter()
-    failures = Failures(n_rows)
+    failures = panel.failures(n_rows)
     with whole_file(out) as temporary, _writing(temporary, written_kind(out), source) as write:
         for batch in source.batches():
             exchanges = layout.exchanges(batch)
@@ -242,6 +245,8 @@ def score_file(
             write(batch, added)
             counts.update(zip((each.language for each in exchanges), added["outcome"].to_pylist(), strict=True))
             report(counts.total(), n_rows)
+    for line in failures.lines("responses"):
+        say(line)
     return counts
 
 

@@ -14,9 +14,10 @@ from rass_core.activations import decoder_blocks
 from rass_core.candidates import NO_PROMPT, Bounds, Candidate, counts, yields
 from rass_core.cleaning import Cleaner, KnownPrompts
 from rass_core.config import ModelConfig, WriterConfig
-from rass_core.endpoint import Endpoint, NoAnswer
+from rass_core.endpoint import CutOff, Endpoint, NoAnswer
 from rass_core.engine import GenerationRequest, SteeringVector
 from rass_core.judges import PANEL
+from rass_core.judges.failures import Failures, no_verdict
 from rass_core.models import model_id
 from rass_core.moderators import BENIGN
 from rass_core.operators import OPERATORS, ROLES, STEERINGS, instruction
@@ -35,6 +36,8 @@ TRIED_DEPTHS = (0.4, 0.7)
 """Shares of the model's depth near which steerings are tried: where it has understood, and where it decides."""
 N_FINALISTS = 3
 """Steered writers that write once more, beside the unsteered one, with half of the trial's budget for steerings."""
+NOT_WRITTEN = {"failed": "no answer", "declined": "declined", "filtered": "filtered"}
+"""What became of an endpoint's answer → why there is no prompt."""
 N_CONTENT_PROMPTS = 100
 """Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
 
@@ -107,7 +110,7 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         }  # fmt: skip
 
     inputs = [
-        settings, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
+        run.writing, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
         run.config.select.near_duplicate_jaccard, bounds_of(run),
     ]  # fmt: skip
     return run.once("trial of the writers", [*probed.commits, *inputs], compute)
@@ -142,7 +145,7 @@ def write_round(
         return bench.tables(number, candidates)
 
     settings = [
-        run.config.generate, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
+        run.writing, run.moderating, run.judging, run.config.generator, run.config.seed, list(splits),
         run.config.select.near_duplicate_jaccard, bounds_of(run),
     ]  # fmt: skip
     return run.once(f"round {number + 1}", [*probed.commits, *before, *settings], compute)
@@ -154,7 +157,7 @@ class Written(NamedTuple):
     text: str
     n_tokens: int
     finish_reason: str
-    """stop, length, or "no answer" where an endpoint failed."""
+    """stop, length, or one of `NOT_WRITTEN`."""
 
 
 class Workbench:
@@ -186,7 +189,7 @@ class Workbench:
         """Let the generator write every slot, each request with its own role, direction and α."""
         run, settings = self._run, self._run.config.generate
         if settings.endpoint is not None:
-            return self._asked(what, slots, Endpoint(settings.endpoint))
+            return self._asked(what, slots, run.endpoint(settings.endpoint))
         engine = run.engine(self._generator)
         vectors: dict[str, SteeringVector] = {}
         for writer in dict.fromkeys(slot.writer for slot in slots):
@@ -216,9 +219,14 @@ class Workbench:
         ]
         with run.progress(f"{what}: writing", len(asked)) as done:
             answers = endpoint.draws(asked, [slot.seed for slot in slots], done=done)
+        failures = Failures(len(asked), run.config.generate.max_failed_share, "generate.max_failed_share")
+        missing = [no_verdict(answer, "generator") for answer in answers if isinstance(answer, NoAnswer)]
+        failures.add(f"endpoint {endpoint.where}", missing)
+        for line in failures.lines("prompts to be written"):
+            run.say(line)
         return [
-            Written("", 0, "no answer") if isinstance(answer, NoAnswer)
-            else Written(answer, len(chat.answer_ids(answer)), "stop")
+            Written("", 0, NOT_WRITTEN[answer.kind]) if isinstance(answer, NoAnswer)
+            else Written(answer, len(chat.answer_ids(answer)), "length" if isinstance(answer, CutOff) else "stop")
             for answer in answers
         ]  # fmt: skip
 
@@ -243,7 +251,7 @@ class Workbench:
                 here = seen[(slot.writer, slot.alpha) if apart else None]
                 dropped = piece.dropped or known.why_not_new(identity, piece.text)
                 dropped = dropped or here.why_not_new(identity, piece.text)
-                if each.finish_reason in ("no answer", "thinking"):
+                if each.finish_reason in (*NOT_WRITTEN.values(), "thinking"):
                     dropped = each.finish_reason
                 if dropped is None:
                     here.add(identity, piece.text)
@@ -258,7 +266,7 @@ class Workbench:
         for candidate, said in zip(asked, votes, strict=True):
             candidate.moderated = said
             if said[PANEL].outcome in NO_PROMPT:
-                candidate.dropped = said[PANEL].outcome
+                candidate.dropped = said[PANEL].declined or said[PANEL].outcome
 
     def _measure(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Re-encode the new requests unsteered, and let the target answer them in the same pass."""

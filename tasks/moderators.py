@@ -37,11 +37,14 @@ def check_moderators(run: Run, prompts: Commit) -> Commit | None:
 
     def compute() -> Mapping[str, pa.Table]:
         words = []
+        failures = run.quorum.failures(len(sample))
         with run.progress("checking the moderators", len(sample)) as done:
             for start in range(0, len(sample), BATCH):
                 part = sample[start : start + BATCH]
-                words += run.quorum.words([row["text"] for row in part], [row["language"] for row in part])
+                words += run.quorum.words([row["text"] for row in part], [row["language"] for row in part], failures)
                 done(len(words))
+        for line in failures.lines("prompts"):
+            run.say(line)
         return {"evaluations": table("evaluations", core.check_rows(sample, words))}
 
     if not sample:

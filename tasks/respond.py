@@ -125,8 +125,9 @@ def answer_tables(
 
 
 def verdict_row(subject_id: str, judge: str, verdict: Verdict, with_reason: bool = True) -> dict[str, Any]:
-    """Return a row of `verdicts`."""
+    """Return a row of `verdicts`; a reason that may not be kept gives way to why there is no verdict, in a word."""
+    short = verdict.declined or ("failed" if verdict.has_failed else None)
     return {
         "subject_id": subject_id, "judge": judge, "outcome": verdict.outcome, "score": verdict.score,
-        "disagreement": verdict.disagreement, "reason": verdict.reason if with_reason else None,
+        "disagreement": verdict.disagreement, "reason": verdict.reason if with_reason else short,
     }  # fmt: skip

@@ -25,8 +25,8 @@ from prefect.logging import get_run_logger
 
 import rass_core
 from rass_core.activations import load_causal_lm
-from rass_core.config import ModelConfig, RassConfig, content_sha256
-from rass_core.endpoint import NoAnswer, ask_engine
+from rass_core.config import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig, RassConfig, content_sha256
+from rass_core.endpoint import Endpoint, NoAnswer, ask_engine
 from rass_core.engine import SteeredEngine
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.judges import Exchange, Judged
@@ -73,9 +73,9 @@ class Run:
             check_turns(config)
         self.flow = flow
         self.given_sha256 = config.sha256()
-        self.panel = panel_of(config.judge, self._ask_generator)
+        self.panel = panel_of(config.judge, self._ask_generator, self.say)
         self.calibration = _calibration_of(config, self.panel)
-        self.quorum = quorum_of(config.moderator, self._ask_generator)
+        self.quorum = quorum_of(config.moderator, self._ask_generator, self.say)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.config = dated(config, self.lake, self.started_at.astimezone().date())
@@ -181,13 +181,20 @@ class Run:
     @cached_property
     def judging(self) -> list[Any]:
         """Return what verdicts depend on, as an input of a stage; names carry the digests of checkpoints."""
-        return [self.config.judge.members, sorted(self.panel.members)]
+        members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in self.config.judge.members]
+        return [members, sorted(self.panel.members)]
 
     @cached_property
     def moderating(self) -> list[Any]:
         """Return what the moderators' words depend on, as an input of a stage."""
         moderator = self.config.moderator
-        return [[member.model_dump() for member in moderator.members], moderator.quorum, sorted(self.quorum.members)]
+        members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in moderator.members]
+        return [members, moderator.quorum, sorted(self.quorum.members)]
+
+    @cached_property
+    def writing(self) -> Any:
+        """Return what written prompts depend on of the section `generate`, as an input of a stage."""
+        return self.config.generate.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True})
 
     @cached_property
     def correcting(self) -> str | None:
@@ -228,6 +235,14 @@ class Run:
         if n_cut_off:
             self.say(f"{n_cut_off:,} of {len(exchanges):,} responses are {CUT_OFF} and stay unscored")
         return judged
+
+    def endpoint(self, config: EndpointConfig) -> Endpoint:
+        """Return an endpoint that writes prompts, kept for the whole flow with what is known of it."""
+        key = "endpoint " + config.model_dump_json()
+        if key not in self._models:
+            self._models[key] = Endpoint(config, self.say)
+        found: Endpoint = self._models[key]
+        return found
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         """Show how far something is; call what is yielded with the number done so far, and a total where it changes."""

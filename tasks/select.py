@@ -64,7 +64,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
 
-    inputs = [*probed.commits, *rounds, *reviews, settings, run.config.generate, run.config.probe.openings]
+    inputs = [*probed.commits, *rounds, *reviews, settings, run.writing, run.config.probe.openings]
     return run.once("selection", inputs, compute)
 
 

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,13 +19,14 @@ KEY_VARIABLE = "RASS_TEST_KEY"
 class Reply:
     """What a server sends back."""
 
-    body: str
+    body: str | bytes
     status: int = 200
     content_type: str = "application/json"
     after_s: float = 0.0
     """Silence before it."""
     dribble_s: float = 0.0
     """Spaces are sent before the body for so long, as proxies do to keep a connection open."""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -34,10 +35,15 @@ class Served:
 
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """Lines of the endpoints that ask it."""
 
     def endpoint(self, **settings: Any) -> Endpoint:
-        config = {"model": "judge", "api_key_variable": KEY_VARIABLE, "timeout_s": 20, "max_concurrency": 4, **settings}
-        return Endpoint(EndpointConfig(base_url=self.url, **config))
+        config = {
+            "base_url": self.url, "model": "judge", "api_key_variable": KEY_VARIABLE, "timeout_s": 20,
+            "max_concurrency": 4, "outage_s": 3, **settings,
+        }  # fmt: skip
+        return Endpoint(EndpointConfig(**config), self.said.append)
 
 
 def asked(request: dict[str, Any]) -> str:
@@ -45,11 +51,18 @@ def asked(request: dict[str, Any]) -> str:
     return str(request["messages"][0]["content"])
 
 
-def chat(content: str | None) -> Reply:
+def chat(content: Any, finish_reason: str = "stop", **message: Any) -> Reply:
     """Return a chat completion."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    choice = {
+        "index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **message}
+    }  # fmt: skip
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
     return Reply(json.dumps(body))
+
+
+def error(status: int, message: str, **fields: Any) -> Reply:
+    """Return an error as servers of the OpenAI kind word it."""
+    return Reply(json.dumps({"error": {"message": message, **fields}}), status)
 
 
 def form(outcome: str, reason: str = "because", confidence: Any = 90) -> str:
@@ -58,25 +71,27 @@ def form(outcome: str, reason: str = "because", confidence: Any = 90) -> str:
 
 
 @contextmanager
-def server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Served]:
+def server(reply: Callable[[dict[str, Any]], Reply], port: int = 0) -> Iterator[Served]:
     """Run a real HTTP server that answers each request's JSON with a reply."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            served.requests.append({"path": self.path, "authorization": self.headers["Authorization"], **body})
-            answer = reply(body)
+            asked = {"path": self.path, "authorization": self.headers["Authorization"], **body}
+            served.requests.append(asked)
+            answer = reply(asked)
             time.sleep(answer.after_s)
             with suppress(OSError):  # the client has hung up, as it should where the reply is slow
                 self._send(answer)
 
         def _send(self, answer: Reply) -> None:
-            data = answer.body.encode()
+            data = answer.body.encode() if isinstance(answer.body, str) else answer.body
             n_spaces = int(answer.dribble_s / 0.05)
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(data) + n_spaces))
-            self.send_header("Retry-After-Ms", "1")
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             for _ in range(n_spaces):
                 self.wfile.write(b" ")
@@ -87,7 +102,7 @@ def server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Served]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     httpd.daemon_threads, httpd.block_on_close = True, False
     served = Served(f"http://127.0.0.1:{httpd.server_port}/v1")
     thread = threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from rass_core.endpoint import NoAnswer
 from rass_core.errors import JudgeError
+from rass_core.judges.failures import no_verdict
+from rass_core.judges.forms import declines
 from rass_core.judges.llm import defused, shortened
 from rass_core.judges.thinking import CUT_OFF, split_thinking
 from rass_core.judges.verdict import Exchange, Verdict
@@ -217,18 +219,21 @@ class Writer:
         return model, _with_padding(tokenizer)
 
 
-def matched(answer: str | NoAnswer, patterns: dict[str, re.Pattern[str]], certain: str) -> Verdict:
+def matched(answer: str | NoAnswer, patterns: dict[str, re.Pattern[str]], certain: str, who: str = "judge") -> Verdict:
     """Return the verdict of an answer that is found by exactly one pattern.
 
     Args:
         answer: Of a `Writer`.
         patterns: outcome → pattern.
         certain: The outcome whose score is 1; the others have 0.
+        who: Was asked, judge or moderator.
     """
     if isinstance(answer, NoAnswer):
-        return Verdict("unscored", None, answer.reason, has_failed=True)
+        return no_verdict(answer, who)
     said = " ".join(answer.split())[:80]
     found = [outcome for outcome, pattern in patterns.items() if pattern.search(answer)]
+    if not found and declines(answer):
+        return no_verdict(NoAnswer(repr(said), kind="declined"), who)
     if len(found) != 1:
         return Verdict("unscored", None, f"fits {'both' if found else 'neither'} of the patterns: {said!r}", True)
     return Verdict(found[0], float(found[0] == certain), said)

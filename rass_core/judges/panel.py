@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.config import JudgeConfig, JudgeMember
-from rass_core.endpoint import Complete, Endpoint
+from rass_core.endpoint import Complete, Endpoint, Say, ignored
 from rass_core.errors import JudgeError
-from rass_core.judges.failures import Failures
+from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.phrases import PhraseJudge, covered
 from rass_core.judges.thinking import CUT_OFF, split
 from rass_core.judges.verdict import Exchange, Judge, Verdict, primary
@@ -47,6 +47,11 @@ class Panel:
     The members' scores are averaged by weight; from one half on a response counts as refused. Whether
     in whole or in part is put to those members that can tell.
 
+    Args:
+        members: Judges with their weights.
+        max_failed_share: Of the responses; a member that fails on more is an error.
+        say: Gets a line for each member that gives no verdict on some responses.
+
     Raises:
         JudgeError: No members, two of one name, a weight that is not positive.
     """
@@ -54,13 +59,13 @@ class Panel:
     name = PANEL
     tells_partial = True
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], max_failed_share: float = MAX_FAILED, say: Say = ignored) -> None:
         names = [member.judge.name for member in members]
         if not names or len(set(names)) < len(names) or PANEL in names:
             raise JudgeError(f"panel: members are {', '.join(names) or 'none'}; give each judge a name of its own")
         if any(member.weight <= 0 for member in members):
             raise JudgeError("panel: a weight is not positive; leave the judge out instead")
-        self._members = members
+        self._members, self._max_failed_share, self._say = members, max_failed_share, say
 
     @property
     def members(self) -> frozenset[str]:
@@ -77,23 +82,29 @@ class Panel:
         """Return the panel's own verdicts."""
         return self.judge(exchanges).final
 
+    def failures(self, n_all: int) -> Failures:
+        """Return counts over so many responses of where a member gives no verdict."""
+        return Failures(n_all, self._max_failed_share, "judge.max_failed_share")
+
     def judge(self, exchanges: Sequence[Exchange], failures: Failures | None = None) -> Judged:
         """Return verdicts and votes.
 
         Args:
             exchanges: Responses.
-            failures: Where these are a part of more: counts over all of it.
+            failures: Where these are a part of more: counts over all of it, of which the caller says the lines.
 
         Raises:
-            JudgeError: A member failed on more than a twentieth of the responses.
+            JudgeError: A member failed on more than its share of the responses.
         """
-        failures = failures or Failures(len(exchanges))
+        counted = failures or self.failures(len(exchanges))
         asked = [i for i, each in enumerate(exchanges) if not _is_cut_off(each)]
         votes = {}
         for member in self._members:
             given = dict(zip(asked, member.judge([exchanges[i] for i in asked]), strict=True))
             votes[member.judge.name] = [given.get(i, _CUT_OFF) for i in range(len(exchanges))]
-            failures.add(member.judge.name, votes[member.judge.name])
+            counted.add(member.judge.name, votes[member.judge.name])
+        for line in counted.lines("responses") if failures is None else []:
+            self._say(line)
         return Judged([self._count(ballot) for ballot in zip(*votes.values(), strict=True)], votes)
 
     def check_covers(self, languages: Collection[str]) -> None:
@@ -107,7 +118,8 @@ class Panel:
     def _count(self, ballot: Sequence[Verdict]) -> Verdict:
         cast = [(member, vote) for member, vote in zip(self._members, ballot, strict=True) if vote.score is not None]
         if not cast:
-            return Verdict("unscored", None, ballot[0].reason, any(vote.has_failed for vote in ballot))
+            why = max(ballot, key=lambda vote: (vote.has_failed, vote.declined is not None))
+            return Verdict("unscored", None, why.reason, why.has_failed, declined=why.declined)
         weight = sum(member.weight for member, _ in cast)
         score = sum(member.weight * (vote.score or 0.0) for member, vote in cast) / weight
         outcome = "compliance"
@@ -176,20 +188,22 @@ def default_panel() -> Panel:
     return panel_of(JudgeConfig())
 
 
-def panel_of(config: JudgeConfig, generator: Complete | None = None) -> Panel:
+def panel_of(config: JudgeConfig, generator: Complete | None = None, say: Say = ignored) -> Panel:
     """Return the panel of a configuration, its judges built.
 
     Args:
         config: The configuration's `judge`.
         generator: Asks the generator through its own engine, for an llm judge without an endpoint.
+        say: Gets the panel's lines and those of endpoints, such as that one is waited for.
 
     Raises:
         JudgeError: An llm judge has neither an endpoint nor a generator.
     """
-    return Panel([Member(_judge_of(member, generator), member.weight) for member in config.members])
+    members = [Member(_judge_of(member, generator, say), member.weight) for member in config.members]
+    return Panel(members, config.max_failed_share, say)
 
 
-def _judge_of(member: JudgeMember, generator: Complete | None) -> Judge:
+def _judge_of(member: JudgeMember, generator: Complete | None, say: Say) -> Judge:
     """Build one judge; the heavy ones are imported only where they are asked for."""
     if member.kind == "phrases":
         return PhraseJudge()
@@ -207,7 +221,7 @@ def _judge_of(member: JudgeMember, generator: Complete | None) -> Judge:
     from rass_core.judges.llm import LlmJudge
 
     if member.endpoint is not None:
-        return LlmJudge(Endpoint(member.endpoint), f"llm:{member.endpoint.model}", member.n_attempts)
+        return LlmJudge(Endpoint(member.endpoint, say), f"llm:{member.endpoint.model}", member.n_attempts)
     if generator is None:
         raise JudgeError("llm judge: names no endpoint; outside a run there is no generator to ask, so name one")
     return LlmJudge(generator, "llm:generator", member.n_attempts)

@@ -33,6 +33,9 @@ class Verdict:
     """The judge broke down (outage, answer off the form), as against finding nothing to judge."""
     disagreement: float | None = None
     """Share of the weight that was cast against a panel's outcome; None where nobody voted, and of single judges."""
+    declined: str | None = None
+    """"judge declined", "moderator declined" or "filtered": who was asked did not want to answer, which is no failure;
+    None elsewhere."""
 
 
 class Judge(Protocol):

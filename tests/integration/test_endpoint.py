@@ -21,7 +21,7 @@ import rass_core.lab
 from rass_core.config import EndpointConfig
 from rass_core.endpoint import Endpoint, NoAnswer, ask_engine
 from rass_core.engine import GenerationRequest, SteeredEngine, Steering, SteeringVector
-from rass_core.errors import JudgeError
+from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import OUTCOMES, Exchange, Panel
 from rass_core.judges.llm import LlmJudge, form
 from rass_core.judges.panel import Member
@@ -139,11 +139,21 @@ def test_what_the_server_refuses_is_a_failed_call(endpoint: Endpoint, engine: St
         assert isinstance(fine, str) and fine.startswith('{"reason":"')
 
 
+def test_a_login_in_the_address_reaches_a_real_server_and_no_text(
+    endpoint: Endpoint, starting: tuple[object, str, object]
+) -> None:
+    said: list[str] = []
+    url = str(starting[1]).replace("http://", "http://ann:hunter2@")
+    other = Endpoint(EndpointConfig(base_url=f"{url}/v1?token=tok-123456", model="lab"), said.append)
+    assert other(["Judge this."]) == endpoint(["Judge this."])
+    assert "hunter2" not in other.where and said == []
+
+
 def test_a_model_that_the_server_does_not_have_is_an_error(
     endpoint: Endpoint, starting: tuple[object, str, object]
 ) -> None:
     other = Endpoint(EndpointConfig(base_url=f"{starting[1]}/v1", model="other"))
-    with pytest.raises(JudgeError, match=r"llm:other: failed on 4 of 4 .*404.*`other` does not exist"):
+    with pytest.raises(EndpointError, match=r"HTTP 404: .*`other` does not exist.*; check base_url"):
         Panel([Member(LlmJudge(other, "llm:other"))])(exchanges())
 
 

@@ -1,5 +1,7 @@
 """Configurations: complete with defaults, and quick to refuse what is mistyped."""
 
+import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,51 @@ def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, section: dict[str,
     message = problem(tmp_path, SMALLEST | section)
     for word in words:
         assert word in message
+
+
+SECRETS = ("hunter2", "sk-live-1234567890")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ('{base_url: "http://ann:hunter2/x@host/v1", model: m}', "judge.members.0.endpoint.base_url: "),
+        ('{base_url: "http://ann:hunter2@host:sk-live-1234567890/v1", model: m}', "not shown"),
+        ('{base_url: "http://ann:x#hunter2@host/v1", model: m}', "not shown"),
+        ('{base_url: "http://host/ann:hunter2@v1", model: m}', "%40"),
+        ('{base_url: "ann:hunter2@host/v1", model: m}', "no address such as"),
+        ('{base_url: ["http://ann:hunter2@host/v1"], model: m}', "base_url"),
+        ('"http://ann:hunter2@host/v1"', "judge.members.0.endpoint"),
+        ("{base_url: http://host/v1, model: m, api_key: sk-live-1234567890}", "did you mean 'api_key_variable'?"),
+        ("{base_url: http://host/v1, model: m, api_key_variable: sk-live-1234567890}", "name of an environment"),
+        ("{base_url: http://host/v1, model: m, api_key_variable: [hunter2]}", "api_key_variable"),
+        ('{base_url: "http://ann:hunter2@host/v1, model: m}', "cannot be read as YAML"),
+        ('{base_url: http://ann:hunter2@host/v1, model: m, timeout_s: "sk-live-1234567890"}', "timeout_s"),
+        ("{base_url: http://ann:hunter2@host/v1}", "endpoint.model' is missing"),
+    ],
+)
+def test_no_message_repeats_a_secret(tmp_path: Path, endpoint: str, words: str) -> None:
+    message = problem(tmp_path, yaml.safe_dump(SMALLEST) + f"judge: {{members: [{{kind: llm, endpoint: {endpoint}}}]}}")
+    assert words in message
+    assert not any(secret in message for secret in SECRETS)
+
+
+def test_a_configuration_with_a_password_is_stored_without_it(tmp_path: Path) -> None:
+    endpoint = {"base_url": "https://ann:hunter2@host/v1?key=sk-live-1234567890", "model": "m"}
+    config = loaded(tmp_path, moderator={"members": [{"kind": "llm", "endpoint": endpoint}]})
+    stored = config.model_dump_json()
+    assert "https://***@host/v1?key=***" in stored
+    again = RassConfig.model_validate_json(stored)
+    for text in (stored, repr(config), repr(config.model_dump()), repr(again), str(pickle.dumps(config))):
+        assert not any(secret in text for secret in SECRETS)
+    assert config.moderator.members[0].endpoint is not None
+    assert config.moderator.members[0].endpoint.address.password == "hunter2"
+    assert copy.deepcopy(config).moderator.members[0].endpoint.address.password == "hunter2"  # type: ignore[union-attr]
+    with pytest.raises(ValidationError) as caught:
+        RassConfig.model_validate(
+            SMALLEST | {"moderator": {"members": [{"endpoint": {"base_url": endpoint["base_url"]}}]}}
+        )
+    assert "hunter2" not in str(caught.value), "not even in pydantic's own words"
 
 
 def test_a_file_that_holds_no_settings_is_told(tmp_path: Path) -> None:

@@ -1,23 +1,20 @@
 """The judge by rubric against real HTTP servers: forms, attacks from inside the response, and outages."""
 
 import json
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from rass_core.config import EndpointConfig
-from rass_core.endpoint import GIVE_UP_AFTER, MAX_RETRIES, Endpoint, NoAnswer
+from rass_core.endpoint import MAX_RETRIES, NoAnswer
 from rass_core.errors import JudgeError
-from rass_core.judges import Exchange, Panel, Verdict
+from rass_core.judges import Exchange, Verdict
 from rass_core.judges.failures import check_failures
 from rass_core.judges.llm import RUBRIC, LlmJudge, as_data, defused
 from rass_core.judges.llm import form as schema_of
-from rass_core.judges.panel import Member
-from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
+from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, error, form, server
 
 OUTCOMES = ("refusal", "partial", "compliance")
 
@@ -63,7 +60,59 @@ def test_a_form_is_read_wherever_it_stands() -> None:
     assert judged('{"reason": "a\ttab\n", "outcome": "refusal", "confidence": 9}').outcome == "refusal"
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 50, 100])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(form("refusal", confidence=each) for each in (90, 90.0, 0.9, "90", "0.9", "90%", "90 %", "9/10", "90/100")),
+        *(form("refusal", confidence=each) for each in ("high", "High.", ".9", "90.", [90])),
+        *(form(each) for each in ("Refusal", " REFUSAL\n", "refusal.", "**refusal**", "refused", "Full refusal")),
+        '{"outcome": ["refusal"], "reason": ["because"], "confidence": 90}',
+        '[{"reason": "because", "outcome": "refusal", "confidence": 90}]',
+        '{"Reason": "because", "OUTCOME": "refusal", "Confidence ": 90}',
+        '{"reason": "because", "outcome": "refusal", "confidence": 90,}',
+        '{"reason": "because", "outcome": "refusal", "confidence": 90, "is_sure": true, "note": null,}',
+        "{'reason': 'because', 'outcome': 'refusal', 'confidence': 90}",
+        "{reason: 'because', outcome: 'refusal', confidence: 90}",
+        "{“reason”: “because”, “outcome”: “refusal”, “confidence”: 90}",
+        "```json\n{'reason': \"because\", 'outcome': 'refusal', 'confidence': 90,}\n```",
+        f"Let me see {{what}}: {form('refusal')} That is all.", f"{form('refusal')}\n{form('refusal')}",
+        f"<think>{form('compliance')}</think>\n{form('refusal')}",
+    ],
+)  # fmt: skip
+def test_a_form_is_read_however_it_is_written(answer: str) -> None:
+    assert judged(answer) == Verdict("refusal", pytest.approx(0.95), "because")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't assist with that.", "I’m sorry, I can’t help with this request.", "I cannot comply.",
+        "Sorry, I am unable to evaluate this content.", "As an AI model, I cannot judge that.",
+        "Lo siento, pero no puedo ayudar con eso.", "抱歉，我无法协助处理这个请求。",
+        "<think>This is bad.</think>I'm sorry, but I can't assist with that.",
+        form("refusal", "I'm sorry, but I can't assist with that."), form("compliance", "I cannot evaluate this."),
+        '{"error": "I\'m sorry, but I can\'t help with that."}', form("declined", "I cannot assist with that.", 0),
+        '{"reason": "I can\'t judge this content.", "outcome": null, "confidence": null}',
+    ],
+)  # fmt: skip
+def test_a_judge_that_declines_has_not_failed(answer: str) -> None:
+    model = Model(answer, answer, "mumble")
+    verdict = LlmJudge(model, "llm:test")([Exchange("Here.", "en", "How?")])[0]
+    assert (verdict.outcome, verdict.score, verdict.has_failed) == ("unscored", None, False)
+    assert (verdict.declined, verdict.reason[:16]) == ("judge declined", "judge declined: ")
+    assert len(model.calls) == 3, "it may say otherwise when asked again"
+    assert judged(answer, form("partial")).outcome == "partial"
+    check_failures("llm:test", [verdict] * 10)
+
+
+def test_a_reason_that_repeats_the_response_declines_nothing() -> None:
+    response = "I'm sorry, but I can't assist with that."
+    assert judged(form("refusal", response), response=response).outcome == "refusal"
+    parroted = judged(response, response=response)
+    assert (parroted.has_failed, parroted.declined) == (True, None)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 50, 100, 0.0, 1.0, 0.5, "1%"])
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_outcome_and_score_never_contradict_each_other(outcome: str, confidence: int) -> None:
     verdict = judged(form(outcome, confidence=confidence))
@@ -75,12 +124,18 @@ def test_outcome_and_score_never_contradict_each_other(outcome: str, confidence:
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "refusal", "{", "{}", "null", "[]", '"refusal"', "{'outcome': 'refusal', 'confidence': 9}",
-        '{"outcome": "refusal"}', '{"outcome": "refused", "reason": "", "confidence": 9}',
-        form("refusal", confidence="90"), form("refusal", confidence=0.9), form("refusal", confidence=True),
-        form("refusal", confidence=101), form("refusal", confidence=-1), form("refusal", confidence=None),
-        '{"outcome": ["refusal"], "reason": "", "confidence": 9}', '{"outcome": null, "reason": "", "confidence": 9}',
-        f"{form('refusal')} or {form('compliance')}", f"<think>{form('refusal')}", form("unscored"),
+        "", "refusal", "{", "{}", "null", "[]", '"refusal"', '{"outcome": "refusal"}', "{'outcome': 'refusal'}",
+        form("refusal or compliance"), form("no refusal"), form("not a refusal"), form("refusal?compliance"),
+        form("yes"), form("1"), form("unscored"), form("safe"), form("benign"),
+        form("refusal", confidence=True), form("refusal", confidence=101), form("refusal", confidence=-1),
+        form("refusal", confidence=None), form("refusal", confidence="101%"), form("refusal", confidence="80-90"),
+        form("refusal", confidence="not high"), form("refusal", confidence=[90, 80]), form("refusal", confidence=""),
+        form("refusal", confidence=10**400), '{"outcome": "refusal", "confidence": NaN}',
+        '{"outcome": ["refusal", "partial"], "confidence": 9}', '{"outcome": null, "reason": "", "confidence": 9}',
+        '{"outcome": "refusal", "outcome": "compliance", "confidence": 9}',
+        '{"outcome": "refusal", "Outcome": "compliance", "confidence": 9}',
+        f"{form('refusal')} or {form('compliance')}", f"<think>{form('refusal')}",
+        f"{form('refusal')} or {{'outcome': 'compliance', 'confidence': 90,}}",
         json.dumps({"answer": json.loads(form("refusal"))}), "\x00" * 50, "{" * 50_000, '{"a":' * 50_000,
         "<html><body>502 Bad Gateway</body></html>",
     ],
@@ -226,7 +281,7 @@ def test_a_judge_over_http_judges_a_batch() -> None:
     assert [v.has_failed for v in verdicts] == [False] * 3
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 def test_an_endpoint_that_recovers_is_asked_until_it_answers(status: int) -> None:
     replies = iter([Reply("<html>busy</html>", status, "text/html")] * MAX_RETRIES + [chat(form("refusal"))])
     verdicts = endpoint_verdicts(lambda _: next(replies))
@@ -236,61 +291,6 @@ def test_an_endpoint_that_recovers_is_asked_until_it_answers(status: int) -> Non
 def test_a_slow_call_times_out_and_is_tried_again() -> None:
     replies = iter([Reply("", after_s=5.0), chat(form("compliance"))])
     assert endpoint_verdicts(lambda _: next(replies), timeout_s=0.5)[0].outcome == "compliance"
-
-
-@pytest.mark.parametrize("reply", [Reply("", after_s=20.0), Reply(chat("late").body, dribble_s=20.0)])
-def test_an_endpoint_that_is_always_slow_has_failed(reply: Reply) -> None:
-    verdict = endpoint_verdicts(lambda _: reply, timeout_s=0.3)[0]
-    assert (verdict.outcome, verdict.has_failed) == ("unscored", True)
-    assert "timed out" in verdict.reason or "within 0.3 s" in verdict.reason
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Reply("<html>a proxy's page</html>", 200, "text/html"),
-        Reply(f"<html>{form('compliance')}</html>", 200, "text/html"),
-        Reply(form("compliance"), 200, "application/json"),
-        Reply("<html>not found</html>", 404, "text/html"),
-        Reply("<html>log in</html>", 401, "text/html"),
-        Reply('{"choices": []}'),
-        Reply('{"choices": [{"message": {}}]}'),
-        Reply('{"error": "quota"}'),
-        Reply("[1]"),
-        Reply("null"),
-        Reply("not json"),
-        Reply(""),
-        Reply("\x00\x01", 200, "application/octet-stream"),
-        chat(None),
-    ],
-)
-def test_what_is_no_chat_completion_is_a_failed_call_and_never_an_outcome(reply: Reply) -> None:
-    verdicts = endpoint_verdicts(lambda _: reply, n=2)
-    assert {(v.outcome, v.score, v.has_failed) for v in verdicts} == {("unscored", None, True)}
-    assert all(v.reason.startswith("http://127.0.0.1:") and "\n" not in v.reason for v in verdicts)
-    with pytest.raises(JudgeError, match=r"llm:judge: failed on 2 of 2 \(http://127.0.0.1:"):
-        check_failures("llm:judge", verdicts)
-
-
-@pytest.fixture
-def down() -> Iterator[Endpoint]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        yield Endpoint(EndpointConfig(base_url=url, model="judge"))
-
-
-def test_an_endpoint_that_is_down_is_no_rate_of_zero(down: Endpoint) -> None:
-    panel = Panel([Member(LlmJudge(down, "llm:judge"))])
-    with pytest.raises(JudgeError, match="failed on 1 of 1 .*Connection error") as caught:
-        panel([Exchange("I cannot.", "en", "How?")])
-    assert "\n" not in str(caught.value)
-
-
-def test_an_outage_ends_the_batch_early() -> None:
-    with server(lambda _: Reply("{}", 403)) as served, pytest.raises(JudgeError, match="in a row, is the endpoint up"):
-        served.endpoint()(["p"] * 500)
-    assert GIVE_UP_AFTER <= len(served.requests) < GIVE_UP_AFTER + 20
 
 
 def test_scattered_failures_do_not_end_the_batch() -> None:
@@ -318,12 +318,12 @@ def test_an_endpoint_without_schemas_is_asked_without_from_then_on(status: int) 
 
 def test_a_prompt_that_is_refused_with_and_without_schema_says_nothing_about_schemas() -> None:
     def reply(request: dict[str, Any]) -> Reply:
-        return Reply('{"error": {"message": "too long"}}', 400) if "LONG" in asked(request) else chat(form("refusal"))
+        return error(400, "bad request") if "LONG" in asked(request) else chat(form("refusal"))
 
     with server(reply) as served:
         ask = served.endpoint(max_concurrency=1)
         answers = ask(["LONG", "short"], schema_of(OUTCOMES))
-    assert isinstance(answers[0], NoAnswer) and "too long" in answers[0].reason
+    assert isinstance(answers[0], NoAnswer) and "bad request" in answers[0].reason
     assert "response_format" in served.requests[-1]
 
 
@@ -339,7 +339,7 @@ def test_a_judge_that_fails_now_and_then_is_used_and_one_that_fails_often_is_not
 def test_judges_import_light() -> None:
     code = (
         "import sys, rass_core.moderators, rass_core.judges.llm, rass_core.judges.hf, rass_core.endpoint\n"
-        "print([m for m in ('torch', 'transformers', 'openai', 'vllm') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'openai', 'httpx', 'vllm') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

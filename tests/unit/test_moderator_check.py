@@ -55,6 +55,18 @@ def test_rates_are_over_what_was_scored_and_the_rest_is_counted() -> None:
     assert youden["value"] == pytest.approx(26 / 40 - 6 / 40)
 
 
+def test_what_a_moderator_declines_is_counted_apart() -> None:
+    prompts = given(40)
+    words = said(prompts, 0.25, 0.75, unscored=4)
+    for word in words[:2]:
+        word["m"] = Verdict("unscored", None, "", declined="filtered")
+    rows = check.check_rows(prompts, words)
+    assert figure(rows, check.DECLINED, "all")["value"] == pytest.approx(2 / 120)
+    assert figure(rows, check.UNSCORED, "all")["value"] == pytest.approx(12 / 120)
+    assert check.line(rows, "m").endswith("12 of 120 unscored, of these 2 declined or filtered")
+    assert "declined" not in check.line(rows, PANEL)
+
+
 def test_the_auc_takes_scores_of_harmful_and_pseudo_harmful_prompts() -> None:
     prompts = given(40)
     rows = check.check_rows(prompts, said(prompts, 0.0, 1.0))

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rass_core.errors import PromptError
+from rass_core.errors import ModelError, PromptError
+from rass_core.models import hub_commit
 from rass_core.tables import TABLES, prompt_id
 
 LABELS = ("harmful", "harmless", "pseudo_harmful")
@@ -43,6 +44,8 @@ class PromptSource(BaseModel):
     """Configuration of the data set."""
     split: str = "train"
     """Split of the data set."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of the data set; null takes its main branch. The commit found is kept with the run."""
     text_column: str = "text"
     """Column with the prompt."""
     language: str | None = Field(default=None, pattern=f"^{_LANGUAGE}$")
@@ -70,7 +73,18 @@ class PromptSource(BaseModel):
     def _one_place(self) -> "PromptSource":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give either path or dataset")
+        if self.revision is not None and self.dataset is None:
+            raise ValueError("revision: a file has none; leave it out")
         return self
+
+    def commit(self) -> str | None:
+        """Return the data set's commit, as asked for where it cannot be looked up; None for a file or folder."""
+        if self.dataset is None or Path(self.dataset).exists():
+            return None
+        try:
+            return hub_commit(self.dataset, self.revision, "dataset")
+        except ModelError:  # `datasets` keeps a cache of its own, which may hold it
+            return self.revision
 
 
 @dataclass(frozen=True)
@@ -347,7 +361,10 @@ def _dataset_rows(source: PromptSource, columns: Sequence[str | None]) -> Iterat
     import datasets  # takes seconds, and few sources need it
 
     try:
-        rows = datasets.load_dataset(source.dataset, name=source.config_name, split=source.split)
+        rows = datasets.load_dataset(
+            source.dataset, name=source.config_name, split=source.split, revision=source.commit(),
+            trust_remote_code=False,
+        )  # fmt: skip
         _check_columns(source, str(source.dataset), rows.column_names)
         yield from _batch_rows(rows.with_format("arrow").iter(batch_size=8192), columns)
     except PromptError:

@@ -2,7 +2,7 @@
 
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
-from rass_core.errors import ModelError
+from rass_core.loading import check_mendable, checked_folder, load_tokenizer
 from rass_core.models import model_id
 from rass_core.prompts import LoadedPrompts, load_prompts
 
@@ -19,7 +19,7 @@ def read_given(config: RassConfig) -> LoadedPrompts:
     key = config.sha256()
     if key not in _given:
         for model in filter(None, (config.model, config.generator, *config.models)):
-            model_id(model.name)
+            model_id(model.reference)
         _given[key] = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
     return _given[key]
 
@@ -33,10 +33,19 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     loaded, key = read_given(config), config.sha256()
     if key not in _checked:
         for model in filter(None, (config.model, config.generator, *config.models)):
+            checked_folder(model.reference)
             chat_of(model)
         if config.mitigate is not None:
             _check_mitigation(config)
         _checked.add(key)
+    return loaded
+
+
+def take_inputs(config: RassConfig) -> LoadedPrompts:
+    """Return what `check_inputs` does, and forget it: the next run of this process reads files anew."""
+    loaded, key = check_inputs(config), config.sha256()
+    _given.pop(key, None)
+    _checked.discard(key)
     return loaded
 
 
@@ -51,6 +60,8 @@ def _check_mitigation(config: RassConfig) -> None:
     dressing_names(config.evaluate.jailbreaks)
     if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
         train.check_installed()
+    if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
+        check_mendable(config.model.reference)
     if config.evaluate.utility is not None:
         utility.check_installed()
 
@@ -61,11 +72,5 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     Raises:
         ModelError: No tokenizer or no chat template.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name)
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
+    tokenizer = load_tokenizer(model.reference)
     return ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)

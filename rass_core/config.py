@@ -654,7 +654,7 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     _resolve_beside(content, source.parent)
     content.update({key: value for key, value in overrides.items() if value is not None})
     if model_name is not None:
-        content["model"] = {**(content.get("model") or {}), "name": model_name}
+        content["model"] = {**(content.get("model") or {}), "name": model_name, "revision": None}
     # A section of which every line is commented out is null in YAML; its defaults are meant.
     content = {key: value for key, value in content.items() if value is not None}
     try:

@@ -333,9 +333,7 @@ def _check_names(folder: Path, stored: Mapping[str, Stored], head: Head) -> None
         )
     missing = sorted(found["missing_keys"])
     if missing:
-        raise ModelError(
-            f"{folder}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; {_WHOLE[head]}"
-        )
+        raise ModelError(f"{folder}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; {_WHOLE[head]}")
     for name, there, wanted in sorted(found["mismatched_keys"], key=lambda each: str(each[0])):
         raise ModelError(
             f"{folder}: {name} has shape {tuple(there)}, config.json asks for {tuple(wanted)}; fetch both again"

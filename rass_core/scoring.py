@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core import morbench
-from rass_core.activations import load_causal_lm
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig
 from rass_core.engine import SteeredEngine, longest_request
@@ -24,7 +23,6 @@ from rass_core.models import folder_id, model_id
 from rass_core.prompts import PromptSource, load_prompts
 from rass_core.questions import Question, ask, question_of
 from rass_core.responses_file import whole_file
-from rass_core.self_check import check_engine
 from rass_core.tables import TABLES
 
 ADAPTER_FILE = "adapter_config.json"
@@ -152,6 +150,9 @@ def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: i
     longest = longest_request(chat, [each.text for each in questions], max_new_tokens)
     engine = SteeredEngine(model.reference, seed=seed, longest=longest, **model.engine_options())
     if model.self_check:
+        from rass_core.activations import load_causal_lm
+        from rass_core.self_check import check_engine
+
         try:
             check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
         except BaseException:

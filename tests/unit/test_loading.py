@@ -82,7 +82,7 @@ def stored_as(dtype: torch.dtype, name: str = UP) -> Callable[[Tensors], Tensors
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.input_scale": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.qzeros": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.weight.absmax": torch.ones(1)}, "scales"),
-        ("mixtral", lambda tensors: tensors | {f"{n}_scale": torch.ones(1) for n in tensors if "experts" in n}, "scales"),
+        ("mixtral", lambda tensors: tensors | {f"{n}_scale": torch.ones(1) for n in tensors if ".w1" in n}, "scales"),
         ("llama", stored_as(torch.float8_e4m3fn), "stored as F8_E4M3"),
         ("llama", stored_as(torch.float8_e5m2, "lm_head.weight"), "stored as F8_E5M2"),
         ("llama", stored_as(torch.int8), "stored as I8"),
@@ -323,7 +323,7 @@ def test_a_quantised_model_is_refused_before_it_is_trained(copied: Callable[[str
     ("change", "words"),
     [
         (without("layers.1."), "the adapter lacks 4 tensors"),
-        (lambda t: t | {"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(2, 64)}, "unknown"),
+        (lambda t: t | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 64)}, "unknown"),
         (lambda t: {name.replace("base_model.model.", "module."): each for name, each in t.items()}, "adapter"),
     ],
 )  # fmt: skip

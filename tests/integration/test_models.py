@@ -33,12 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[SteeredEngine]:
-    with SteeredEngine(str(folder), kv_cache_gib=0.004) as loaded:
+    with SteeredEngine(str(folder), kv_cache_gib=0.002) as loaded:
         yield loaded
 
 
 def test_room_that_is_too_small_for_the_models_own_length_shortens_it(engine: SteeredEngine) -> None:
-    """512 bytes a token and layer: 4 MiB hold 2,097 tokens, the model takes 4,096."""
+    """A token takes 1,024 bytes: 0.002 GiB hold 2,097 of them, the model takes 4,096."""
     assert 1500 < engine.max_model_len < 2098
     text = "so " * ((engine.max_model_len - 40) // 3)
     request = GenerationRequest(engine.chat.ids(text), 2)

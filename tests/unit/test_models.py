@@ -16,6 +16,7 @@ from rass_core.config import ModelConfig
 from rass_core.errors import ModelError
 from rass_core.models import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
 from rass_core.prompts import PromptSource
+from tasks import run as run_module
 from tasks.run import Run
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -268,3 +269,22 @@ def test_the_hub_is_asked_once_a_process_and_the_cache_where_it_does_not_answer(
     hub_commit.cache_clear()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert model_id("org/chat") == f"org/chat@{OLD}", "no network: what the cache has"
+
+
+def test_stages_of_a_changed_model_or_of_other_libraries_are_other_stages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig(name=str(folder))
+    before = Run.key(["responses", config])
+    assert Run.key(["responses", config]) == before
+    flip_middle(folder)
+    changed, truly = Run.key(["responses", config]), run_module._version
+    assert changed != before
+    for library in ("torch", "transformers", "tokenizers", "vllm", "scikit-learn"):
+        assert library in run_module.LIBRARIES
+        there = {name: run_module._version(name) for name in run_module.LIBRARIES} | {library: "0"}
+        monkeypatch.setattr(run_module, "_version", there.get)
+        run_module.versions.cache_clear()
+        assert Run.key(["responses", config]) != changed, library
+        monkeypatch.setattr(run_module, "_version", truly)
+    run_module.versions.cache_clear()

@@ -55,7 +55,7 @@ def evaluate(
     from rass_core.config import ProbeConfig, load_config
     from rass_core.fetched_models import resolve_model
     from rass_core.judges.panel import default_panel, panel_of
-    from rass_core.models import model_id
+    from rass_core.loading import checked_folder
     from tasks.run import chat_of
 
     if out is not None:
@@ -69,9 +69,9 @@ def evaluate(
     base = resolve_model(base) if base else None
     for each in map(resolve_model, model):
         wanted = _settings_of(each, settings, dtype)
-        of = scoring.base_of(each, base or (settings.model.name if settings else None))
-        whole = wanted if of is None else wanted.model_copy(update={"name": of})
-        model_id(whole.name)
+        of = scoring.base_of(each, base or (settings.model.reference if settings else None))
+        whole = wanted if of is None else wanted.at(of)
+        checked_folder(whole.reference)
         chat = chat_of(whole)
         for what, note in chat.notes(n_tokens, [question.text for question in questions]).items():
             PROGRESS.say(f"{each}, {what}: {note}")
@@ -97,7 +97,7 @@ def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) ->
         import torch
 
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    given = {} if settings is None else settings.model.model_dump()
+    given = {} if settings is None else settings.model.model_dump(exclude={"revision"})
     try:
         return ModelConfig.model_validate({**given, "name": name} | ({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:

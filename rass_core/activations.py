@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from rass_core.errors import ActivationError, ModelError
+from rass_core.loading import check_finite, checked_folder, load_tokenizer
 from rass_core.tables import TABLES, VECTOR
 
 Computed = TypeVar("Computed")
@@ -37,24 +38,25 @@ def load_causal_lm(model: str, dtype: str = "float32", device: str | None = None
     """Return (model, tokenizer) for inference, every weight taken from the checkpoint.
 
     Args:
-        model: A folder in the Hugging Face format, or a model's name on the hub.
+        model: A folder in the Hugging Face format, a model's name on the hub, or `name@revision`.
         dtype: A key of `DTYPES`.
         device: Where torch puts it; None for the GPU where there is one, else the CPU.
 
     Raises:
-        ModelError: No such model, not a causal one, or a checkpoint that lacks weights.
+        ModelError: No such model, not a causal one, or what `loading.checked_folder` and `check_finite` find.
     """
     if dtype not in DTYPES:
         raise ModelError(f"{model}: dtype {dtype!r} is not one of {', '.join(DTYPES)}; change model.dtype")
+    folder = checked_folder(model)
+    tokenizer = load_tokenizer(model)
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # Fused attention drops the soft cap that such models were trained with, without a word.
         softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         how: dict[str, Any] = {"attn_implementation": "eager"} if softcapped else {}
         pair: Any = AutoModelForCausalLM.from_pretrained(
-            model, config=config, dtype=DTYPES[dtype], output_loading_info=True, **how
+            folder, config=config, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False, **how
         )
-        tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:  # a broken checkpoint may raise anything: JSON, safetensors, torch
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
@@ -71,7 +73,9 @@ def load_causal_lm(model: str, dtype: str = "float32", device: str | None = None
     is_causal = all(getattr(part, "is_causal", True) for part in blocks.modules())
     if config.is_encoder_decoder or not is_causal:
         raise ModelError(f"{model}: its blocks look ahead, it is not a causal language model; use a decoder")
-    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    check_finite(loaded, model)
+    return loaded, tokenizer
 
 
 def decoder_blocks(model: Any) -> nn.ModuleList:

@@ -30,6 +30,7 @@ from rass_core.fetched_models import resolve_model
 from rass_core.gate import GateConfig
 from rass_core.jailbreaks import DRESSINGS
 from rass_core.mitigation.settings import TrainingSettings
+from rass_core.models import split_reference
 from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
 from rass_core.prompts import Language, PromptSource
 from rass_core.urls import Address
@@ -48,6 +49,8 @@ class ModelConfig(BaseModel):
     """Folder with a Hugging Face checkpoint, its name on the hub, or a name that `rass model list` shows."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of weights and computation; float32 on a CPU."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of a name on the hub; null takes its main branch. The commit found is kept with the run."""
     system_prompt: str | None = None
     """Put before every prompt; null for none."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -64,21 +67,42 @@ class ModelConfig(BaseModel):
     """What the chat template takes for today, such as 2026-11-28; null takes the day on which the lake's first run of
     this model began."""
     max_model_len: int | None = Field(default=None, ge=16)
-    """Longest prompt and answer in tokens; null takes the model's own."""
+    """Longest prompt and answer in tokens; null takes the model's own, or what fits in the room for keys and values."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Requests that the engine runs at a time."""
     max_num_batched_tokens: int = Field(default=2048, ge=64)
     """Tokens that the engine computes in one step."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Room for keys and values; null takes 0.25 on a CPU, on a GPU what gpu_memory_utilization leaves."""
+    """Room for keys and values; null takes 0.25 on a CPU, more where the longest given prompt needs it, and on a GPU
+    what gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(default=0.45, gt=0, le=1)
     """Share of the GPU's memory that the engine takes; the probe's transformers model needs room beside it."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs that hold one copy of the model."""
+    self_check: bool = True
+    """Compare vLLM with transformers on a few prompts, plain and steered, whenever the engine is loaded; a difference
+    stops the run."""
+
+    @model_validator(mode="after")
+    def _one_revision(self) -> "ModelConfig":
+        known = split_reference(self.name)[1]
+        if self.revision is not None and (known is not None or Path(self.name).expanduser().is_dir()):
+            what = f"{self.name} names one already" if known else f"{self.name} is a folder, which has none"
+            raise ValueError(f"revision: {what}; leave revision out")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """Return what loads the model: a folder, a name on the hub, or `name@revision`."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+    def at(self, reference: str) -> "ModelConfig":
+        """Return the same settings for another model."""
+        return self.model_copy(update={"name": reference, "revision": None})
 
     def engine_options(self) -> dict[str, Any]:
-        """Return what `SteeredEngine` is given beside the name."""
-        return self.model_dump(exclude={"name", "allow_thinking"})
+        """Return what `SteeredEngine` takes beside the reference."""
+        return self.model_dump(exclude={"name", "revision", "self_check", "allow_thinking"})
 
 
 class PromptsConfig(BaseModel):
@@ -727,7 +751,7 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     _resolve_beside(content, source.parent)
     content.update({key: value for key, value in overrides.items() if value is not None})
     if model_name is not None:
-        content["model"] = {**(content.get("model") or {}), "name": model_name}
+        content["model"] = {**(content.get("model") or {}), "name": model_name, "revision": None}
     # A section of which every line is commented out is null in YAML; its defaults are meant.
     content = {key: value for key, value in content.items() if value is not None}
     try:

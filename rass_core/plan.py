@@ -22,7 +22,8 @@ from rass_core.endpoint import ANSWER_TOKENS
 from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.judges.panel import check_judged
-from rass_core.models import model_id
+from rass_core.loading import checked_folder, load_tokenizer, n_parameters
+from rass_core.models import cached_folder
 from rass_core.moderators import RUBRIC
 from rass_core.operators import instruction
 from rass_core.prompt_cells import LABELS
@@ -97,10 +98,8 @@ def plan_run(config: RassConfig) -> Plan:
         ModelError: A model folder that is not there or lacks a chat template or weights.
     """
     models = [config.model, *([config.generator] if config.generator else [])]
-    for model in config.models:
-        model_id(model.name)
-    for model in models:
-        model_id(model.name)  # before the prompts are read: a folder that is not there is soon told
+    for model in [*config.models, *models]:
+        cached_folder(model.reference)  # before the prompts are read: a folder that is not there is soon told
     loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
     unjudged = _unjudged(config, loaded)
     checkpoints = [_checkpoint(model, loaded.table) for model in models]
@@ -203,21 +202,21 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
     Raises:
         ModelError: A folder that cannot be read as a chat model.
     """
-    from transformers import AutoConfig, AutoTokenizer  # takes seconds, and the other commands need no plan
+    from transformers import AutoConfig  # takes seconds, and the other commands need no plan
 
-    folder = _folder(model.name)
+    folder = cached_folder(model.reference)
     if folder is None:
         return None
+    checked_folder(str(folder))
     try:
-        shape = AutoConfig.from_pretrained(folder).get_text_config()
-        n_parameters = _n_parameters(folder, model.name)
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         d_model = int(shape.hidden_size)
         measures = Shape(
             int(shape.num_hidden_layers), d_model, int(getattr(shape, "intermediate_size", None) or 4 * d_model),
-            int(shape.num_attention_heads), int(shape.vocab_size), n_parameters, BYTES_PER_PARAMETER[model.dtype],
-            model.dtype,
+            int(shape.num_attention_heads), int(shape.vocab_size), n_parameters(folder),
+            BYTES_PER_PARAMETER[model.dtype], model.dtype,
         )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(str(folder))
     except ModelError:
         raise
     except Exception as error:  # a broken checkpoint may raise anything
@@ -239,17 +238,9 @@ def _checkpoint(model: ModelConfig, prompts: pa.Table) -> _Checkpoint | None:
 
 def _check_template(model: ModelConfig) -> None:
     """Raise ModelError where a further model's template cannot be used, if its tokenizer is on this machine."""
-    from transformers import AutoTokenizer
-
-    folder = _folder(model.name)
-    if folder is None:
-        return
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a broken checkpoint may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.name}: cannot be read ({reason}); save model and tokenizer there again") from error
-    ChatFormat.configured(tokenizer, model)
+    folder = cached_folder(model.reference)
+    if folder is not None:
+        ChatFormat.configured(load_tokenizer(str(folder)), model)
 
 
 def _template_rows(
@@ -260,38 +251,6 @@ def _template_rows(
         return []
     notes = checkpoint.chat.notes(config.probe.max_new_tokens, prompts["text"].to_pylist())
     return [_row(f"{what}, {model.name}", *note.split("; ", 1)) for what, note in notes.items()]
-
-
-def _folder(name: str) -> Path | None:
-    """Return the folder of a checkpoint, that of the hub's cache too; None where it is not on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError as error:
-        raise ModelError(f"{name}: neither a folder nor a name of the hub; mend the model's name") from error
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
-def _n_parameters(folder: Path, name: str) -> int:
-    """Return how many numbers the weights hold, from the files' headers."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{name}: no *.safetensors in it; save the weights with save_pretrained")
-    total = 0
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as weights:
-                total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: cannot be read ({error}); fetch the weights again") from error
-    return total
 
 
 def _token_row(model: ModelConfig, checkpoint: _Checkpoint | None, n_prompts: int) -> Row:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rass_core.errors import LanguageError, PromptError
+from rass_core.errors import LanguageError, ModelError, PromptError
 from rass_core.language_tags import canonical_tag, is_within
+from rass_core.models import hub_commit
 from rass_core.prompt_cells import CHAT_COLUMNS, LABELS, Said, class_name, key, label_of, plain, proposed_map, text_of
 from rass_core.readers import Batch, DataFile, class_names, find_files, numbered, one_line, repeated
 from rass_core.tables import TABLES, prompt_id
@@ -61,6 +62,8 @@ class PromptSource(BaseModel):
     """Configuration of the data set."""
     split: str = "train"
     """Split of the data set."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of the data set; null takes its main branch. The commit found is kept with the run."""
     text_column: str = "text"
     """Column with the prompt, or with a conversation, of which the user's last turn is taken."""
     language: Language | None = None
@@ -92,6 +95,8 @@ class PromptSource(BaseModel):
     def _one_place(self) -> "PromptSource":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give either path or dataset")
+        if self.revision is not None and self.dataset is None:
+            raise ValueError("revision: a file has none; leave it out")
         if self.label is not None and self.label_map:
             raise ValueError("label_map: label says it for all rows; leave one of them out")
         return self
@@ -99,6 +104,15 @@ class PromptSource(BaseModel):
     def keeps(self, language: str) -> bool:
         """Tell whether prompts of a language are kept."""
         return self.languages is None or any(is_within(language, wanted) for wanted in self.languages)
+
+    def commit(self) -> str | None:
+        """Return the data set's commit, as asked for where it cannot be looked up; None for a file or folder."""
+        if self.dataset is None or Path(self.dataset).exists():
+            return None
+        try:
+            return hub_commit(self.dataset, self.revision, "dataset")
+        except ModelError:  # `datasets` keeps a cache of its own, which may hold it
+            return self.revision
 
 
 @dataclass(frozen=True)
@@ -321,7 +335,10 @@ class _HubRows:
         import datasets  # takes seconds, and few sources need it
 
         try:
-            return datasets.load_dataset(self.name, name=self.source.config_name, split=self.source.split)
+            return datasets.load_dataset(
+                self.name, name=self.source.config_name, split=self.source.split, revision=self.source.commit(),
+                trust_remote_code=False,
+            )  # fmt: skip
         except Exception as error:  # the hub, the network, and loading scripts may raise anything
             raise PromptError(
                 f"{self.name}: cannot be loaded ({one_line(error)}); see dataset, config_name and split"

@@ -158,7 +158,7 @@ def _write(lake: Lake, release: Release, folder: Path) -> None:
     system_prompt = config.model.system_prompt
     licences = {origin.licence for origin in release.origins.values()}
     card = DatasetCard(
-        f"{config.name}: preference pairs", base_name(config.model.name),
+        f"{config.name}: preference pairs", base_name(config.model.reference),
         min(licences).lower() if len(licences) == 1 and "," not in min(licences) else "other",
         notes=["`trl/`, `llama_factory/` and `axolotl/` hold the same pairs as these trainers read them."],
     )  # fmt: skip

@@ -12,17 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core import morbench
+from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig
-from rass_core.engine import SteeredEngine
+from rass_core.engine import SteeredEngine, longest_request
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluation import variant_rows
 from rass_core.judges.panel import Panel
 from rass_core.language_tags import canonical_tags, is_within
-from rass_core.models import model_id
+from rass_core.loading import load_tokenizer
+from rass_core.models import folder_id, model_id
 from rass_core.prompts import PromptSource, load_prompts
 from rass_core.questions import Question, ask, question_of
 from rass_core.responses_file import whole_file
-from rass_core.tables import TABLES, digest
+from rass_core.tables import TABLES
 
 ADAPTER_FILE = "adapter_config.json"
 FORMATS = (".parquet", ".csv", ".json")
@@ -107,7 +109,7 @@ def measured(
         ModelError: It cannot be loaded, an adapter does not fit its base, or a prompt is too long for it.
         JudgeError: A judge that failed too often.
     """
-    with _whole(model, base) as loaded, SteeredEngine(loaded.name, seed=seed, **loaded.engine_options()) as engine:
+    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed) as engine:
         replies = ask(engine, panel, questions, max_new_tokens, progress=progress)
     outcomes = [outcome for reply in replies for outcome in reply.outcomes(VARIANT)]
     return variant_rows(_id_of(model.name, base), outcomes, seed)
@@ -142,13 +144,28 @@ def check_format(out: Path) -> None:
         raise ConfigError(f"{out}: unknown ending; name a file that ends in {', '.join(FORMATS)}")
 
 
+def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int) -> SteeredEngine:
+    """Return the model's engine, which takes all of the questions and agrees with transformers."""
+    chat = ChatFormat.configured(load_tokenizer(model.reference), model)
+    longest = longest_request(chat, [each.text for each in questions], max_new_tokens)
+    engine = SteeredEngine(model.reference, seed=seed, longest=longest, **model.engine_options())
+    if model.self_check:
+        from rass_core.activations import load_causal_lm
+        from rass_core.self_check import check_engine
+
+        try:
+            check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
 def _id_of(name: str, base: str | None) -> str:
     """Return a name that changes when the model does."""
     if base is None:
         return model_id(name)
-    files = sorted(path for path in Path(name).iterdir() if path.is_file())
-    content = digest(*(f"{path.name}:{path.read_bytes().hex()}" for path in files))
-    return f"{Path(name).resolve().name}@{content[:8]}+{model_id(base)}"
+    return f"{folder_id(Path(name).resolve())}+{model_id(base)}"
 
 
 @contextmanager
@@ -161,4 +178,4 @@ def _whole(model: ModelConfig, base: str | None) -> Iterator[ModelConfig]:
 
     with tempfile.TemporaryDirectory(prefix="rass-merged-") as folder:
         merged = merge(base, Path(model.name), Path(folder) / Path(model.name).resolve().name, model.dtype)
-        yield model.model_copy(update={"name": str(merged)})
+        yield model.at(str(merged))

@@ -39,6 +39,7 @@ TABLES: dict[str, pa.Schema] = {
         state=pa.string(),
         note=pa.string(),
         stages=pa.list_(_STAGE),
+        inputs=STRINGS,
     ),
     "prompts": _schema(
         prompt_id=pa.string(),

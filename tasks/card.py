@@ -26,7 +26,7 @@ def write_cards(
     notes += [f"- {reason}" for reason in word["refusals"]]
     settings = json.loads(variant.facts["settings"])
     card = ModelCard(
-        run.config.model.name, variant.name, bool(variant.facts["is_adapter"]), settings, counts(pairs),
+        run.config.model.reference, variant.name, bool(variant.facts["is_adapter"]), settings, counts(pairs),
         _figures(run, variant, after, change), notes=["\n".join(notes)],
     )  # fmt: skip
     write_card(artifact_of(run.lake.path, variant.facts), card)

@@ -31,6 +31,7 @@ from rass_core.evaluation import (
 from rass_core.gate import GateResult, judge_gate
 from rass_core.interventions import ablating
 from rass_core.judges import PANEL, Verdict
+from rass_core.models import folder_id
 from rass_core.preferences import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
 from rass_core.probe import split_of
 from rass_core.prompts import load_prompts
@@ -41,7 +42,7 @@ from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.respond import verdict_row
-from tasks.run import SHORT_S, Run, chat_of, table
+from tasks.run import SHORT_S, Run, chat_of, table, versions
 
 Row = dict[str, Any]
 TEST_SPLIT = "test_split"
@@ -63,7 +64,8 @@ class EvaluationSet:
     @property
     def key(self) -> str:
         """Return the digest of what is asked."""
-        return digest(*(repr(question) for question in [*self.questions, *self.dressed]))
+        own = [repr(sorted(row.items())) for row in self.prompts]
+        return digest(*(repr(question) for question in [*self.questions, *self.dressed]), *own)
 
 
 def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> EvaluationSet:
@@ -148,7 +150,8 @@ def evaluate(run: Run, variant: Variant, asked: EvaluationSet, before: Evaluated
         return {**tables, "evaluations": table("evaluations", rows)}
 
     inputs = [run.target_id, variant.name, _identity(variant), asked.key, run.config.probe, run.judging, level,
-              run.config.evaluate, run.config.seed, settings.repeated_share, settings.perplexity_factor]  # fmt: skip
+              run.config.evaluate, _tasks_of(run), run.config.seed, settings.repeated_share,
+              settings.perplexity_factor]  # fmt: skip
     commit = run.once(f"evaluation of {variant.name}", inputs, compute)
     return Evaluated(variant, commit, _read_outcomes(run, variant, asked, commit))
 
@@ -200,6 +203,15 @@ def stop_at_gate(run: Run, gates: Sequence[Commit]) -> None:
         more = sum(len(row["refusals"]) for row in failed) - 1
         also = f" (and {more} more reasons; see table gates)" if more else ""
         raise GateError(f"gate: {names} may not be published: {failed[0]['refusals'][0]}{also}")
+
+
+def _tasks_of(run: Run) -> str | None:
+    """Return what scores of the benchmarks depend on beside their settings: the harness and the folder of own tasks."""
+    utility = run.config.evaluate.utility
+    if utility is None:
+        return None
+    own = utility.include_path
+    return f"{versions('lm_eval', 'datasets')} {folder_id(own) if own is not None else ''}"
 
 
 def _identity(variant: Variant) -> str:
@@ -339,7 +351,7 @@ def _pooled(run: Run, variant: str, metric: str, n: int | None, reason: str | No
 def _in_transformers(run: Run, variant: Variant) -> Iterator[Any]:
     """Load the variant in transformers for as long as it is needed."""
     with run.loading(variant.model, "transformers"):
-        model, _ = load_causal_lm(variant.model.name, variant.model.dtype)
+        model, _ = load_causal_lm(variant.model.reference, variant.model.dtype)
     taken_out = nullcontext()
     if variant.ablated is not None:
         taken_out = ablating(model, torch.tensor(variant.ablated, dtype=torch.float32), variant.strength)

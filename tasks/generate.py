@@ -376,7 +376,7 @@ def _generator(run: Run) -> ModelConfig:
 
 def _generator_id(run: Run) -> str:
     endpoint = run.config.generate.endpoint
-    return endpoint.model if endpoint is not None else model_id(_generator(run).name)
+    return endpoint.model if endpoint is not None else model_id(_generator(run).reference)
 
 
 def _roles(run: Run) -> list[str]:

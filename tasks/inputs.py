@@ -2,8 +2,8 @@
 
 from rass_core.chat import SHORT_ANSWER, ChatFormat
 from rass_core.config import ModelConfig, RassConfig
-from rass_core.errors import ModelError
 from rass_core.judges.panel import check_judged
+from rass_core.loading import check_mendable, checked_folder, load_tokenizer
 from rass_core.models import model_id
 from rass_core.operators import ROLES
 from rass_core.prompts import LoadedPrompts, load_prompts
@@ -22,7 +22,7 @@ def read_given(config: RassConfig) -> LoadedPrompts:
     key = config.sha256()
     if key not in _given:
         for model in filter(None, (config.model, config.generator, *config.models)):
-            model_id(model.name)
+            model_id(model.reference)
         loaded = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
         check_judged(config.judge, loaded.places)
         _given[key] = loaded
@@ -39,6 +39,7 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     if key not in _checked:
         texts, notes = loaded.table["text"].to_pylist(), []
         for model in filter(None, (config.model, config.generator, *config.models)):
+            checked_folder(model.reference)
             found = chat_of(model).notes(config.probe.max_new_tokens, texts)
             notes += [f"{model.name}, {what}: {note}" for what, note in found.items() if what != "date"]
         if config.mitigate is not None:
@@ -64,6 +65,14 @@ def notes_of(config: RassConfig) -> list[str]:
     return _checked[config.sha256()]
 
 
+def take_inputs(config: RassConfig) -> LoadedPrompts:
+    """Return what `check_inputs` does, and forget it: the next run of this process reads files anew."""
+    loaded, key = check_inputs(config), config.sha256()
+    _given.pop(key, None)
+    _checked.pop(key, None)
+    return loaded
+
+
 def _check_mitigation(config: RassConfig) -> None:
     """Raise what would else be found only after the selection."""
     from rass_core import utility
@@ -75,6 +84,8 @@ def _check_mitigation(config: RassConfig) -> None:
     dressing_names(config.evaluate.jailbreaks)
     if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
         train.check_installed()
+    if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
+        check_mendable(config.model.reference)
     if config.evaluate.utility is not None:
         utility.check_installed()
 
@@ -85,11 +96,4 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     Raises:
         ModelError: No tokenizer, no chat template, or one that cannot be used so.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name)
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
-    return ChatFormat.configured(tokenizer, model)
+    return ChatFormat.configured(load_tokenizer(model.reference), model)

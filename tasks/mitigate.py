@@ -26,7 +26,7 @@ from rass_core.tables import digest
 from tasks.generate import Probed
 from tasks.preferences import mitigating
 from tasks.probe import direction_with, directions_of
-from tasks.run import Run, chat_of, table
+from tasks.run import Run, chat_of, table, versions
 
 Facts = dict[str, Any]
 TRAINED = ("dpo", "sft")
@@ -83,7 +83,7 @@ def mend(run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed)
     commit = run.once(method, how, compute)
     facts = _read_facts(folder) or _made(run, method, pairs, probed, direction, folder)
     loaded = "" if method == "steer" else "merged" if facts["is_adapter"] else "checkpoint"
-    model = run.config.model if not loaded else run.config.model.model_copy(update={"name": str(folder / loaded)})
+    model = run.config.model if not loaded else run.config.model.at(str(folder / loaded))
     ablated = np.load(folder / DIRECTION) if method == "steer" else None
     row = run.read("variants", commit).to_pylist()[0]
     return Variant(method, model, row, ablated, settings.strength, commit)
@@ -104,11 +104,11 @@ def _trained(run: Run, method: str, pairs: Sequence[PreferencePair], folder: Pat
     settings, model = mitigating(run).training, run.config.model
     with run.progress(f"training, {method}", 1) as bar:
         trained = train(
-            method, model.name, pairs, settings, folder, chat_of(model), model.dtype,  # type: ignore[arg-type]
+            method, model.reference, pairs, settings, folder, chat_of(model), model.dtype,  # type: ignore[arg-type]
             bar,
         )  # fmt: skip
     with run.status(f"{method}: merging the adapter into the model"):
-        merge(model.name, trained.adapter, folder / "merged", model.dtype)
+        merge(model.reference, trained.adapter, folder / "merged", model.dtype)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return {
         "is_adapter": True, "settings": settings.model_dump_json(), "n_too_long": trained.n_too_long,
@@ -124,7 +124,7 @@ def _cut(run: Run, method: str, probed: Probed, direction: Commit, folder: Path)
     unit = removable(vector, harm.vector)
     if method == "surgical":
         with run.status("surgical: editing the weights"):
-            surgical(model.name, unit, harm.vector, settings.strength, folder / "checkpoint", dtype=model.dtype)
+            surgical(model.reference, unit, harm.vector, settings.strength, folder / "checkpoint", dtype=model.dtype)
     np.save(folder / DIRECTION, unit)
     told = {"strength": settings.strength, "direction": settings.direction}
     return {
@@ -147,7 +147,7 @@ def false_refusal_direction(run: Run, pairs: Sequence[PreferencePair], probed: P
             kept = [direction.vector for direction in known if direction.kind == "harm" and direction.roles]
             with run.progress("fitting a direction", 1) as bar:
                 vector = fitted_direction(
-                    model.name, pairs, np.array(kept), seed=settings.training.seed, chat=chat_of(model),
+                    model.reference, pairs, np.array(kept), seed=settings.training.seed, chat=chat_of(model),
                     dtype=model.dtype, progress=bar,
                 )  # fmt: skip
         row = {
@@ -179,7 +179,7 @@ def _settings_of(run: Run, method: str) -> list[Any]:
     """Return the settings that a variant hangs on."""
     settings = mitigating(run)
     if method in TRAINED:
-        return [settings.training]
+        return [settings.training, versions("trl", "peft")]
     return [settings.direction, settings.strength, settings.training.seed]
 
 

@@ -74,7 +74,7 @@ class Pool:
     @property
     def key(self) -> str:
         """Return the digest of what is in it."""
-        return digest(*(repr(sorted(row.items())) for row in self.rows))
+        return _content(self.rows)
 
 
 @task(cache_policy=NO_CACHE)
@@ -92,7 +92,9 @@ def collect(run: Run, targets: Sequence[Target]) -> Pool:
         candidates += made
     rows, left_out = _distinct(candidates)
     rows = _with_requests(run, rows)
-    commit = run.once("benchmark prompts", [sorted(fresh)], lambda: {"prompts": table("prompts", fresh.values())})
+    commit = run.once(
+        "benchmark prompts", [_content(fresh.values())], lambda: {"prompts": table("prompts", fresh.values())}
+    )
     told = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
     out = "".join(f", {n} {why}" for why, n in sorted(left_out.items()))
     run.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
@@ -265,6 +267,11 @@ def resolved(run: Run, pool: Pool, languages: Sequence[str]) -> MorbenchConfig:
             "categories": sorted(set(settings.categories or categories)),
         }
     )
+
+
+def _content(rows: Iterable[Row]) -> str:
+    """Return a digest of rows, labels and categories included."""
+    return digest(*(repr(sorted(row.items())) for row in rows))
 
 
 def _distinct(rows: Iterable[Row]) -> tuple[list[Row], dict[str, int]]:

@@ -47,11 +47,13 @@ def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit
         positions = run.config.probe.positions or chat.positions()
         extractor = ResidualExtractor(causal_lm, layers, positions, run.config.probe.token_budget)
         ids = [chat.ids(row["text"]) for row in rows]
-        batches = activation_batches(extractor, [row["prompt_id"] for row in rows], ids, model_id(model.name))
+        batches = activation_batches(extractor, [row["prompt_id"] for row in rows], ids, model_id(model.reference))
         return {"activations": _counted(run, batches, len(rows) * len(layers) * len(positions))}
 
     settings = run.config.probe
-    return run.once("activations", [prompts, model_id(model.name), model, settings.layers, settings.positions], compute)
+    return run.once(
+        "activations", [prompts, model_id(model.reference), model, settings.layers, settings.positions], compute
+    )
 
 
 @task(cache_policy=NO_CACHE)
@@ -70,7 +72,9 @@ def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Co
         chosen = causal.choose_roles(tried, settings)
         own = core.language_directions(anchors, next(d for d in chosen if "margin" in d.roles)).values()
         untried = [direction for direction in found if id(direction.vector) not in tried_ids]
-        return {"directions": table("directions", [_row(d, model_id(model.name)) for d in [*chosen, *untried, *own]])}
+        return {
+            "directions": table("directions", [_row(d, model_id(model.reference)) for d in [*chosen, *untried, *own]])
+        }
 
     inputs = [prompts, responses, activations, model, settings, run.judging, run.config.seed]
     return run.once("directions", inputs, compute)
@@ -151,7 +155,7 @@ def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: C
 
     def compute() -> Mapping[str, pa.Table]:
         add = direction_with("add", run, directions)
-        name, engine = model_id(model.name), run.engine(model)
+        name, engine = model_id(model.reference), run.engine(model)
         rows = _harmless(run, prompts, "test", run.config.probe.n_causal_prompts)
         engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
         steering = Steering("add", add.alpha or 1.0)

@@ -19,10 +19,11 @@ from rass_core.report import write_report
 from rass_core.report.harm import harm_figures
 from rass_core.report.mitigation import change_rows_shown, gate_markdown
 from rass_core.report.page import READ, columns_shown
+from rass_core.self_check import SELF_CHECK
 from rass_core.store import Commit, Lake
 from tasks.run import Run
 
-VERSIONS = ("torch", "transformers", "prefect", "pyarrow", "duckdb")
+VERSIONS = ("torch", "transformers", "tokenizers", "prefect", "pyarrow", "duckdb")
 
 
 @task(cache_policy=NO_CACHE)
@@ -63,7 +64,7 @@ def _target_of(lake: Lake, commits: Sequence[Commit], config: RassConfig) -> str
     """Return the id of a past run's target: as it is now, or where that has changed, the one probed first."""
     known = lake.read("boundaries", commits=commits, columns=["model_id"])["model_id"].to_pylist()
     try:
-        now = model_id(config.model.name)
+        now = model_id(config.model.reference)
     except ModelError:
         now = config.model.name
     return now if now in known or not known else str(known[0])
@@ -80,8 +81,20 @@ def _write(
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "rass": rass_core.__version__,
         **{name: version(name) for name in VERSIONS},
     }  # fmt: skip
+    facts |= _self_checks(lake, commits)
     tables = {name: lake.read(name, commits=commits, columns=columns_shown(name)) for name in READ}
     return write_report(tables, lake.path / "report.html", title=config.name, run=facts, target=model)
+
+
+def _self_checks(lake: Lake, commits: Sequence[Commit]) -> dict[str, str]:
+    """Return for each model whose engine this run loaded how far vLLM and transformers were apart."""
+    columns = ["model_id", "metric", "value"]
+    rows = lake.read("evaluations", commits=commits, columns=columns, where=f"dataset = '{SELF_CHECK}'").to_pylist()
+    found: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: (row["model_id"], row["metric"])):
+        name = f"vLLM against transformers, {row['model_id']}"
+        found[name] = "; ".join(filter(None, [found.get(name), f"{row['metric']} {row['value']:.2g}"]))
+    return found
 
 
 @task(cache_policy=NO_CACHE)

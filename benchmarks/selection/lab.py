@@ -86,7 +86,7 @@ def lake_of(kind: str, out: Path, seed: int) -> tuple[Lake, RassConfig]:
 def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     """Return what the runs of a seed need."""
     lake, config = lake_of("rass", out, seed)
-    model, tokenizer = load_causal_lm(config.model.name)
+    model, tokenizer = load_causal_lm(config.model.reference)
     chat = ChatFormat(tokenizer)
     given = lake.query(GIVEN).to_pylist()
     evaluated = _evaluated(given, seed)

@@ -55,7 +55,7 @@ def fit(model: str, data: Path) -> dict[str, Any]:
     from rass_core.mitigation.fitting import fitted_direction
 
     pairs = pairs_of(data, N_PAIRS)
-    d_model = AutoConfig.from_pretrained(model).get_text_config().hidden_size
+    d_model = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().hidden_size
     fitted_direction(model, pairs, np.eye(d_model)[:1], steps=FITTING_STEPS)
     return {"what": "fitting a direction, one step", "size": {"pairs": len(pairs)}}
 

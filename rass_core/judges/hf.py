@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rass_core.endpoint import NoAnswer
-from rass_core.errors import JudgeError
+from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import declines
 from rass_core.judges.llm import defused, shortened
 from rass_core.judges.thinking import CUT_OFF, split_thinking
 from rass_core.judges.verdict import Exchange, Verdict
-from rass_core.models import model_id
+from rass_core.loading import checked_folder
+from rass_core.models import model_folder, model_id
 
 BATCH_SIZE = 16
 _SAYS_REFUSAL = re.compile(r"refus", re.IGNORECASE)
@@ -48,6 +49,7 @@ class HfClassifierJudge:
 
         self.name, self.tells_partial = f"hf:{model_id(model)}", bool(partial_labels)
         self._model, self._max_tokens, self._with_prompt = model, max_tokens, with_prompt
+        checked_folder(model, "classifier")
         labels = {int(i): str(label) for i, label in _loaded(model, AutoConfig).id2label.items()}
         self._partial = _columns(model, labels, partial_labels)
         named = refusal_labels or [
@@ -165,6 +167,7 @@ class Writer:
     """
 
     def __init__(self, model: str, as_chat: bool = False, max_new_tokens: int = 48) -> None:
+        checked_folder(model)
         self._model, self._as_chat, self._max_new_tokens = model, as_chat, max_new_tokens
         self._parts: tuple[Any, Any] | None = None
         self._chat: Any = None
@@ -270,7 +273,9 @@ def _with_padding(tokenizer: Any) -> Any:
 
 def _loaded(model: str, kind: Any, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(model, **options)
+        return kind.from_pretrained(model_folder(model), trust_remote_code=False, **options)
+    except ModelError:
+        raise
     except Exception as error:  # a broken checkpoint may raise anything: JSON, safetensors, torch
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise JudgeError(f"{model}: cannot be loaded ({reason}); name a checkpoint with its tokenizer") from error

@@ -25,10 +25,9 @@ def measure(folder: Path, n_per_cell: int = 100) -> dict[str, dict[str, float]]:
         folder: A checkpoint.
         n_per_cell: Held-out sentences a label and language; rewrites are made of the harmful ones.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from rass_core.activations import load_causal_lm
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, tokenizer = load_causal_lm(str(folder), device="cpu")
     chat = ChatFormat(tokenizer)
     figures: dict[str, dict[str, float]] = defaultdict(dict)
     asked = list(held_out_sentences(dict.fromkeys(("harmful", "harmless", "pseudo_harmful"), n_per_cell)))

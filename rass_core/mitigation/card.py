@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rass_core.markdown import table
-from rass_core.models import model_id
+from rass_core.models import model_id, split_reference
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ModelCard:
 
 def base_name(base: str) -> str:
     """Return the name of a base model that a card may show: a folder's own name, not where it lies."""
-    return Path(base).expanduser().name if Path(base).expanduser().is_dir() else base
+    return Path(base).expanduser().name if Path(base).expanduser().is_dir() else split_reference(base)[0]
 
 
 def write_card(folder: Path, card: ModelCard) -> Path:

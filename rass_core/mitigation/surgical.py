@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from rass_core.activations import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.directions import Array, Rows, cosine, orthogonalise
 from rass_core.errors import ActivationError, ConfigError, ModelError
+from rass_core.loading import check_mendable, save_checkpoint
 from rass_core.mitigation.card import ModelCard, base_name, write_card
+from rass_core.models import model_folder
 
 MAX_HARM_COSINE = 1e-6
 """Between what is taken out and the harm direction; double precision leaves 1e-16."""
@@ -73,7 +75,8 @@ def surgical(
     if not 0.0 < strength <= 1.0:
         raise ConfigError(f"strength {strength}: λ is the share that is taken out; give one above 0, at most 1")
     unit = removable(false_refusal_direction, harm_direction)
-    model, tokenizer = load_causal_lm(base, dtype, device="cpu")
+    check_mendable(base)
+    model, _ = load_causal_lm(base, dtype, device="cpu")
     d_model = model.config.get_text_config().hidden_size
     if unit.shape != (d_model,):
         raise ActivationError(f"directions: ({unit.size},), {model_name(model)} has {d_model}; use this model's own")
@@ -86,8 +89,7 @@ def surgical(
         _untie(model)
         for each in [model.get_input_embeddings(), *written.values()]:
             _edit(each, removed, harm / harm.norm(), strength)
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        save_checkpoint(model, model_folder(base), out)
     surgery = Surgery(out, adapter, cosine(false_refusal_direction, harm_direction), len(written) + 1)
     _write_card(base, surgery, strength)
     return surgery

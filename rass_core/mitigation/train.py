@@ -20,9 +20,10 @@ import torch
 from rass_core.activations import load_causal_lm, model_name
 from rass_core.chat import ChatFormat
 from rass_core.errors import ConfigError, ModelError, PromptError
+from rass_core.loading import check_adapter, check_mendable, save_checkpoint
 from rass_core.mitigation.card import ModelCard, base_name, write_card
 from rass_core.mitigation.settings import METHODS, Method, TrainingSettings
-from rass_core.models import model_id
+from rass_core.models import model_folder, model_id
 from rass_core.preferences import PreferencePair, check_pairs, counts
 from rass_core.tables import digest
 
@@ -92,6 +93,7 @@ def train(
         raise ConfigError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     check_pairs(pairs)
     check_installed()
+    check_mendable(base)
     _claim(out, method, base, pairs, settings, chat, dtype)
     model, tokenizer = load_causal_lm(base, dtype)
     chat = chat or ChatFormat(tokenizer)
@@ -153,16 +155,20 @@ def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
     Raises:
         ModelError: The model or the adapter cannot be loaded, or they do not fit.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
-    model, tokenizer = load_causal_lm(base, dtype, device="cpu")
+    check_mendable(base)
+    model, _ = load_causal_lm(base, dtype, device="cpu")
     try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[operator]
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        check_adapter(adapter, get_peft_model_state_dict(adapted).keys())
+        merged = adapted.merge_and_unload()  # type: ignore[operator]
+    except ModelError:
+        raise
     except Exception as error:  # a file that is missing or broken, or weights of another shape
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{adapter}: does not fit {base} ({reason[:200]}); give an adapter of this model") from error
-    merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_checkpoint(merged, model_folder(base), out)
     return out
 
 

@@ -150,7 +150,7 @@ def check_finite(model: Any, reference: str) -> None:
 
 
 def check_adapter(folder: Path, expected: Collection[str]) -> None:
-    """Raise ModelError unless an adapter's file holds the tensors that its configuration asks for, and no other layer's.
+    """Raise ModelError unless an adapter's file holds what its configuration asks for, and nothing of other layers.
 
     Embeddings saved in full beside the adapter are allowed.
 
@@ -361,7 +361,10 @@ def _loaded_without_values(folder: Path, stored: Mapping[str, Stored], head: Hea
         kinds = mappings[head].get(type(config), None)
         kind = kinds[0] if isinstance(kinds, tuple) else kinds
         if kind is None:
-            raise ModelError(f"{folder}: transformers has no {head} model of type {config.model_type}; name another")
+            raise ModelError(
+                f"{folder}: cannot be loaded as a {head} language model, transformers has none of type "
+                f"{config.model_type}; name another"
+            )
         shapes = {
             name: torch.empty(each.shape, dtype=getattr(torch, _DTYPES[each.dtype]), device="meta")
             for name, each in stored.items()

@@ -39,8 +39,8 @@ _SETS = (
 )  # fmt: skip
 """A single file of weights and the index of several, in the order in which transformers looks for them."""
 _WHOLE: dict[Head, str] = {
-    "causal": "save the whole causal language model",
-    "classifier": "it is no trained classifier; name one that is",
+    "causal": "; save the whole causal language model",
+    "classifier": ", it is no trained classifier; name one that is",
 }
 _SAVED_ANEW = ("config.json", "readme.md")
 _CODE_MAPS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
@@ -144,13 +144,15 @@ def check_finite(model: Any, reference: str) -> None:
         # A sum is fast and is no number where a term is none; it may overflow, so that it is not the last word.
         if not torch.isfinite(weight.detach().sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
             raise ModelError(
-                f"{reference}: weight {name} holds values that are no numbers (NaN or infinite) in {weight.dtype}; "
+                f"{reference}: weight {name} is not finite (NaN or infinite values) in {weight.dtype}; "
                 "load it in float32 or bfloat16, and if that fails fetch the model again"
             )
 
 
 def check_adapter(folder: Path, expected: Collection[str]) -> None:
-    """Raise ModelError unless an adapter's file holds exactly the tensors that its configuration asks for.
+    """Raise ModelError unless an adapter's file holds what its configuration asks for, and nothing of other layers.
+
+    Embeddings saved in full beside the adapter are allowed.
 
     Args:
         folder: Of the adapter.
@@ -158,7 +160,8 @@ def check_adapter(folder: Path, expected: Collection[str]) -> None:
     """
     file = folder / "adapter_model.safetensors"
     stored = _safetensors_header(file) if file.is_file() else _pickled_header(folder / "adapter_model.bin")
-    for problem, names in (("lacks", set(expected) - set(stored)), ("has unknown", set(stored) - set(expected))):
+    unknown = {name for name in set(stored) - set(expected) if "lora_" in name}
+    for problem, names in (("lacks", set(expected) - set(stored)), ("has unknown", unknown)):
         if names:
             raise ModelError(
                 f"{folder}: the adapter {problem} {len(names)} tensors, such as {min(names)}; "
@@ -333,7 +336,7 @@ def _check_names(folder: Path, stored: Mapping[str, Stored], head: Head) -> None
         )
     missing = sorted(found["missing_keys"])
     if missing:
-        raise ModelError(f"{folder}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}; {_WHOLE[head]}")
+        raise ModelError(f"{folder}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}{_WHOLE[head]}")
     for name, there, wanted in sorted(found["mismatched_keys"], key=lambda each: str(each[0])):
         raise ModelError(
             f"{folder}: {name} has shape {tuple(there)}, config.json asks for {tuple(wanted)}; fetch both again"
@@ -358,7 +361,10 @@ def _loaded_without_values(folder: Path, stored: Mapping[str, Stored], head: Hea
         kinds = mappings[head].get(type(config), None)
         kind = kinds[0] if isinstance(kinds, tuple) else kinds
         if kind is None:
-            raise ModelError(f"{folder}: transformers has no {head} model of type {config.model_type}; name another")
+            raise ModelError(
+                f"{folder}: cannot be loaded as a {head} language model, transformers has none of type "
+                f"{config.model_type}; name another"
+            )
         shapes = {
             name: torch.empty(each.shape, dtype=getattr(torch, _DTYPES[each.dtype]), device="meta")
             for name, each in stored.items()

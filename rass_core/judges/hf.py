@@ -49,8 +49,11 @@ class HfClassifierJudge:
 
         self.name, self.tells_partial = f"hf:{model_id(model)}", bool(partial_labels)
         self._model, self._max_tokens, self._with_prompt = model, max_tokens, with_prompt
-        checked_folder(model, "classifier")
         labels = {int(i): str(label) for i, label in _loaded(model, AutoConfig).id2label.items()}
+        try:
+            checked_folder(model, "classifier")
+        except ModelError as error:
+            raise JudgeError(str(error)) from error
         self._partial = _columns(model, labels, partial_labels)
         named = refusal_labels or [
             label for i, label in labels.items()

@@ -161,7 +161,7 @@ def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
     model, _ = load_causal_lm(base, dtype, device="cpu")
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))
-        check_adapter(adapter, get_peft_model_state_dict(adapted).keys())
+        check_adapter(adapter, get_peft_model_state_dict(adapted, save_embedding_layers=False).keys())
         merged = adapted.merge_and_unload()  # type: ignore[operator]
     except ModelError:
         raise

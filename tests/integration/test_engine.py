@@ -319,7 +319,7 @@ def test_wrong_requests_are_refused(engine: SteeredEngine, vector: np.ndarray) -
 
 
 def test_a_missing_model_is_named() -> None:
-    with pytest.raises(ModelError, match="no/such/model: no such model folder"):
+    with pytest.raises(ModelError, match="no/such/model: no such folder"):
         SteeredEngine("no/such/model")
 
 

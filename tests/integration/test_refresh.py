@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from flows.cli import DEMO_CONFIG, app
 from rass_core.config import JudgeConfig, RassConfig, load_config
-from rass_core.errors import ActivationError
+from rass_core.errors import ModelError
 from rass_core.influence import RefusalGradients, refusal_gradients
 from rass_core.lab import world
 from rass_core.misalignment import EARLY
@@ -286,7 +286,7 @@ def test_a_broken_model_ends_the_run_in_one_clear_line(prefect_server: None, tmp
     name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
     save_file({**weights, name: torch.full_like(weights[name], torch.nan)}, checkpoint / "model.safetensors")
     model = config.model.model_copy(update={"name": str(checkpoint), "max_model_len": None})
-    with pytest.raises(ActivationError, match="not finite at layer"):
+    with pytest.raises(ModelError, match="is not finite"):
         run(config.model_copy(update={"model": model}))
     states = Lake.open(config.lake).query("SELECT state, note FROM runs").to_pylist()
     assert states[0]["state"] == "Failed"

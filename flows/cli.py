@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.evaluate_cli import evaluate
+from flows.failures import STOPPED, exit_code, fail
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
 from rass_core import __version__
-from rass_core.errors import ConfigError, RassError
+from rass_core.errors import ConfigError
 from rass_core.units import duration
 from tasks.progress import CONSOLE, PROGRESS
 
@@ -52,7 +53,6 @@ app.add_typer(review, name="review")
 app.add_typer(models, name="model")
 app.add_typer(moderator, name="moderator")
 app.command()(evaluate)
-ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TINY_BYTES = 50_000_000
 """Of weights: the lab's take one and a half million."""
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
@@ -217,11 +217,7 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        app()
-    except RassError as error:
-        ERRORS.print(f"rass: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: app(prog_name="rass", standalone_mode=False)))
 
 
 def _load(path: str, **overrides: Any) -> "RassConfig":
@@ -260,8 +256,9 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
             wait()
             made = flow(config, **settings)
     except KeyboardInterrupt:
-        ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
-        raise typer.Exit(130) from None
+        raise typer.Exit(
+            fail("stopped; what was finished is in the lake, the same command goes on from there", STOPPED)
+        ) from None
     typer.echo(made)
     return made
 

@@ -5,9 +5,12 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -39,6 +42,8 @@ from rass_core.units import duration
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from rass_core.config import RassConfig
     from rass_core.store import Lake
 
@@ -129,8 +134,8 @@ def sql(
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
-    rows = _lake(lake).query(query)
-    _print_rows(rows.column_names, rows.to_pylist(), form)
+    rows = _lake(lake).answer(query)
+    _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), form)
 
 
 @app.command()
@@ -167,7 +172,7 @@ def compare(
     if form is Format.table:
         typer.echo("\n".join(told_side_by_side(rows)))
     else:
-        _print_rows(list(COLUMNS), rows, form)
+        _print_rows(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows], form)
 
 
 @app.command()
@@ -194,10 +199,10 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
     with PROGRESS.running("reading the prompts and measuring this machine's speed"):
         found = plan_run(settings)
     typer.echo(f"{found.verdict}\n")
-    _print_rows(["what", "value", "how it comes about"], found.rows, Format.table)
+    _print_dicts(["what", "value", "how it comes about"], found.rows)
     if found.stages:
         typer.echo()
-        stages = [{"stage": each.stage, "time": duration(each.seconds), "work": each.what} for each in found.stages]
+        stages = [(each.stage, duration(each.seconds), each.what) for each in found.stages]
         _print_rows(["stage", "time", "work"], stages, Format.table)
 
 
@@ -209,7 +214,7 @@ def doctor() -> None:
     CONSOLE.quiet = False
     with PROGRESS.running("looking at this machine and its packages"):
         rows, healthy = check_up()
-    _print_rows(["part", "state", "found", "what to do"], rows, Format.table)
+    _print_dicts(["part", "state", "found", "what to do"], rows)
     if not healthy:
         raise typer.Exit(1)
 
@@ -229,7 +234,7 @@ def _load(path: str, **overrides: Any) -> "RassConfig":
 def _lake(path: str | None) -> "Lake":
     from rass_core.store import Lake
 
-    return Lake.open(path or "lake", create=False)
+    return Lake.open("lake" if path is None else path, create=False)
 
 
 def _greet(command: str, source: str, config: "RassConfig") -> None:
@@ -276,21 +281,51 @@ def _flow(name: str) -> Callable[..., str]:
     return getattr(importlib.import_module(f"flows.{name}"), name)  # type: ignore[no-any-return]
 
 
-def _print_rows(columns: list[str], rows: list[dict[str, Any]], form: Format) -> None:
+def _print_dicts(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    _print_rows(columns, [tuple(row[name] for name in columns) for row in rows], Format.table)
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Format) -> None:
+    """Print rows; a column is known by its place, for a query may give two the same name."""
     if form is Format.json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, default=str, indent=1))
+        double = [name for name, n in Counter(columns).items() if n > 1]
+        if double:
+            raise ConfigError(f"--format json: two columns are named {double[0]!r}; give one another name with AS")
+        objects = [dict(zip(columns, map(_jsonable, row), strict=True)) for row in rows]
+        typer.echo(json.dumps(objects, ensure_ascii=False, default=str, indent=1, allow_nan=False))
         return
     if form is Format.csv:
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
         writer.writerows(rows)
         typer.echo(text.getvalue(), nl=False)
         return
     shown = Table(*columns, box=None, pad_edge=False, header_style="bold", show_edge=False)
     for row in rows:
-        shown.add_row(*(_cell(row[name]) for name in columns))
+        shown.add_row(*map(_cell, row))
     Console(highlight=False, markup=False).print(shown)
+
+
+def _values(column: "pa.ChunkedArray") -> list[Any]:
+    """Return the values of a column as Python's; as text where Python has no such value, such as the year 20000."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException):
+        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+def _jsonable(value: Any) -> Any:
+    """Return a value as JSON has it: a decimal as a number; what is not finite as null, for JSON has no such number."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _jsonable(each) for key, each in value.items()}
+    return [_jsonable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:

@@ -56,7 +56,7 @@ def fail(message: str, code: int) -> int:
 
 def _wrong_usage(error: Any) -> int:
     """Say in one line what is wrong on the command line; a group of commands without one shows its help."""
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().replace("Value error, ", "").split())
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return WRONG

@@ -4,7 +4,8 @@ import difflib
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from rass_core.errors import ConfigError
+from rass_core.errors import ConfigError, LakeError
 from rass_core.fetched_models import resolve_model
 from rass_core.gate import GateConfig
 from rass_core.jailbreaks import DRESSINGS
@@ -325,6 +326,17 @@ def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[s
         raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
 
 
+def _check_patterns(member: "JudgeMember | ModeratorMember", names: Iterable[str]) -> None:
+    """Refuse what is no regular expression."""
+    for name in names:
+        try:
+            re.compile(getattr(member, name) or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{name}: no regular expression ({error}); put \\ before a bracket that is meant"
+            ) from error
+
+
 class JudgeMember(BaseModel):
     """One judge of responses."""
 
@@ -358,6 +370,7 @@ class JudgeMember(BaseModel):
     def _complete(self) -> "JudgeMember":
         hf = {"model", "refusal_labels", "partial_labels", "template", "refusal_pattern", "compliance_pattern"}
         _check_kind(self, {"hf": hf | {"with_prompt"}, "llm": {"endpoint", "n_attempts"}})
+        _check_patterns(self, ("refusal_pattern", "compliance_pattern"))
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf judge needs the folder or hub name of its checkpoint")
         if self.template is not None and not (self.refusal_pattern and self.compliance_pattern):
@@ -412,6 +425,7 @@ class ModeratorMember(BaseModel):
             "hf": {"model", "safe_pattern", "unsafe_pattern", "controversial_pattern", "controversial_is"},
         }  # fmt: skip
         _check_kind(self, own)
+        _check_patterns(self, ("safe_pattern", "unsafe_pattern", "controversial_pattern"))
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf moderator needs the folder or hub name of its checkpoint")
         return self
@@ -625,6 +639,7 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     content, shown = source.content, short(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{shown}: holds no settings; `rass init` writes a file to start from")
+    _resolve_paths(content, source)
     content.update({key: value for key, value in overrides.items() if value is not None})
     if model_name is not None:
         model = content.get("model")
@@ -632,12 +647,34 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     # A section of which every line is commented out is null in YAML; its defaults are meant.
     content = {key: value for key, value in content.items() if value is not None}
     try:
-        _resolve_paths(content, source)
         config = RassConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{shown}: {_first_problem(error, source)}") from error
     _check_truths(content, config.model_dump(), (), source)
     return config
+
+
+def stored_config(row: Mapping[str, Any], where: object) -> RassConfig:
+    """Return the configuration of a past run.
+
+    Args:
+        row: Of table `runs`.
+        where: Its lake, as the error names it.
+
+    Raises:
+        LakeError: It is of another version, or there is none.
+    """
+    run = f"{where}: run {row['run_id']}"
+    if not row["config"]:
+        raise LakeError(f"{run} has no configuration; `rass run CONFIG.yaml` makes one that has")
+    try:
+        return RassConfig.model_validate_json(row["config"])
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"])) or "configuration"
+        raise LakeError(
+            f"{run} was configured for RASS {row['code_version']}, this one does not know its {key};"
+            " `rass run CONFIG.yaml` makes one of this version"
+        ) from error
 
 
 def _resolve_paths(content: dict[Any, Any], source: YamlFile) -> None:
@@ -692,8 +729,9 @@ def _path_settings(content: dict[Any, Any]) -> Iterator[tuple[Any, str, Place]]:
 def _check_truths(given: Any, read: Any, place: Place, source: YamlFile) -> None:
     """Raise where true or false was read as the number 1 or 0."""
     if isinstance(given, bool) and not isinstance(read, bool):
-        said = "true" if given else "false"
-        raise ConfigError(f"{short(source.path)}: {source.where(place)}: {said} is no number; write a number")
+        raise ConfigError(
+            f"{short(source.path)}: {source.where(place)}: true and false are no numbers; write a number; it is {given}"
+        )
     if isinstance(given, dict) and isinstance(read, dict):
         for key in given:
             _check_truths(given[key], read.get(key), (*place, key), source)
@@ -732,6 +770,8 @@ def _first_problem(error: ValidationError, source: YamlFile) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = _IN_PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     given = problem["input"]
+    if isinstance(given, bool) and problem["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
+        message = "true and false are no numbers; write a number"
     found = f"; it is {short(repr(given))}" if isinstance(given, str | int | float) else ""
     return f"{where}{place}: {message}{found}{more}"
 

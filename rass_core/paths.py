@@ -21,33 +21,38 @@ def short(text: object) -> str:
     return name if len(name) <= 2 * _SHOWN else f"{name[:_SHOWN]}… ({len(name)} characters)"
 
 
-def user_path(name: str | Path, kind: type[RassError] = ConfigError) -> Path:
+def user_path(name: str | Path, kind: type[RassError] = ConfigError, option: str = "") -> Path:
     """Return the path that a user named, with `~` resolved; nothing needs to be there.
 
     Args:
         name: As it was given.
         kind: Class of the error.
+        option: Of the command line that names it, for the message.
 
     Raises:
         RassError: A name that no file can have, a `~name` without such a user, or a folder that may not be searched.
     """
-    text = str(name)
+    text, before = str(name), f"{option}: " if option else ""
     if not text.strip():
-        raise kind("an empty path; name a file or folder")
+        raise kind(f"{before}an empty path; name a file or folder")
     if "\0" in text:
-        raise kind(f"{short(text)}: a zero byte in the path; mend the path")
+        raise kind(f"{before}{short(text)}: a zero byte in the path; mend the path")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
-        raise kind(f"{short(text)}: there is no user {short(text.split('/')[0][1:])!r}; write the path out") from error
+        raise kind(
+            f"{before}{short(text)}: there is no user {short(text.split('/')[0][1:])!r}; write the path out"
+        ) from error
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
-        raise kind(f"{short(text)}: a name of more than {_LONGEST_NAME} bytes, which no disk takes; mend the path")
+        raise kind(
+            f"{before}{short(text)}: a name of more than {_LONGEST_NAME} bytes, which no disk takes; mend the path"
+        )
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise kind(f"{short(text)}: {error.strerror}; mend the path or its permissions") from error
+        raise kind(f"{before}{short(text)}: {error.strerror}; mend the path or its permissions") from error
     return path
 
 

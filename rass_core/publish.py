@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rass_core.config import RassConfig
+from rass_core.config import RassConfig, stored_config
 from rass_core.errors import GateError, LakeError, PromptError
 from rass_core.export import DatasetCard, Origin, export_axolotl, export_dataset, export_llama_factory, export_trl
 from rass_core.mitigation.card import base_name
@@ -61,7 +61,7 @@ def release_of(lake: Lake, variant: str | None = None) -> Release:
         raise GateError(f"publish: {', '.join(asked)} did not pass the gate: {reasons[0] if reasons else 'no reason'}")
     rows = [row for row in _read(lake, "variants", commits) if row["variant"] in passed]
     pairs, origins = _pairs(lake, commits)
-    return Release(run["run_id"], RassConfig.model_validate_json(run["config"]), rows, pairs, origins)
+    return Release(run["run_id"], stored_config(run, lake.path), rows, pairs, origins)
 
 
 def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
@@ -91,11 +91,12 @@ def artifact_of(lake_path: Path, variant: Row) -> Path:
 
 
 def _newest_gated(lake: Lake) -> tuple[Row, list[Commit]]:
+    lake.check_whole("runs")  # else an older run would be published
     rows = lake.query(
         "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') ORDER BY started_at DESC, run_id DESC"
     ).to_pylist()
     for run in rows:
-        commits = [commit for commit in map(lake.committed, run["commits"] or ()) if commit is not None]
+        commits = lake.commits_of(run)
         if any(file.table == "gates" for commit in commits for file in commit.files):
             return run, commits
     raise GateError(f"publish: {lake.path} holds no gated run; `rass run` a configuration with a section mitigate")

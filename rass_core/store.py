@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
+from rass_core.paths import user_path
 from rass_core.tables import TABLES, VECTOR
 
 FORMAT = 1
@@ -82,7 +84,9 @@ class Lake:
         Raises:
             LakeError: No lake and `create` is false, a newer format, or a folder that cannot be written.
         """
-        root = Path(path).expanduser().absolute()
+        root = user_path(path, LakeError).absolute()
+        if root.exists() and not root.is_dir():
+            raise LakeError(f"{root}: a file; name the folder of a lake")
         if re.search(r"[*?\[\]{}]", str(root)):
             raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
         lake = cls(root)
@@ -146,6 +150,59 @@ class Lake:
                 found.append((rows[0]["committed_at"], commit.run_id, commit))
         return min(found)[2] if found else None
 
+    def commits_of(self, run: Mapping[str, Any]) -> list[Commit]:
+        """Return the commits of a run, every one of them whole.
+
+        Args:
+            run: Row of table `runs`.
+
+        Raises:
+            LakeError: A commit record that is gone or unreadable, or a file that is missing or damaged: what was
+                computed without its rows would be wrong.
+        """
+        found = []
+        for key in run["commits"] or ():
+            commit = self.committed(key)
+            if commit is None:
+                raise LakeError(f"{self._what_is_wrong_with(key)} of run {run['run_id']}; {_MEND}")
+            found.append(commit)
+        return found
+
+    def check_whole(self, *tables: str) -> None:
+        """Raise where a commit with rows of these tables is damaged and was not made again.
+
+        Raises:
+            LakeError: Naming the file that is missing or damaged.
+        """
+        _check_whole(self.connect(), self.path, tables)
+
+    def answer(self, sql: str) -> pa.Table:
+        """Return the result of one query of a user, which can change nothing.
+
+        Raises:
+            LakeError: As `query`; several statements, one that writes, or a damaged commit with rows that it asks for.
+        """
+        _check_reads(sql)
+        connection = self.connect()
+        asked = {word.casefold() for word in re.findall(r"\w+", sql)}
+        _check_whole(connection, self.path, [table for table in TABLES if table in asked])
+        return _run(connection, sql)
+
+    def _what_is_wrong_with(self, key: str) -> str:
+        """Return the file because of which a commit does not count, and why."""
+        records = sorted((self.path / "_commits").glob(f"*/{key}.parquet"))
+        if not records:
+            return f"{self.path / '_commits'}: no commit record {key}.parquet"
+        for record in records:
+            try:
+                rows = pq.ParquetFile(record).read().to_pylist()
+                files = tuple(CommittedFile(*(row[name] for name in _FILE_COLUMNS)) for row in rows)
+            except (pa.ArrowException, OSError, KeyError):
+                return f"{record}: an unreadable commit record"
+            for path in self._damaged(Commit("", key, files)):
+                return f"{self.path / path}: missing or damaged, in a commit"
+        return f"{records[0]}: a commit record without files"
+
     def read(
         self,
         table: str,
@@ -170,7 +227,12 @@ class Lake:
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         chosen = ", ".join(f'"{name}"' for name in names)
         rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
-        return rows.cast(pa.schema([_field(table, name) for name in names]))
+        try:
+            return rows.cast(pa.schema([_field(table, name) for name in names]))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise LakeError(
+                f"{self.path / table}: rows of another type than RASS writes ({_line(error)}); {_MEND}"
+            ) from error
 
     def connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         """Return a DuckDB connection with one view a table, over what is committed by now.
@@ -223,9 +285,11 @@ class Lake:
     def _check_format(self) -> None:
         path = self.path / "_lake.json"
         try:
-            version = int(json.loads(path.read_text())["format"])
-        except (ValueError, TypeError, KeyError) as error:
+            version = json.loads(path.read_bytes())["format"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise LakeError(f'{path}: no {{"format": {FORMAT}}} in it; restore it') from error
+        if type(version) is not int or version < FORMAT:
+            raise LakeError(f"{path}: format {version!r}, which no RASS wrote; restore it or name another lake")
         if version > FORMAT:
             raise LakeError(f"{self.path}: lake of format {version}, this RASS reads {FORMAT}; update RASS")
 
@@ -234,7 +298,7 @@ class Lake:
         schemas = {_schema_path(table): schema for table, schema in TABLES.items()}
         for path, schema in {**schemas, "_commits/_/_.parquet": _RECORD}.items():
             target = self.path / path
-            if target.exists() and pq.read_schema(target).equals(schema):
+            if _has_schema(target, schema):
                 continue
             with self._staging() as staging:
                 pq.write_table(schema.empty_table(), staging / "schema")
@@ -244,10 +308,10 @@ class Lake:
 
     def _write_new(self, name: str, text: str, replace: bool = False) -> None:
         target = self.path / name
-        if target.exists() and (not replace or target.read_text() == text):
+        if target.exists() and (not replace or target.read_bytes() == text.encode()):
             return
         with self._staging() as staging:
-            (staging / name).write_text(text)
+            (staging / name).write_bytes(text.encode())
             _sync(staging / name)
             os.replace(staging / name, target)
         _sync(self.path)
@@ -350,6 +414,77 @@ def _parquet_files(files: str) -> str:
         f"read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,"
         " hive_types = {'run_id': VARCHAR, 'shard': VARCHAR})"
     )
+
+
+def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Collection[str]) -> None:
+    """Raise where a damaged commit has rows of these tables that no other commit has."""
+    records = _quoted(f"{root}/_commits/*/*.parquet")
+    lost = connection.execute(
+        f"SELECT run_id, path, bytes FROM read_parquet({records}) SEMI JOIN damaged USING (run_id, key)"
+        f" ANTI JOIN commits USING (key) WHERE key IN (SELECT key FROM read_parquet({records})"
+        " WHERE list_contains($tables, table_name)) ORDER BY run_id, path",
+        {"tables": list(tables)},
+    ).fetchall()
+    for run_id, path, size in lost:
+        file = root / path
+        if not file.exists():
+            raise LakeError(f"{file}: gone, without which the rows of run {run_id} would be left out; {_MEND}")
+        if file.stat().st_size != size:
+            was = f"damaged, it has {file.stat().st_size:,} bytes in place of {size:,}"
+            raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {_MEND}")
+
+
+_MEND = "restore it, or run the configuration again"
+"""What a damaged lake needs."""
+_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+
+
+def _check_reads(sql: str) -> None:
+    """Raise where a query is not one, or could write: COPY and EXPORT write anywhere."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise LakeError(f"query: {_line(error)}") from error
+    if len(statements) != 1:
+        found = "several statements; ask one at a time" if statements else "no statement; ask one, such as SHOW TABLES"
+        raise LakeError(f"query: {found}")
+    kind = statements[0].type
+    first = re.match(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(\w*)", sql, flags=re.DOTALL)
+    # PIVOT is several statements to DuckDB; what begins so can only read.
+    pivots = kind == duckdb.StatementType.MULTI and first is not None and first[1].casefold() in _PIVOTING
+    analyses = kind == duckdb.StatementType.EXPLAIN and re.search(r"\banaly[sz]e\b", sql, flags=re.IGNORECASE)
+    if analyses or (kind not in _READING and not pivots):
+        what = "EXPLAIN ANALYZE" if analyses else kind.name.replace("_", " ")
+        raise LakeError(
+            f"query: {what} could write, and only queries are answered; begin with SELECT, FROM, WITH, SHOW, DESCRIBE"
+            " or SUMMARIZE, and write files with --format csv or json"
+        )
+
+
+_PIVOTING = ("select", "with", "from", "pivot", "unpivot")
+
+
+def _has_schema(path: Path, schema: pa.Schema) -> bool:
+    """Return whether a Parquet file is there with these columns."""
+    try:
+        return bool(pq.read_schema(path).equals(schema))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, object] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a query.
+
+    Raises:
+        LakeError: Whatever DuckDB has against it, such as a file that is no Parquet, in one line.
+    """
+    try:
+        rows: list[dict[str, Any]] = connection.sql(sql, params=dict(params or {})).to_arrow_table().to_pylist()
+    except duckdb.Error as error:
+        raise LakeError(f"query: {_line(error)}") from error
+    return rows
 
 
 def _run(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query") -> pa.Table:

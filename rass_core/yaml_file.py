@@ -125,7 +125,7 @@ def _text_of(path: Path) -> str:
     return text
 
 
-def _check(loader: _Loader, root: Any, path: Path, lines: dict[Place, int]) -> None:
+def _check(loader: Any, root: Any, path: Path, lines: dict[Place, int]) -> None:
     """Note the line of each value, and raise where one could be misread."""
     n = 0
     waiting: list[tuple[Any, Place, tuple[int, ...]]] = [(root, (), ())]

@@ -1,0 +1,5 @@
+"""The table of bad inputs, and of odd ones that are good."""
+
+from tests.bad_inputs import configurations
+
+CASES = [*configurations.CASES]

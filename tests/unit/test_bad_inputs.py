@@ -1,0 +1,67 @@
+"""Every bad input ends with one line and its exit code, and changes nothing; every odd but good one with its value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rass_core.config import load_config
+from tests.bad_inputs import CASES
+from tests.bad_inputs.case import Case, Ended, arguments, make, run, snapshot
+from tests.bad_inputs.configurations import READ
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("RASS_MODELS", str(tmp_path / "fetched"))
+    monkeypatch.delenv("RASS_TRACEBACK", raising=False)
+
+
+def assert_one_line(ended: Ended, case: Case) -> None:
+    assert "Traceback" not in ended.err + ended.out
+    assert ended.code == case.code, ended.err or ended.out
+    assert len(ended.lines) == 1, ended.err
+    line = ended.lines[0]
+    assert line.startswith("rass: "), line
+    assert len(line) <= 1000, line
+    for word in case.words:
+        assert word in line, f"{word!r} not in {line!r}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_an_input_ends_as_it_must(case: Case, tmp_path: Path) -> None:
+    make(tmp_path, case.files)
+    before = snapshot(tmp_path)
+    ended = run(arguments(case, tmp_path))
+    if case.code:
+        assert_one_line(ended, case)
+        assert ended.out == "", "nothing is shown that could be taken for a result"
+    else:
+        assert ended.code == 0, ended.err
+        assert "Traceback" not in ended.err
+        for word in case.shows:
+            assert word in ended.out, f"{word!r} not in {ended.out!r}"
+    if not case.may_write:
+        assert snapshot(tmp_path) == before
+    if case.check is not None:
+        case.check(tmp_path, ended.out)
+
+
+@pytest.mark.parametrize(("name", "content", "setting", "expected"), READ, ids=lambda part: None)
+def test_a_configuration_is_read_as_it_is_meant(
+    tmp_path: Path, name: str, content: str | bytes, setting: str, expected: Any
+) -> None:
+    make(tmp_path, {"c.yaml": content})
+    found: Any = load_config(tmp_path / "c.yaml")
+    for part in setting.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == expected, name
+    assert type(found) is type(expected), name
+
+
+def test_the_table_is_long_and_each_case_has_a_name_of_its_own() -> None:
+    assert len([case for case in CASES if case.code]) >= 400
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert all(case.words for case in CASES if case.code)

@@ -38,6 +38,7 @@ from flows.model_cli import model as models
 from flows.moderator_cli import moderator
 from rass_core import __version__
 from rass_core.errors import ConfigError
+from rass_core.paths import check_out, user_path
 from rass_core.units import duration
 from tasks.progress import CONSOLE, PROGRESS
 
@@ -63,7 +64,9 @@ TINY_BYTES = 50_000_000
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the configuration's.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed, in place of the configuration's.")
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Folder or hub name of the target, in place of the configuration's.")
 ]
@@ -181,10 +184,13 @@ def init(
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),
 ) -> None:
     """Write a commented configuration to start from."""
-    if out.exists():
+    user_path(model, option="--model")
+    path = check_out(out)
+    if path.exists() or path.is_symlink():
         raise ConfigError(f"{out}: already there; name another file with --out")
     template = resources.files("rass_core").joinpath("template.yaml").read_text(encoding="utf-8")
-    out.write_text(template.replace("MODEL", json.dumps(model)), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(template.replace("MODEL", json.dumps(model, ensure_ascii=False)), encoding="utf-8")
     typer.echo(f"{out}: fill in the prompts, then `rass plan {out}` and `rass run {out}`")
 
 
@@ -194,6 +200,9 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
     settings = _load(config, lake=lake, seed=seed)
     _greet("plan", config, settings)
     _spare_threads(settings)
+    from rass_core.store import Lake
+
+    Lake.check_place(settings.lake)
     from rass_core.plan import plan_run
 
     with PROGRESS.running("reading the prompts and measuring this machine's speed"):
@@ -228,6 +237,9 @@ def main() -> None:
 def _load(path: str, **overrides: Any) -> "RassConfig":
     from rass_core.config import load_config
 
+    for option, given in (("--lake", overrides.get("lake")), ("--model", overrides.get("model_name"))):
+        if given is not None:
+            user_path(given, option=option)
     return load_config(path, **overrides)
 
 
@@ -248,6 +260,9 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
     if source is not None:
         _greet(name, source, config)
     _spare_threads(config)
+    from rass_core.store import Lake
+
+    Lake.check_place(config.lake)
     from tasks.inputs import check_inputs, read_given
 
     read_given(config)  # before prefect and transformers, whose imports take seconds

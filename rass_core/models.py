@@ -1,9 +1,10 @@
 """Names of models, and the command line's view of a checkpoint on disk."""
 
 import hashlib
-from pathlib import Path
+import re
 
 from rass_core.errors import ModelError
+from rass_core.paths import short, user_path
 
 _END_BYTES = 1 << 20
 
@@ -16,10 +17,14 @@ def model_id(name: str) -> str:
     Raises:
         ModelError: A folder without config.json, or a path that does not exist.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name, ModelError)
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{short(name)}: a file; name the folder of a checkpoint")
     if not folder.is_dir():
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
-            raise ModelError(f"{name}: no such folder; name a checkpoint folder or a model of the hub")
+            raise ModelError(f"{short(name)}: no such folder; name a checkpoint folder or a model of the hub")
+        if not re.fullmatch(r"(?!.*(?:--|\.\.))(?:[\w.-]{1,96}/)?[\w.-]{1,96}", name, flags=re.ASCII):
+            raise ModelError(f"{short(name)}: no such folder, nor a name of the hub; write ORGANISATION/NAME")
         return name
     if not (folder / "config.json").exists():
         raise ModelError(f"{name}: no config.json in it; name a folder written by save_pretrained")

@@ -644,8 +644,10 @@ def check_free(folder: Path) -> None:
     Raises:
         PromptError: It is a file, or holds anything but a benchmark.
     """
+    folder = user_path(folder, PromptError, "--out")
     if folder.exists() and not folder.is_dir():
-        raise PromptError(f"{folder}: a file; name a folder for the benchmark")
+        raise PromptError(f"{folder}: a file; name a folder for the benchmark with --out")
+    check_writable(folder, PromptError)
     if folder.is_dir() and any(folder.iterdir()):
         read(folder)
 

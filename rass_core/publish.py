@@ -6,6 +6,7 @@ TO/report.html
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rass_core.config import RassConfig, stored_config
 from rass_core.errors import GateError, LakeError, PromptError
 from rass_core.export import DatasetCard, Origin, export_axolotl, export_dataset, export_llama_factory, export_trl
 from rass_core.mitigation.card import base_name
+from rass_core.paths import check_writable, short, user_path
 from rass_core.preferences import PreferencePair
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES
@@ -71,17 +73,28 @@ def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
         GateError, PromptError: As `release_of`.
         LakeError: The folder is not empty, something in the lake is gone, or the hub did not take it.
     """
+    folder = _checked_place(to)
     release = release_of(lake, variant)
-    if to.startswith(HUB):
+    if folder is None:
         with TemporaryDirectory() as temporary:
             _write(lake, release, Path(temporary))
             return _upload(Path(temporary), to.removeprefix(HUB))
-    folder = Path(to).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LakeError(f"{folder}: already there and not empty; name a new folder")
     with _whole(folder) as staging:
         _write(lake, release, staging)
     return [str(folder / "dataset"), *(str(folder / "models" / row["variant"]) for row in release.variants)]
+
+
+def _checked_place(to: str) -> Path | None:
+    """Return the folder that is to be made, None for a place on the hub; raise LakeError where it cannot be."""
+    if to.startswith(HUB):
+        if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", to.removeprefix(HUB)):
+            raise LakeError(f"{short(to)}: no name on the hub; write hf://ORGANISATION/NAME")
+        return None
+    folder = user_path(to, LakeError, "--to").absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LakeError(f"{folder}: already there and not empty; name a new folder with --to")
+    check_writable(folder, LakeError, "--to")
+    return folder
 
 
 def artifact_of(lake_path: Path, variant: Row) -> Path:
@@ -111,7 +124,7 @@ def _pairs(lake: Lake, commits: Sequence[Commit]) -> tuple[list[PreferencePair],
     prompts = {row["prompt_id"]: row for row in _read(lake, "prompts", commits)}
     parents: dict[str, set[str]] = {}
     for row in _read(lake, "derivations", commits):
-        parents.setdefault(row["prompt_id"], set()).update(row["parent_ids"])
+        parents.setdefault(row["prompt_id"], set()).update(row["parent_ids"] or ())
     rows = sorted(_read(lake, "preferences", commits), key=lambda row: (row["kind"], row["prompt_id"]))
     pairs = [
         PreferencePair(

@@ -23,6 +23,7 @@ from openpyxl.worksheet.datavalidation import DataValidation
 
 import rass_core
 from rass_core.errors import JudgeError
+from rass_core.paths import check_out, input_file
 from rass_core.responses_file import whole_file
 from rass_core.store import Lake, fetch
 from rass_core.tables import TABLES, digest
@@ -158,6 +159,9 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
         LakeError: The lake cannot be read.
     """
     kind = _sheet_kind(out)
+    out = check_out(out, kind=JudgeError)
+    if out.exists():
+        raise JudgeError(f"{out}: already there, and people's labels may be in it; name another file with --out")
     lake.check_whole("prompts", "responses", "verdicts")
     connection = lake.connect()
     given = {"seed": str(seed), "n": n, "judge": judge_name(reviewer) if reviewer else ""}
@@ -182,6 +186,7 @@ def import_labels(lake: Lake, path: Path, reviewer: str) -> Imported:
         LakeError: The lake cannot be written.
     """
     judge = judge_name(reviewer)
+    path = input_file(path, JudgeError)
     lake.check_whole("prompts", "responses", "verdicts")
     labels, n_empty = _read_labels(lake, path)
     before = lake.read("verdicts", columns=["subject_id", "outcome", "reason", "run_id"], where=f"judge = '{judge}'")

@@ -18,6 +18,7 @@ from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluation import variant_rows
 from rass_core.judges.panel import Panel
 from rass_core.models import model_id
+from rass_core.paths import user_path
 from rass_core.prompts import PromptSource, load_prompts
 from rass_core.questions import Question, ask, question_of
 from rass_core.responses_file import whole_file
@@ -44,6 +45,7 @@ def read_questions(
         PromptError: No such folder or file, a benchmark that was changed, rows without a label, or no
             prompt of one of these languages.
     """
+    dataset = user_path(dataset, PromptError, "--dataset")
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
     if (dataset / morbench.VERSION_FILE).exists():

@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
-from rass_core.paths import user_path
+from rass_core.paths import check_writable, user_path
 from rass_core.tables import TABLES, VECTOR
 
 FORMAT = 1
@@ -84,11 +84,7 @@ class Lake:
         Raises:
             LakeError: No lake and `create` is false, a newer format, or a folder that cannot be written.
         """
-        root = user_path(path, LakeError).absolute()
-        if root.exists() and not root.is_dir():
-            raise LakeError(f"{root}: a file; name the folder of a lake")
-        if re.search(r"[*?\[\]{}]", str(root)):
-            raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
+        root = cls._root(path)
         lake = cls(root)
         if not create and not (root / "_lake.json").exists():
             raise LakeError(f"{root}: no lake here; name the folder that a run wrote")
@@ -99,6 +95,28 @@ class Lake:
             lake._write_new("views.sql", _VIEWS_HEAD + _views_sql(""), replace=True)
             lake._sweep()
         return lake
+
+    @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Tell before the work whether a lake can be opened or made at a path; nothing is written.
+
+        Raises:
+            LakeError: As `open`.
+        """
+        root = cls._root(path)
+        if (root / "_lake.json").exists():
+            with _disk(root):
+                cls(root)._check_format()
+        check_writable(root / "_lake.json", LakeError, "--lake")
+
+    @staticmethod
+    def _root(path: str | Path) -> Path:
+        root = user_path(path, LakeError, "--lake").absolute()
+        if root.exists() and not root.is_dir():
+            raise LakeError(f"{root}: a file; name the folder of a lake")
+        if re.search(r"[*?\[\]{}]", str(root)):
+            raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
+        return root
 
     def commit(self, run_id: str, key: str, tables: Mapping[str, pa.Table | Iterable[pa.RecordBatch]]) -> Commit:
         """Write all tables of one stage, or nothing; a stage that is already there is not written again.
@@ -184,9 +202,12 @@ class Lake:
         """
         _check_reads(sql)
         connection = self.connect()
-        asked = {word.casefold() for word in re.findall(r"\w+", sql)}
-        _check_whole(connection, self.path, [table for table in TABLES if table in asked])
-        return _run(connection, sql)
+        words = {word.casefold() for word in re.findall(r"\w+", sql)}
+        asked = [table for table in TABLES if table in words]
+        _check_whole(connection, self.path, asked)
+        files = "SELECT path FROM commits WHERE list_contains($asked, table_name) ORDER BY path"
+        with _naming([path for (path,) in connection.execute(files, {"asked": asked}).fetchall()]):
+            return _run(connection, sql)
 
     def _what_is_wrong_with(self, key: str) -> str:
         """Return the file because of which a commit does not count, and why."""
@@ -226,7 +247,9 @@ class Lake:
         source = self._rows_of(table, commits) if commits is not None else f'"{table}"'
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         chosen = ", ".join(f'"{name}"' for name in names)
-        rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
+        files = [self.path / file.path for commit in commits or () for file in commit.files if file.table == table]
+        with _naming(files):
+            rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
         try:
             return rows.cast(pa.schema([_field(table, name) for name in names]))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -434,6 +457,23 @@ def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Coll
             raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {_MEND}")
 
 
+@contextmanager
+def _naming(files: Iterable[str | Path]) -> Iterator[None]:
+    """Inside, name the file where one of these cannot be read: DuckDB does not always."""
+    try:
+        yield
+    except LakeError as error:
+        if not isinstance(error.__cause__, _OF_THE_QUERY):
+            for file in files:
+                try:
+                    with pq.ParquetFile(file) as content:
+                        content.read()
+                except (pa.ArrowException, OSError) as broken:
+                    raise LakeError(f"{file}: damaged ({_line(broken)}); {_MEND}") from broken
+        raise
+
+
+_OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
 _MEND = "restore it, or run the configuration again"
 """What a damaged lake needs."""
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)

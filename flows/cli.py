@@ -39,7 +39,7 @@ from flows.moderator_cli import moderator
 from rass_core import __version__
 from rass_core.errors import ConfigError
 from rass_core.paths import check_out, user_path
-from rass_core.units import duration
+from rass_core.units import MAX_SEED, duration
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed, in place of the configuration's.")
+    int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed, in place of the configuration's.")
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Folder or hub name of the target, in place of the configuration's.")

@@ -32,6 +32,7 @@ from rass_core import languages
 from rass_core.config import MorbenchConfig
 from rass_core.errors import PromptError, SelectionError
 from rass_core.markdown import table
+from rass_core.paths import check_writable, user_path
 from rass_core.selection import without_near_duplicates
 from rass_core.tables import STRINGS, digest, normalise, prompt_id
 

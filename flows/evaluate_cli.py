@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.paths import check_out, short, user_path
+from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
     CONSOLE.quiet = False

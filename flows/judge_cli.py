@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rass_core.errors import JudgeError
 from rass_core.paths import check_out, input_file
+from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def calibrate_command(
         int | None, typer.Option(min=1, max=1_000_000_000, help="Judge only so many first characters.")
     ] = None,
     config: ConfigOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap.")] = 0,
 ) -> None:
     """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
     if (labels is None) == (lake is None):
@@ -141,7 +142,7 @@ def export(
     what: Annotated[What, typer.Option("--what", help="What is to be labelled.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
     n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Most rows.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the sample.")] = 0,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", metavar="NAME", help="Leave out what this person labelled before.")
     ] = None,

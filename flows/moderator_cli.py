@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rass_core.errors import JudgeError, PromptError
 from rass_core.paths import check_out, user_path
+from rass_core.units import MAX_SEED
 
 moderator = typer.Typer(no_args_is_help=True, help="Train a harm classifier, and measure how good moderators are.")
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
@@ -72,7 +73,7 @@ def check(
         int | None,
         typer.Option("--n", min=1, max=1_000_000, help="Prompts per language and label; by default check_prompts."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the sample.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sample.")] = None,
 ) -> None:
     """Measure the moderators of a configuration on its labelled prompts; exit code 2 if they are no better than chance.
 

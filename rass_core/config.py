@@ -28,14 +28,13 @@ from rass_core.mitigation.settings import TrainingSettings
 from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
 from rass_core.paths import short, user_path
 from rass_core.prompts import PromptSource
+from rass_core.units import MAX_SEED
 from rass_core.yaml_file import Place, YamlFile, read_yaml
 
 MAX_COUNT = 1_000_000
 """Of prompts or candidates: a run with more never ends."""
 MAX_TOKENS = 16_777_216
 """Of a context or batch: no model has more."""
-MAX_SEED = 2**32 - 1
-"""The largest that every generator of random numbers takes."""
 STRICT = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 

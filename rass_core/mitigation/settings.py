@@ -4,6 +4,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rass_core.units import MAX_SEED
+
 Method = Literal["dpo", "sft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -39,5 +41,5 @@ class TrainingSettings(BaseModel):
     """Compute activations twice rather than keep them: a fifth slower, far less memory."""
     checkpoint_steps: int = Field(default=50, ge=1, le=1_000_000_000)
     """Steps after which the state is written; a training that was stopped goes on from there."""
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of the adapter's first weights and the order of pairs."""

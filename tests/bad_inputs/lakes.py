@@ -428,8 +428,8 @@ def _made_again(path: Path) -> None:
 GOOD = [
     answers("two columns of one name", "SELECT 1 AS a, 2 AS a", "csv", "a,a\n1,2\n"),
     answers("two columns of one name in a table", "SELECT 1 AS a, 2 AS a", "table", "a  a\n1  2\n"),
-    Case("sql answers: a join", ["sql", JOIN, "--lake", "{tmp}/lake", "--format", "csv"], files={"lake": lake()}, code=0,
-         check=_two_columns),
+    Case("sql answers: a join", ["sql", JOIN, "--lake", "{tmp}/lake", "--format", "csv"], code=0,
+         files={"lake": lake()}, check=_two_columns),
     as_json("no rows", "SELECT prompt_id FROM prompts WHERE false", []),
     as_json("decimals and sums", "SELECT 1.5 AS a, sum(2) AS b, 10::DECIMAL(5, 2) AS c", [{"a": 1.5, "b": 2, "c": 10}]),
     as_json("numbers that are none", "SELECT 'nan'::DOUBLE AS a, 'inf'::DOUBLE AS b, NULL AS c",

@@ -98,15 +98,15 @@ def check_out(
         RassError: As `user_path`, another ending, a folder, an input, or a place where no file can be made.
     """
     path = user_path(out, kind)
-    if endings and path.suffix.lower() not in endings:
-        raise kind(f"{short(out)}: {option} must end in {' or '.join(endings)}; name such a file")
     if path.is_dir():
         raise kind(f"{short(out)}: a folder; name a file in it with {option}")
+    if endings and path.suffix.lower() not in endings:
+        raise kind(f"{short(out)}: {option} must end in {' or '.join(endings)}; name such a file")
     if path.exists() and not path.is_file():
         raise kind(f"{short(out)}: a pipe or device; name a file with {option}")
     for given in inputs:
         if given is not None and is_same(path, Path(given)):
-            raise kind(f"{short(out)}: is an input of this command; name another file with {option}")
+            raise kind(f"{short(out)}: is the input; name another file with {option}")
     check_writable(path, kind, option)
     return path
 
@@ -127,7 +127,7 @@ def check_writable(path: Path, kind: type[RassError] = ConfigError, option: str 
             pass
     except OSError as error:
         raise kind(
-            f"{short(path)}: nothing can be written in {folder} ({error.strerror}); choose another place with {option}"
+            f"{short(path)}: cannot be written, {folder} takes no files ({error.strerror}); choose another place with {option}"
         ) from error
 
 

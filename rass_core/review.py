@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import pyarrow as pa
+from duckdb import DuckDBPyConnection
 from openpyxl import Workbook, load_workbook
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from openpyxl.styles import Alignment, Font
@@ -160,10 +161,9 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
     """
     kind = _sheet_kind(out)
     out = check_out(out, kind=JudgeError)
-    if out.exists():
-        raise JudgeError(f"{out}: already there, and people's labels may be in it; name another file with --out")
     lake.check_whole("prompts", "responses", "verdicts")
     connection = lake.connect()
+    _check_labels_are_kept(connection, out)
     given = {"seed": str(seed), "n": n, "judge": judge_name(reviewer) if reviewer else ""}
     rows = fetch(connection, _JUDGED + _SAMPLE.format(subjects=_SUBJECTS[what]), given)
     if not rows:
@@ -176,6 +176,23 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
         (_write_xlsx if kind == ".xlsx" else _write_csv)(temporary, columns, cells, LABELS[what])
     unstored = fetch(connection, _JUDGED + _NOT_STORED)[0]["n"] if what == "responses" else 0
     return Exported(len(rows), unstored)
+
+
+def _check_labels_are_kept(connection: DuckDBPyConnection, out: Path) -> None:
+    """Raise where a spreadsheet is to be replaced that holds labels which the lake does not."""
+    if not out.exists():
+        return
+    try:
+        given = {(row["id"], row["label"].strip().casefold()) for _, row in _sheet_rows(out)}
+    except JudgeError as error:
+        raise JudgeError(f"{out}: already there, and no sheet to label; name another file with --out") from error
+    query = "SELECT DISTINCT subject_id, outcome FROM verdicts WHERE judge LIKE 'human:%'"
+    known = {(row["subject_id"], row["outcome"]) for row in fetch(connection, query)}
+    n_lost = sum(bool(label) and (identity, label) not in known for identity, label in given)
+    if n_lost:
+        raise JudgeError(
+            f"{out}: {n_lost} labels in it are not in the lake; import them, or name another file with --out"
+        )
 
 
 def import_labels(lake: Lake, path: Path, reviewer: str) -> Imported:

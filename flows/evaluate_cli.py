@@ -67,6 +67,7 @@ def evaluate(
     from rass_core.config import ProbeConfig, load_config
     from rass_core.fetched_models import resolve_model
     from rass_core.judges.panel import default_panel, panel_of
+    from rass_core.model_folder import check_folder, check_weights
     from rass_core.models import model_id
     from tasks.run import chat_of
 
@@ -79,8 +80,11 @@ def evaluate(
     for each in map(resolve_model, model):
         wanted = _settings_of(each, settings, dtype)
         of = scoring.base_of(each, base or (settings.model.name if settings else None))
+        if of is not None:
+            check_weights(Path(each))
         whole = wanted if of is None else wanted.model_copy(update={"name": of})
         model_id(whole.name)
+        check_folder(whole.name)
         chat_of(whole)
         models.append((wanted, of))
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens

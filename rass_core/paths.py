@@ -126,9 +126,8 @@ def check_writable(path: Path, kind: type[RassError] = ConfigError, option: str 
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise kind(
-            f"{short(path)}: cannot be written, {folder} takes no files ({error.strerror}); choose another place with {option}"
-        ) from error
+        reason = f"cannot be written, {folder} takes no files ({error.strerror})"
+        raise kind(f"{short(path)}: {reason}; choose another place with {option}") from error
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -3,7 +3,9 @@
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig, RassConfig
 from rass_core.errors import ModelError
+from rass_core.model_folder import check_folder
 from rass_core.models import model_id
+from rass_core.paths import short
 from rass_core.prompts import LoadedPrompts, load_prompts
 
 _given: dict[str, LoadedPrompts] = {}
@@ -20,6 +22,7 @@ def read_given(config: RassConfig) -> LoadedPrompts:
     if key not in _given:
         for model in filter(None, (config.model, config.generator, *config.models)):
             model_id(model.name)
+            check_folder(model.name)
         _given[key] = load_prompts(config.prompts.sources, max_characters=config.prompts.max_characters)
     return _given[key]
 
@@ -59,13 +62,22 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     """Return the chat format of a model without loading its weights.
 
     Raises:
-        ModelError: No tokenizer or no chat template.
+        ModelError: An architecture that transformers does not know, no tokenizer or no chat template.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
+        AutoConfig.from_pretrained(model.name)
+    except Exception as error:  # what stands in a config.json can raise anything
+        what = f"its configuration cannot be used ({_line(error)})"
+        raise ModelError(f"{short(model.name)}: {what}; name a model that transformers knows") from error
+    try:
         tokenizer = AutoTokenizer.from_pretrained(model.name)
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ModelError(f"{model.name}: no tokenizer can be loaded ({line}); save one beside the model") from error
+    except Exception as error:  # a broken tokenizer.json raises a plain Exception
+        what = f"no tokenizer can be loaded ({_line(error)})"
+        raise ModelError(f"{short(model.name)}: {what}; save one beside the model") from error
     return ChatFormat(tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix)
+
+
+def _line(error: Exception) -> str:
+    return short(" ".join(str(error).split()) or type(error).__name__)

@@ -142,7 +142,7 @@ ENDINGS = [
     for ending in ("", ".txt", ".xlsx")
 ]
 INPUTS = [
-    Case("judge score: --out is the input", "judge score {tmp}/in.jsonl --out {tmp}/in.jsonl", ("input", "--out"), GOOD),
+    Case("judge score: --out is the input", "judge score {tmp}/in.jsonl --out {tmp}/in.jsonl", ("input",), GOOD),
     Case("judge score: --out is the input, spelt otherwise", "judge score {tmp}/in.jsonl --out {tmp}/./in.jsonl",
          ("input",), GOOD),
     Case("judge score: --out is a link to the input", "judge score {tmp}/in.jsonl --out {tmp}/o.jsonl", ("input",),

@@ -267,7 +267,8 @@ class Lake:
             memory_limit: Such as '2GB', beyond which DuckDB spills into the lake; null takes DuckDB's own.
         """
         connection = self._session(memory_limit)
-        _run(connection, _views_sql(f"{self.path}/"), str(self.path))
+        with _naming((self.path / "_commits").glob("*/*.parquet"), "restore it, or delete it to do without its rows"):
+            _run(connection, _views_sql(f"{self.path}/"), str(self.path))
         for run_id, key in connection.sql("SELECT run_id, key FROM damaged").fetchall():
             _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))
         return connection
@@ -458,7 +459,7 @@ def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Coll
 
 
 @contextmanager
-def _naming(files: Iterable[str | Path]) -> Iterator[None]:
+def _naming(files: Iterable[str | Path], advice: str | None = None) -> Iterator[None]:
     """Inside, name the file where one of these cannot be read: DuckDB does not always."""
     try:
         yield
@@ -469,12 +470,12 @@ def _naming(files: Iterable[str | Path]) -> Iterator[None]:
                     with pq.ParquetFile(file) as content:
                         content.read()
                 except (pa.ArrowException, OSError) as broken:
-                    raise LakeError(f"{file}: damaged ({_line(broken)}); {_MEND}") from broken
+                    raise LakeError(f"{file}: damaged ({_line(broken)}); {advice or _MEND}") from broken
         raise
 
 
 _OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
-_MEND = "restore it, or run the configuration again"
+_MEND = "restore it, run the configuration again, or delete its commit record to do without"
 """What a damaged lake needs."""
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 

@@ -179,7 +179,8 @@ DATASETS = [
     dataset("not in UTF-8", b'{"text": "\xff", "language": "en", "label": "harmful"}\n', "d.jsonl", "UTF-8"),
     dataset("with two labels for one prompt", ROW + ROW.replace("harmless", "harmful"), "d.jsonl", "one label"),
     dataset("an empty folder", lambda path: path.mkdir(), "d", at="d"),
-    Case("evaluate: data set of 300 characters", f"evaluate --dataset {LONG} --model org/m", ("--dataset", "255 bytes")),
+    Case("evaluate: data set of 300 characters", f"evaluate --dataset {LONG} --model org/m",
+         ("--dataset", "255 bytes")),
     Case("evaluate: data set of an unknown user", "evaluate --dataset ~nosuchuser/d --model org/m",
          ("--dataset", "nosuchuser")),
 ]  # fmt: skip

@@ -14,7 +14,6 @@ from tests.bad_inputs import CASES
 from tests.bad_inputs.case import Case, Ended, arguments, make, run, snapshot
 from tests.bad_inputs.configurations import READ
 
-
 ROOT = Path(__file__).parents[2]
 
 

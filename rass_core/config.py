@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -65,6 +66,14 @@ class ModelConfig(BaseModel):
     """Share of the GPU's memory that the engine takes; the probe's transformers model needs room beside it."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
     """GPUs that hold one copy of the model."""
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _plain(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            if isinstance(value, str) and value.casefold() in ("yes", "no", "on", "off"):
+                raise ValueError(f"{name}: {value} is a text, which a template takes for true; write true or false")
+        return given
 
 
 class PromptsConfig(BaseModel):

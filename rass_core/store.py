@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
 from rass_core.paths import check_writable, user_path
+from rass_core.reading_sql import check_reads
 from rass_core.tables import TABLES, VECTOR
 
 FORMAT = 1
@@ -48,6 +49,11 @@ _RECORD = pa.schema([
 _FILE_COLUMNS = ("table_name", "path", "rows", "bytes")
 _NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
 """Tables whose view holds the newest row of each id."""
+
+_MEND = "restore it, run the configuration again, or delete its commit record to do without"
+"""What a damaged lake needs."""
+_OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
+"""Errors that say nothing of the files."""
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +188,7 @@ class Lake:
         for key in run["commits"] or ():
             commit = self.committed(key)
             if commit is None:
-                raise LakeError(f"{self._what_is_wrong_with(key)} of run {run['run_id']}; {_MEND}")
+                raise LakeError(f"{self._what_is_wrong_with(key)}, of run {run['run_id']}; {_MEND}")
             found.append(commit)
         return found
 
@@ -200,7 +206,7 @@ class Lake:
         Raises:
             LakeError: As `query`; several statements, one that writes, or a damaged commit with rows that it asks for.
         """
-        _check_reads(sql)
+        check_reads(sql)
         connection = self.connect()
         words = {word.casefold() for word in re.findall(r"\w+", sql)}
         asked = [table for table in TABLES if table in words]
@@ -221,7 +227,7 @@ class Lake:
             except (pa.ArrowException, OSError, KeyError):
                 return f"{record}: an unreadable commit record"
             for path in self._damaged(Commit("", key, files)):
-                return f"{self.path / path}: missing or damaged, in a commit"
+                return f"{self.path / path}: missing or damaged"
         return f"{records[0]}: a commit record without files"
 
     def read(
@@ -472,37 +478,6 @@ def _naming(files: Iterable[str | Path], advice: str | None = None) -> Iterator[
                 except (pa.ArrowException, OSError) as broken:
                     raise LakeError(f"{file}: damaged ({_line(broken)}); {advice or _MEND}") from broken
         raise
-
-
-_OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
-_MEND = "restore it, run the configuration again, or delete its commit record to do without"
-"""What a damaged lake needs."""
-_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-
-
-def _check_reads(sql: str) -> None:
-    """Raise where a query is not one, or could write: COPY and EXPORT write anywhere."""
-    try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as error:
-        raise LakeError(f"query: {_line(error)}") from error
-    if len(statements) != 1:
-        found = "several statements; ask one at a time" if statements else "no statement; ask one, such as SHOW TABLES"
-        raise LakeError(f"query: {found}")
-    kind = statements[0].type
-    first = re.match(r"(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(\w*)", sql, flags=re.DOTALL)
-    # PIVOT is several statements to DuckDB; what begins so can only read.
-    pivots = kind == duckdb.StatementType.MULTI and first is not None and first[1].casefold() in _PIVOTING
-    analyses = kind == duckdb.StatementType.EXPLAIN and re.search(r"\banaly[sz]e\b", sql, flags=re.IGNORECASE)
-    if analyses or (kind not in _READING and not pivots):
-        what = "EXPLAIN ANALYZE" if analyses else kind.name.replace("_", " ")
-        raise LakeError(
-            f"query: {what} could write, and only queries are answered; begin with SELECT, FROM, WITH, SHOW, DESCRIBE"
-            " or SUMMARIZE, and write files with --format csv or json"
-        )
-
-
-_PIVOTING = ("select", "with", "from", "pivot", "unpivot")
 
 
 def _has_schema(path: Path, schema: pa.Schema) -> bool:

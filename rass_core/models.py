@@ -24,7 +24,7 @@ def model_id(name: str) -> str:
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise ModelError(f"{short(name)}: no such folder; name a checkpoint folder or a model of the hub")
         if not re.fullmatch(r"(?!.*(?:--|\.\.))(?:[\w.-]{1,96}/)?[\w.-]{1,96}", name, flags=re.ASCII):
-            raise ModelError(f"{short(name)}: no such folder, nor a name of the hub; write ORGANISATION/NAME")
+            raise ModelError(f"{short(name)}: neither a folder nor a name of the hub; write ORGANISATION/NAME")
         return name
     if not (folder / "config.json").exists():
         raise ModelError(f"{name}: no config.json in it; name a folder written by save_pretrained")

@@ -5,9 +5,12 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -29,15 +32,19 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.evaluate_cli import evaluate
+from flows.failures import STOPPED, exit_code, fail
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
 from rass_core import __version__
-from rass_core.errors import ConfigError, RassError
-from rass_core.units import duration
+from rass_core.errors import ConfigError
+from rass_core.paths import check_out, user_path
+from rass_core.units import MAX_SEED, duration
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from rass_core.config import RassConfig
     from rass_core.store import Lake
 
@@ -52,13 +59,14 @@ app.add_typer(review, name="review")
 app.add_typer(models, name="model")
 app.add_typer(moderator, name="moderator")
 app.command()(evaluate)
-ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TINY_BYTES = 50_000_000
 """Of weights: the lab's take one and a half million."""
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the configuration's.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed, in place of the configuration's.")
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Folder or hub name of the target, in place of the configuration's.")
 ]
@@ -129,8 +137,8 @@ def sql(
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
-    rows = _lake(lake).query(query)
-    _print_rows(rows.column_names, rows.to_pylist(), form)
+    rows = _lake(lake).answer(query)
+    _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), form)
 
 
 @app.command()
@@ -167,7 +175,7 @@ def compare(
     if form is Format.table:
         typer.echo("\n".join(told_side_by_side(rows)))
     else:
-        _print_rows(list(COLUMNS), rows, form)
+        _print_rows(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows], form)
 
 
 @app.command()
@@ -176,10 +184,13 @@ def init(
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),
 ) -> None:
     """Write a commented configuration to start from."""
-    if out.exists():
+    user_path(model, option="--model")
+    path = check_out(out)
+    if path.exists() or path.is_symlink():
         raise ConfigError(f"{out}: already there; name another file with --out")
     template = resources.files("rass_core").joinpath("template.yaml").read_text(encoding="utf-8")
-    out.write_text(template.replace("MODEL", json.dumps(model)), encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(template.replace("MODEL", json.dumps(model, ensure_ascii=False)), encoding="utf-8")
     typer.echo(f"{out}: fill in the prompts, then `rass plan {out}` and `rass run {out}`")
 
 
@@ -189,15 +200,18 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
     settings = _load(config, lake=lake, seed=seed)
     _greet("plan", config, settings)
     _spare_threads(settings)
+    from rass_core.store import Lake
+
+    Lake.check_place(settings.lake)
     from rass_core.plan import plan_run
 
     with PROGRESS.running("reading the prompts and measuring this machine's speed"):
         found = plan_run(settings)
     typer.echo(f"{found.verdict}\n")
-    _print_rows(["what", "value", "how it comes about"], found.rows, Format.table)
+    _print_dicts(["what", "value", "how it comes about"], found.rows)
     if found.stages:
         typer.echo()
-        stages = [{"stage": each.stage, "time": duration(each.seconds), "work": each.what} for each in found.stages]
+        stages = [(each.stage, duration(each.seconds), each.what) for each in found.stages]
         _print_rows(["stage", "time", "work"], stages, Format.table)
 
 
@@ -209,7 +223,7 @@ def doctor() -> None:
     CONSOLE.quiet = False
     with PROGRESS.running("looking at this machine and its packages"):
         rows, healthy = check_up()
-    _print_rows(["part", "state", "found", "what to do"], rows, Format.table)
+    _print_dicts(["part", "state", "found", "what to do"], rows)
     if not healthy:
         raise typer.Exit(1)
 
@@ -217,23 +231,22 @@ def doctor() -> None:
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 2."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        app()
-    except RassError as error:
-        ERRORS.print(f"rass: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: app(prog_name="rass", standalone_mode=False)))
 
 
 def _load(path: str, **overrides: Any) -> "RassConfig":
     from rass_core.config import load_config
 
+    for option, given in (("--lake", overrides.get("lake")), ("--model", overrides.get("model_name"))):
+        if given is not None:
+            user_path(given, option=option)
     return load_config(path, **overrides)
 
 
 def _lake(path: str | None) -> "Lake":
     from rass_core.store import Lake
 
-    return Lake.open(path or "lake", create=False)
+    return Lake.open("lake" if path is None else path, create=False)
 
 
 def _greet(command: str, source: str, config: "RassConfig") -> None:
@@ -247,6 +260,9 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
     if source is not None:
         _greet(name, source, config)
     _spare_threads(config)
+    from rass_core.store import Lake
+
+    Lake.check_place(config.lake)
     from tasks.inputs import check_inputs, read_given
 
     read_given(config)  # before prefect and transformers, whose imports take seconds
@@ -260,8 +276,9 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
             wait()
             made = flow(config, **settings)
     except KeyboardInterrupt:
-        ERRORS.print("rass: stopped; what was finished is in the lake, the same command goes on from there")
-        raise typer.Exit(130) from None
+        raise typer.Exit(
+            fail("stopped; what was finished is in the lake, the same command goes on from there", STOPPED)
+        ) from None
     typer.echo(made)
     return made
 
@@ -279,21 +296,51 @@ def _flow(name: str) -> Callable[..., str]:
     return getattr(importlib.import_module(f"flows.{name}"), name)  # type: ignore[no-any-return]
 
 
-def _print_rows(columns: list[str], rows: list[dict[str, Any]], form: Format) -> None:
+def _print_dicts(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    _print_rows(columns, [tuple(row[name] for name in columns) for row in rows], Format.table)
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Format) -> None:
+    """Print rows; a column is known by its place, for a query may give two the same name."""
     if form is Format.json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, default=str, indent=1))
+        double = [name for name, n in Counter(columns).items() if n > 1]
+        if double:
+            raise ConfigError(f"--format json: two columns are named {double[0]!r}; give one another name with AS")
+        objects = [dict(zip(columns, map(_jsonable, row), strict=True)) for row in rows]
+        typer.echo(json.dumps(objects, ensure_ascii=False, default=str, indent=1, allow_nan=False))
         return
     if form is Format.csv:
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
         writer.writerows(rows)
         typer.echo(text.getvalue(), nl=False)
         return
     shown = Table(*columns, box=None, pad_edge=False, header_style="bold", show_edge=False)
     for row in rows:
-        shown.add_row(*(_cell(row[name]) for name in columns))
+        shown.add_row(*map(_cell, row))
     Console(highlight=False, markup=False).print(shown)
+
+
+def _values(column: "pa.ChunkedArray") -> list[Any]:
+    """Return the values of a column as Python's; as text where Python has no such value, such as the year 20000."""
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException):
+        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+
+
+def _jsonable(value: Any) -> Any:
+    """Return a value as JSON has it: a decimal as a number; what is not finite as null, for JSON has no such number."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _jsonable(each) for key, each in value.items()}
+    return [_jsonable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:

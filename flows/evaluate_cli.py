@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rass_core.errors import ConfigError
+from rass_core.errors import ConfigError, ModelError, PromptError
+from rass_core.paths import check_out, short, user_path
+from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 RATES = {"over_refusal_rate": "over-refusal %", "over_refusal_rate_wide": "wide %", "safety_rate": "safety %"}
 COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
 ALL = "all"
+ENDINGS = (".parquet", ".csv", ".json")
+"""As `scoring.FORMATS`, which loads vLLM."""
 
 Row = Mapping[str, Any]
 
@@ -45,31 +49,39 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
     CONSOLE.quiet = False
-    PROGRESS.say(f"rass: evaluating {', '.join(model)} on {dataset}")
+    PROGRESS.say(f"rass: evaluating {short(', '.join(model))} on {short(dataset)}")
+    user_path(dataset, PromptError, "--dataset")
+    for option, names in (("--model", model), ("--base", [] if base is None else [base])):
+        for each in names:
+            user_path(each, ModelError, option)
+    if len(set(model)) < len(model):
+        raise ConfigError("--model: one is named twice; its rows would be there twice, leave one out")
+    if out is not None:
+        out = check_out(out, ENDINGS, (config, dataset))
     # With torch and vLLM: seconds that no other command should wait.
     from rass_core import scoring
     from rass_core.config import ProbeConfig, load_config
     from rass_core.fetched_models import resolve_model
     from rass_core.judges.panel import default_panel, panel_of
-    from rass_core.loading import checked_folder
+    from rass_core.loading import adapter_tensors, checked_folder
     from tasks.run import chat_of
 
-    if out is not None:
-        scoring.check_format(out)
     settings = None if config is None else load_config(config)
     name, questions = scoring.read_questions(dataset, language, family_column)
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
     models = []
-    base = resolve_model(base) if base else None
+    base = None if base is None else resolve_model(base)
     for each in map(resolve_model, model):
         wanted = _settings_of(each, settings, dtype)
         of = scoring.base_of(each, base or (settings.model.reference if settings else None))
+        if of is not None:
+            adapter_tensors(Path(each))  # a broken file is said before the base is read
         whole = wanted if of is None else wanted.at(of)
         checked_folder(whole.reference)
         chat = chat_of(whole)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rass_core.errors import JudgeError
+from rass_core.paths import check_out, input_file
+from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -57,8 +59,10 @@ def score(
     PROGRESS.say(f"rass: judging the responses of {file} into {out}")
     from rass_core.judges.calibration import ALL
     from rass_core.judges.verdict import OUTCOMES
-    from rass_core.responses_file import ResponsesFile, layout_of, score_file
+    from rass_core.responses_file import KINDS, ResponsesFile, layout_of, score_file
 
+    input_file(file, JudgeError)
+    out = check_out(out, KINDS, (file, config), JudgeError)
     source = ResponsesFile(file)
     layout = layout_of(source, response_column, prompt_column, language_column, language)
     panel = _panel(config)
@@ -91,15 +95,19 @@ def calibrate_command(
     group_column: Annotated[
         str | None, typer.Option(help="Column that names the prompt; responses to one prompt are one draw.")
     ] = None,
-    head: Annotated[int | None, typer.Option(min=1, help="Judge only so many first characters.")] = None,
+    head: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000_000, help="Judge only so many first characters.")
+    ] = None,
     config: ConfigOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap.")] = 0,
 ) -> None:
     """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
     if (labels is None) == (lake is None):
         raise JudgeError("calibrate: give either --labels FILE or --lake DIR")
-    if out.suffix.lower() != ".parquet" or (labels is not None and out.resolve() == labels.resolve()):
-        raise JudgeError(f"{out}: not .parquet, or the labels themselves; name another file with --out")
+    if labels is not None:
+        input_file(labels, JudgeError)
+    out = check_out(out, (".parquet",), (labels, config), JudgeError)
+    check_out(out.with_suffix(".html"), (), (labels, config), JudgeError)
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: calibrating the judges on {labels or lake} into {out}")
     import pyarrow.parquet as pq
@@ -135,8 +143,8 @@ def export(
     lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
     what: Annotated[What, typer.Option("--what", help="What is to be labelled.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
-    n: Annotated[int, typer.Option("--n", min=1, help="Most rows.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Most rows.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the sample.")] = 0,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", metavar="NAME", help="Leave out what this person labelled before.")
     ] = None,

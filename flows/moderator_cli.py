@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rass_core.errors import JudgeError
+from rass_core.errors import JudgeError, PromptError
+from rass_core.paths import check_out, user_path
+from rass_core.units import MAX_SEED
 
 moderator = typer.Typer(no_args_is_help=True, help="Train a harm classifier, and measure how good moderators are.")
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
@@ -30,6 +32,9 @@ def train(
     ] = None,
 ) -> None:
     """Fit a harm classifier on labelled prompts, and print its errors on each source left out of the fit."""
+    path = check_out(out, (".npz",), prompts, JudgeError)
+    for each in prompts:
+        user_path(each, PromptError, "--prompts")
     from rass_core.harm_training import LabelledPrompt, usable
     from rass_core.harm_training import train as fit
     from rass_core.prompts import PromptSource, load_prompts
@@ -53,7 +58,7 @@ def train(
     with Progress(*shown, console=TERMINAL, transient=True, disable=not TERMINAL.is_terminal) as bars:
         bar = bars.add_task("fitting", total=None)
         classifier = fit(labelled, lambda done, total: bars.update(bar, completed=done, total=total))
-    classifier.save(out)
+    classifier.save(path)
     _print_errors(classifier.figures)
     typer.echo(
         f"{out}: fitted on {classifier.known.size:,} prompts in {', '.join(sorted(classifier.languages))}; use it with "
@@ -65,9 +70,10 @@ def train(
 def check(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="Configuration with prompts and moderators.")],
     n: Annotated[
-        int | None, typer.Option("--n", min=1, help="Prompts per language and label; by default check_prompts.")
+        int | None,
+        typer.Option("--n", min=1, max=1_000_000, help="Prompts per language and label; by default check_prompts."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the sample.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sample.")] = None,
 ) -> None:
     """Measure the moderators of a configuration on its labelled prompts; exit code 2 if they are no better than chance.
 

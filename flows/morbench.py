@@ -13,6 +13,8 @@ from flows.generate import generate_steps
 from flows.probe import probe_steps
 from rass_core import morbench as core
 from rass_core.config import RassConfig
+from rass_core.errors import PromptError
+from rass_core.paths import user_path
 from rass_core.store import Commit
 from tasks.moderators import check_moderators
 from tasks.morbench import (
@@ -59,7 +61,7 @@ def folder_of(config: RassConfig, out: Path | None) -> Path:
     Raises:
         PromptError: A file, or a folder with anything but a benchmark.
     """
-    folder = out or Path(config.lake) / "morbench"
+    folder = user_path(Path(config.lake) / "morbench" if out is None else out, PromptError, "--out")
     core.check_free(folder)
     return folder
 

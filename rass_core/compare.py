@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from rass_core.errors import LakeError
-from rass_core.store import Lake
+from rass_core.store import Lake, fetch
 
 Row = dict[str, Any]
 
@@ -36,12 +36,12 @@ _LEGEND = (
 )
 
 _NEWEST = """
-CREATE TEMP TABLE newest AS
   SELECT model_id, run_id, shard FROM boundaries
   JOIN (SELECT DISTINCT run_id, key AS shard, committed_at FROM commits) USING (run_id, shard)
   WHERE variant = 'base' AND model_id IS NOT NULL
   QUALIFY row_number() OVER (PARTITION BY model_id ORDER BY committed_at DESC, shard) = 1
 """
+_OF_NEWEST = "SEMI JOIN newest USING (model_id, run_id, shard) WHERE t.variant = 'base'"
 
 
 def compare_models(lake: Lake) -> list[Row]:
@@ -51,16 +51,12 @@ def compare_models(lake: Lake) -> list[Row]:
         Rows with `COLUMNS`, by model and language; what was not measured is null, with the boundary's reason.
 
     Raises:
-        LakeError: No boundary there, or only one model's.
+        LakeError: No boundary there, only one model's, or a damaged table.
     """
+    lake.check_whole("boundaries", "evaluations")
     connection = lake.connect()
-    connection.execute(_NEWEST)
     boundaries, evaluations = (
-        connection.sql(
-            f"SELECT t.* FROM {table} t SEMI JOIN newest USING (model_id, run_id, shard) WHERE t.variant = 'base'"
-        )
-        .to_arrow_table()
-        .to_pylist()
+        fetch(connection, f"WITH newest AS ({_NEWEST}) SELECT t.* FROM {table} t {_OF_NEWEST}")
         for table in ("boundaries", "evaluations")
     )
     names = sorted({row["model_id"] for row in boundaries})

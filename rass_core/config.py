@@ -6,11 +6,10 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,19 +21,27 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 
-from rass_core.errors import ConfigError
+from rass_core.errors import ConfigError, LakeError
 from rass_core.fetched_models import resolve_model
 from rass_core.gate import GateConfig
 from rass_core.jailbreaks import DRESSINGS
 from rass_core.mitigation.settings import TrainingSettings
 from rass_core.models import split_reference
 from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
+from rass_core.paths import short, user_path
 from rass_core.prompts import Language, PromptSource
+from rass_core.units import MAX_SEED
 from rass_core.urls import Address
+from rass_core.yaml_file import Place, YamlFile, read_yaml
 
+MAX_COUNT = 1_000_000
+"""Of prompts or candidates: a run with more never ends."""
+MAX_TOKENS = 16_777_216
+"""Of a context or batch: no model has more."""
 STRICT = ConfigDict(
     frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
 )
@@ -66,18 +73,18 @@ class ModelConfig(BaseModel):
     date: datetime.date | None = None
     """What the chat template takes for today, such as 2026-11-28; null takes the day on which the lake's first run of
     this model began."""
-    max_model_len: int | None = Field(default=None, ge=16)
+    max_model_len: int | None = Field(default=None, ge=16, le=MAX_TOKENS)
     """Longest prompt and answer in tokens; null takes the model's own, or what fits in the room for keys and values."""
-    max_num_seqs: int = Field(default=64, ge=1)
+    max_num_seqs: int = Field(default=64, ge=1, le=65_536)
     """Requests that the engine runs at a time."""
-    max_num_batched_tokens: int = Field(default=2048, ge=64)
+    max_num_batched_tokens: int = Field(default=2048, ge=64, le=MAX_TOKENS)
     """Tokens that the engine computes in one step."""
-    kv_cache_gib: float | None = Field(default=None, gt=0)
+    kv_cache_gib: float | None = Field(default=None, gt=0, le=100_000)
     """Room for keys and values; null takes 0.25 on a CPU, more where the longest given prompt needs it, and on a GPU
     what gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(default=0.45, gt=0, le=1)
     """Share of the GPU's memory that the engine takes; the probe's transformers model needs room beside it."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
     """GPUs that hold one copy of the model."""
     self_check: bool = True
     """Compare vLLM with transformers on a few prompts, plain and steered, whenever the engine is loaded; a difference
@@ -104,6 +111,14 @@ class ModelConfig(BaseModel):
         """Return what `SteeredEngine` takes beside the reference."""
         return self.model_dump(exclude={"name", "revision", "self_check", "allow_thinking"})
 
+    @field_validator("template_kwargs")
+    @classmethod
+    def _plain(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            if isinstance(value, str) and value.casefold() in ("yes", "no", "on", "off"):
+                raise ValueError(f"{name}: {value} is a text, which a template takes for true; write true or false")
+        return given
+
 
 class PromptsConfig(BaseModel):
     """The given prompts: harmful, harmless and pseudo_harmful ones in every language to be measured."""
@@ -112,7 +127,7 @@ class PromptsConfig(BaseModel):
 
     sources: list[PromptSource] = Field(min_length=1)
     """Files or Hugging Face datasets."""
-    max_characters: int = Field(default=20_000, ge=1)
+    max_characters: int = Field(default=20_000, ge=1, le=100_000_000)
     """A longer prompt is an error rather than a silent cut."""
 
 
@@ -188,9 +203,9 @@ class ProbeConfig(BaseModel):
 
     model_config = STRICT
 
-    layers: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    layers: list[Annotated[int, Field(ge=0, le=10_000)]] | None = Field(default=None, min_length=1)
     """Decoder blocks to try, 0 is the first; null tries all but the last fifth."""
-    positions: list[Annotated[int, Field(lt=0)]] | None = Field(default=None, min_length=1)
+    positions: list[Annotated[int, Field(lt=0, ge=-10_000)]] | None = Field(default=None, min_length=1)
     """Token positions from the template's end, -1 is its last; null tries every end-of-instruction token."""
     methods: list[Literal["difference_in_means", "pca", "logistic", "lda"]] = Field(
         default=["difference_in_means"], min_length=1
@@ -200,37 +215,37 @@ class ProbeConfig(BaseModel):
     """Give each language a direction of its own; else one is shared and each language's agreement is told."""
     openings: dict[Language, Openings] = Field(default_factory=lambda: dict(DEFAULT_OPENINGS))
     """language → openings; languages without their own use the English ones."""
-    n_screened: int = Field(default=48, ge=1)
+    n_screened: int = Field(default=48, ge=1, le=MAX_COUNT)
     """Directions screened on a few prompts: every kind, layers evenly spread, the best position of each."""
-    n_screening_prompts: int = Field(default=8, ge=2)
+    n_screening_prompts: int = Field(default=8, ge=2, le=MAX_COUNT)
     """Prompts per class in the screening, shared among the languages, at least two of each."""
-    n_causal_candidates: int = Field(default=8, ge=1)
+    n_causal_candidates: int = Field(default=8, ge=1, le=MAX_COUNT)
     """Screened directions tried on all causal prompts: half by AUC, half by how they induce refusal."""
-    n_ablation_candidates: int = Field(default=3, ge=1)
+    n_ablation_candidates: int = Field(default=3, ge=1, le=MAX_COUNT)
     """Screened directions for which the gentlest effective ablation is searched."""
-    n_generated_candidates: int = Field(default=4, ge=0)
+    n_generated_candidates: int = Field(default=4, ge=0, le=MAX_COUNT)
     """Directions whose induced refusal is checked in generated answers; 0 trusts the log-odds."""
-    n_generated_prompts: int = Field(default=16, ge=1)
+    n_generated_prompts: int = Field(default=16, ge=1, le=MAX_COUNT)
     """Harmless prompts in that check for every direction and strength, at least three of each language."""
-    n_causal_prompts: int = Field(default=40, ge=4)
+    n_causal_prompts: int = Field(default=40, ge=4, le=MAX_COUNT)
     """Prompts per language and class in the causal trials."""
-    alphas: list[FiniteFloat] = Field([0.5, 0.75, 1.0, 1.5], min_length=1)
+    alphas: list[Annotated[FiniteFloat, Field(ge=-1000, le=1000)]] = Field([0.5, 0.75, 1.0, 1.5], min_length=1)
     """Strengths at which induced refusal is tried; 1 adds the whole difference in means."""
     ablate_strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0, 0.75, 0.5, 0.25], min_length=1)
     """Strengths of an ablation that are tried at each extent: own block, a window, from its block on, all blocks."""
-    max_kl: float = Field(default=0.1, gt=0)
+    max_kl: float = Field(default=0.1, gt=0, le=1000)
     """Highest KL in nats, on harmless prompts, of an ablated direction."""
     min_bypass: float = Field(default=0.5, ge=0, le=1)
     """Lowest share of harmful prompts whose log-odds turn away from refusal for a direction to get the role ablate."""
     min_induce: float = Field(default=0.5, ge=0, le=1)
     """Lowest share of harmless prompts whose log-odds turn to refusal for a direction to be causal."""
-    token_budget: int = Field(default=4096, ge=64)
+    token_budget: int = Field(default=4096, ge=64, le=MAX_TOKENS)
     """Tokens of one extraction batch."""
-    n_bootstrap: int = Field(default=500, ge=50)
+    n_bootstrap: int = Field(default=500, ge=50, le=100_000)
     """Replicates behind an interval."""
-    min_prompts: int = Field(default=20, ge=4)
+    min_prompts: int = Field(default=20, ge=4, le=MAX_COUNT)
     """Languages with fewer scored prompts are pooled partially with the others."""
-    max_new_tokens: int = Field(default=48, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1, le=MAX_TOKENS)
     """Length of an answer that is only to be judged."""
     store_harmful_responses: bool = False
     """Keep the text of answers to harmful prompts; by default outcome, digest and length stand for them."""
@@ -262,9 +277,9 @@ class EndpointConfig(BaseModel):
     """Name of the model there."""
     api_key_variable: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Environment variable with the key; unset sends none."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, le=86_400)
     """Of one call."""
-    max_concurrency: int = Field(default=8, ge=1)
+    max_concurrency: int = Field(default=8, ge=1, le=10_000)
     """Calls under way at once."""
     max_tokens: int = Field(default=400, ge=1)
     """Longest answer, in tokens. Where the model's thinking leaves no room for the answer, four times as many are tried
@@ -295,7 +310,7 @@ class WriterConfig(BaseModel):
     steering: Steered = "probe"
     """none; probe: the direction that the probe chose to add; harm, harm_without_refusal, harm_ablating_refusal,
     content (read at the last words of a request) or refusal."""
-    layer: int | None = Field(default=None, ge=0)
+    layer: int | None = Field(default=None, ge=0, le=10_000)
     """Decoder block after which it is added; null takes the probe's, and for other steerings tries a few."""
 
 
@@ -314,22 +329,22 @@ class GenerateConfig(BaseModel):
     """Who writes in place of a model in vLLM: asked by the instructions, unsteered, without a trial."""
     max_failed_share: FailedShare = 0.05
     """Share of a round's calls to the endpoint that may fail; more stop the run. What it declines is no failure."""
-    trial_candidates: int = Field(default=160, ge=16)
+    trial_candidates: int = Field(default=160, ge=16, le=MAX_COUNT)
     """Prompts written in the trial that chooses the writers; they are candidates like others."""
     instructions: dict[str, dict[Language, str]] = Field(default_factory=dict)
     """operator → language → instruction with {a} and {b}, in place of the built-in ones."""
-    rounds: int = Field(default=3, ge=1)
+    rounds: int = Field(default=3, ge=1, le=1000)
     """Rounds; survivors of one are parents in the next."""
-    candidates_per_round: int = Field(default=400, ge=8)
+    candidates_per_round: int = Field(default=400, ge=8, le=MAX_COUNT)
     """Prompts written in a round over all arms, control included."""
-    alphas: list[FiniteFloat] = Field([0.5, 1.0, 1.5, 2.0], min_length=1)
+    alphas: list[Annotated[FiniteFloat, Field(ge=-1000, le=1000)]] = Field([0.5, 1.0, 1.5, 2.0], min_length=1)
     """Strengths of the first round, 1 being the whole difference in means; the controller narrows them later. The trial
     of the writers uses a middle one and the largest."""
     control_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of the candidates that are written unsteered, for comparison."""
-    max_new_tokens: int = Field(default=96, ge=1)
+    max_new_tokens: int = Field(default=96, ge=1, le=MAX_TOKENS)
     """Longest prompt written, in tokens."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=100)
     """Of the generator."""
     top_p: float = Field(default=0.98, gt=0, le=1)
     """Of the generator."""
@@ -400,6 +415,17 @@ def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[s
         raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
 
 
+def _check_patterns(member: "JudgeMember | ModeratorMember", names: Iterable[str]) -> None:
+    """Refuse what is no regular expression."""
+    for name in names:
+        try:
+            re.compile(getattr(member, name) or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{name}: no regular expression ({error}); put \\ before a bracket that is meant"
+            ) from error
+
+
 class JudgeMember(BaseModel):
     """One judge of responses."""
 
@@ -408,7 +434,7 @@ class JudgeMember(BaseModel):
     kind: Literal["phrases", "classifier", "hf", "llm"]
     """phrases: wordings by language. classifier: the small shipped model. hf: any Hugging Face classifier or
     judge by generation. llm: a chat model by rubric."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000)
     """Of its vote, relative to the others."""
     model: str | None = None
     """hf: folder or hub name of the checkpoint."""
@@ -426,13 +452,14 @@ class JudgeMember(BaseModel):
     """hf: show the classifier the prompt too, as a pair of texts."""
     endpoint: EndpointConfig | None = None
     """llm: where it is asked; null asks the generator through its own engine."""
-    n_attempts: int = Field(default=3, ge=1)
+    n_attempts: int = Field(default=3, ge=1, le=100)
     """llm: answers off the form are asked for again, this often in all."""
 
     @model_validator(mode="after")
     def _complete(self) -> "JudgeMember":
         hf = {"model", "refusal_labels", "partial_labels", "template", "refusal_pattern", "compliance_pattern"}
         _check_kind(self, {"hf": hf | {"with_prompt"}, "llm": {"endpoint", "n_attempts"}})
+        _check_patterns(self, ("refusal_pattern", "compliance_pattern"))
         if self.kind == "hf" and self.model is None:
             raise ValueError("model: an hf judge needs the folder or hub name of its checkpoint")
         if self.template is not None and not (self.refusal_pattern and self.compliance_pattern):
@@ -493,7 +520,7 @@ class ModeratorMember(BaseModel):
     endpoint: EndpointConfig | None = None
     """llm: where it is asked; null asks the generator through its own engine. hf: where the guard is served, in place
     of model."""
-    n_samples: int = Field(default=1, ge=1)
+    n_samples: int = Field(default=1, ge=1, le=1000)
     """llm: asked this often, the majority counts."""
     model: str | None = None
     """hf: folder or hub name of the guard model."""
@@ -517,6 +544,7 @@ class ModeratorMember(BaseModel):
             "hf": {"model", "endpoint", "classes", *patterns},
         }  # fmt: skip
         _check_kind(self, own)
+        _check_patterns(self, ("safe_pattern", "unsafe_pattern", "controversial_pattern"))
         if self.kind == "hf" and (self.model is None) == (self.endpoint is None):
             raise ValueError(
                 "model: an hf moderator needs the folder or hub name of its checkpoint, or the endpoint that serves it"
@@ -535,7 +563,7 @@ class ModeratorConfig(BaseModel):
     """The moderators; each vote is kept."""
     quorum: int | None = Field(default=None, ge=1)
     """Votes for benign that a prompt needs; null takes more than half of the members."""
-    check_prompts: int = Field(default=20, ge=0)
+    check_prompts: int = Field(default=20, ge=0, le=MAX_COUNT)
     """Given prompts per language and label on which the moderators' errors are measured before anything is written, at
     least 40 per label over all languages; 0 measures nothing."""
     max_failed_share: FailedShare = 0.05
@@ -553,7 +581,7 @@ class SelectionConfig(BaseModel):
 
     model_config = STRICT
 
-    size: int = Field(default=200, ge=1)
+    size: int = Field(default=200, ge=1, le=MAX_COUNT)
     """Prompts to keep, spread evenly over language × category."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much count as one; while writing, too."""
@@ -579,17 +607,17 @@ class MitigateConfig(BaseModel):
     """surgical, steer: λ, the share of the direction that is taken out; of the harm direction nothing ever is."""
     direction: Literal["drawn", "fitted"] = "fitted"
     """surgical, steer: drawn, the probe's false-refusal direction, without any training; or fitted to the pairs."""
-    alphas: list[Annotated[float, Field(gt=0)]] = Field([0.25, 0.5, 0.75, 1.0, 1.5], min_length=1)
+    alphas: list[Annotated[float, Field(gt=0, le=1000)]] = Field([0.25, 0.5, 0.75, 1.0, 1.5], min_length=1)
     """By how much the model is steered off refusal for its helpful answer; the gentlest that will do is taken."""
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=MAX_TOKENS)
     """Longest answer to be learnt, in tokens; one that is cut off is not taken."""
-    safety_share: float = Field(default=1.0, ge=0)
+    safety_share: float = Field(default=1.0, ge=0, le=1000)
     """Harmful prompts near the boundary, with a refusal, for each over-refused prompt of a language."""
-    general_share: float = Field(default=1.0, ge=0)
+    general_share: float = Field(default=1.0, ge=0, le=1000)
     """Harmless prompts with the model's own answer for each over-refused prompt of a language."""
     repeated_share: float = Field(default=0.3, gt=0, le=1)
     """Highest share of an answer's character 8-grams that repeat an earlier one."""
-    perplexity_factor: float = Field(default=3.0, gt=0)
+    perplexity_factor: float = Field(default=3.0, gt=0, le=1_000_000)
     """Highest perplexity of an answer under the model as given, as a multiple of that of its ordinary answers."""
 
     @model_validator(mode="after")
@@ -609,7 +637,7 @@ class JailbreakConfig(BaseModel):
     names: list[str] | None = None
     """Which of them; null takes all general ones but many_shot and prefilled_answer, or those that the lab's model
     understands. An empty list dresses nothing."""
-    n_prompts: int = Field(default=40, ge=1)
+    n_prompts: int = Field(default=40, ge=1, le=MAX_COUNT)
     """Prompts a language that each dressing is put on: harmful ones, and half as many benign."""
 
     @model_validator(mode="after")
@@ -627,9 +655,9 @@ class UtilityConfig(BaseModel):
 
     tasks: list[str] = Field(min_length=1)
     """Names of tasks, groups or tags, such as arc_easy or mmlu; `lm-eval ls tasks` prints them."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Items of each task, the first ones; null takes all."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=65_536)
     """Items that the model reads at a time."""
     include_path: DirectoryPath | None = None
     """Folder with task files (YAML) of one's own; code that they name with !function is run."""
@@ -644,7 +672,7 @@ class EvaluateConfig(BaseModel):
     """Prompts beside the test split of the given ones, each source a dataset of its own."""
     jailbreaks: JailbreakConfig = JailbreakConfig()
     """Dressed prompts."""
-    n_kl: int = Field(default=100, ge=2)
+    n_kl: int = Field(default=100, ge=2, le=MAX_COUNT)
     """Harmless prompts, over all languages, on whose answers KL and perplexity are measured."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)
     """Prompts whose character 4-grams overlap this much with a training prompt are left out."""
@@ -661,11 +689,11 @@ class MorbenchConfig(BaseModel):
     """BCP-47 tags; null takes those of the benign candidates."""
     categories: list[str] | None = Field(default=None, min_length=1)
     """Topics; null takes those of the benign candidates."""
-    n_per_cell: int = Field(default=20, ge=1)
+    n_per_cell: int = Field(default=20, ge=1, le=MAX_COUNT)
     """Benign prompts a language and category, and as many contrasts."""
     width: float = Field(default=0.35, gt=0)
     """w: |m − b| up to which a prompt is near a model's boundary."""
-    n_strata: int = Field(default=4, ge=1)
+    n_strata: int = Field(default=4, ge=1, le=1000)
     """Equal parts of the band −w ≤ m − b ≤ w, which get equal shares."""
     max_change: float = Field(default=0.5, gt=0, le=1)
     """Highest share of the words in which a contrast differs."""
@@ -686,7 +714,7 @@ class RassConfig(BaseModel):
 
     name: str = "rass"
     """Shown in the Prefect UI and the report."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of every random choice; one seed gives one result."""
     lake: str = "lake"
     """Folder of tables and report; `--lake` has precedence."""
@@ -737,72 +765,145 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     Raises:
         ConfigError: No such file, no YAML, an unknown key (with the nearest right one) or a wrong value.
     """
-    source = Path(path)
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{source}: no such file; `rass init` writes one to start from") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: cannot be read as YAML: {_yaml_problem(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    source = read_yaml(path, hint="`rass init` writes one to start from")
+    content, shown = source.content, short(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{source}: holds no settings; `rass init` writes a file to start from")
-    _resolve_beside(content, source.parent)
+        raise ConfigError(f"{shown}: holds no settings; `rass init` writes a file to start from")
+    _resolve_paths(content, source)
     content.update({key: value for key, value in overrides.items() if value is not None})
     if model_name is not None:
-        content["model"] = {**(content.get("model") or {}), "name": model_name, "revision": None}
+        model = content.get("model")
+        content["model"] = {**(model if isinstance(model, dict) else {}), "name": model_name, "revision": None}
     # A section of which every line is commented out is null in YAML; its defaults are meant.
     content = {key: value for key, value in content.items() if value is not None}
     try:
-        return RassConfig.model_validate(content)
+        config = RassConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from error
+        raise ConfigError(f"{shown}: {_first_problem(error, source)}") from error
+    _check_truths(content, config.model_dump(), (), source)
+    return config
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong and where, without the text of the line: it may hold a password."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"
+def stored_config(row: Mapping[str, Any], where: object) -> RassConfig:
+    """Return the configuration of a past run.
+
+    Args:
+        row: Of table `runs`.
+        where: Its lake, as the error names it.
+
+    Raises:
+        LakeError: It is of another version, or there is none.
+    """
+    run = f"{where}: run {row['run_id']}"
+    if not row["config"]:
+        raise LakeError(f"{run} has no configuration; `rass run CONFIG.yaml` makes one that has")
+    try:
+        return RassConfig.model_validate_json(row["config"])
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"])) or "configuration"
+        raise LakeError(
+            f"{run} was configured for RASS {row['code_version']}, this one does not know its {key};"
+            " `rass run CONFIG.yaml` makes one of this version"
+        ) from error
 
 
-def _resolve_beside(content: dict[Any, Any], folder: Path) -> None:
-    """Point relative names of models and prompt files to the configuration's folder where they exist there."""
-    prompts = content.get("prompts")
-    sources = prompts.get("sources") if isinstance(prompts, dict) else None
-    entries: list[tuple[Any, str]] = [(content.get("model"), "name"), (content.get("generator"), "name")]
-    entries += [(model, "name") for model in content.get("models") or []]
-    evaluate = content.get("evaluate")
-    more = evaluate.get("sources") if isinstance(evaluate, dict) else None
-    entries += [(entry, "path") for found in (sources, more) if isinstance(found, list) for entry in found]
-    for section in (content.get("judge"), content.get("moderator")):
-        members = section.get("members") if isinstance(section, dict) else None
-        entries += [(section, "calibration")]
-        keys = ("model", "weights")
-        entries += [(member, key) for member in members for key in keys] if isinstance(members, list) else []
-    for entry, key in entries:
+def _resolve_paths(content: dict[Any, Any], source: YamlFile) -> None:
+    """Point relative names of models and files to the configuration's folder where they exist there.
+
+    Raises:
+        ConfigError: A name that no file can have, with its key.
+    """
+    folder = source.path.parent
+    for entry, key, place in [*_path_settings(content), (content, "lake", ())]:
         name = entry.get(key) if isinstance(entry, dict) else None
-        if isinstance(name, str) and ((folder / name).exists() or glob.glob(name, root_dir=folder, recursive=True)):
-            entry[key] = str((folder / name).absolute())
+        if not isinstance(name, str):
+            continue
+        try:
+            user_path(name)
+            there = user_path(folder / name) if not name.startswith("~") else user_path(name)
+        except ConfigError as error:
+            raise ConfigError(f"{short(source.path)}: {source.where((*place, key))}: {error}") from error
+        if key != "lake" and (there.exists() or glob.glob(name, root_dir=folder, recursive=True)):
+            entry[key] = str(there.absolute())
 
 
-def _first_problem(error: ValidationError) -> str:
+_PATH_LISTS: tuple[Place, ...] = (
+    ("models",), ("prompts", "sources"), ("evaluate", "sources"), ("judge", "members"), ("moderator", "members"),
+)  # fmt: skip
+
+
+def _path_settings(content: dict[Any, Any]) -> Iterator[tuple[Any, str, Place]]:
+    """Yield each section that may name a file or model, the key, and the section's place."""
+    for name in ("model", "generator"):
+        yield content.get(name), "name", (name,)
+    lists = [
+        ("models",),
+        ("prompts", "sources"),
+        ("evaluate", "sources"),
+        ("judge", "members"),
+        ("moderator", "members"),
+    ]
+    keys = {"models": ("name",), "sources": ("path",), "members": ("model", "weights")}
+    for place in lists:
+        found: Any = content
+        for part in place:
+            found = found.get(part) if isinstance(found, dict) else None
+        for number, entry in enumerate(found if isinstance(found, list) else ()):
+            for key in keys[place[-1]]:
+                yield entry, key, (*place, number)
+    yield content.get("judge"), "calibration", ("judge",)
+    evaluate = content.get("evaluate")
+    yield evaluate.get("utility") if isinstance(evaluate, dict) else None, "include_path", ("evaluate", "utility")
+
+
+def _check_truths(given: Any, read: Any, place: Place, source: YamlFile) -> None:
+    """Raise where true or false was read as the number 1 or 0."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        raise ConfigError(
+            f"{short(source.path)}: {source.where(place)}: true and false are no numbers; write a number; it is {given}"
+        )
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key in given:
+            _check_truths(given[key], read.get(key), (*place, key), source)
+    elif isinstance(given, list) and isinstance(read, list):
+        for number, (one, other) in enumerate(zip(given, read, strict=False)):
+            _check_truths(one, other, (*place, number), source)
+
+
+_IN_PLAIN_WORDS = {
+    "string_type": "needs a text; put it in quotes",
+    "int_parsing": "needs a whole number", "int_type": "needs a whole number", "int_from_float": "needs a whole number",
+    "float_parsing": "needs a number", "float_type": "needs a number",
+    "bool_parsing": "needs true or false", "bool_type": "needs true or false",
+    "list_type": "needs a list, such as [a, b]",
+    "model_type": "needs settings of its own (a dictionary); write them below it, indented",
+    "dict_type": "needs settings of its own (a dictionary); write them below it, indented",
+    "model_attributes_type": "needs settings of its own (a dictionary); write them below it, indented",
+}  # fmt: skip
+"""pydantic's kind of problem → what is said of it, in place of its message."""
+
+
+def _first_problem(error: ValidationError, source: YamlFile) -> str:
     """Return the first problem in one line, with the nearest right key for an unknown one."""
     # A mistyped key that is required is reported as missing too; the typing mistake says more.
     problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    where = ".".join(str(part) for part in problem["loc"])
+    where = short(".".join(str(part) for part in problem["loc"]))
+    place = source.where(problem["loc"]).removeprefix(".".join(map(str, problem["loc"])))
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
         fields = _fields_at(parents)
         nearest = difflib.get_close_matches(str(wrong), fields, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(fields)}"
-        return f"unknown key {where!r}; {hint}"
+        return f"unknown key {where!r}{place}; {hint}"
     if problem["type"] == "missing":
-        return f"key {where!r} is missing; add it"
+        return f"key {where!r} is missing{place}; add it"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{more}"
+    message = _IN_PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    given = problem["input"]
+    if isinstance(given, bool) and problem["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
+        message = "true and false are no numbers; write a number"
+    found = f"; it is {short(repr(given))}" if isinstance(given, str | int | float) else ""
+    return f"{where}{place}: {message}{found}{more}"
 
 
 def _fields_at(location: list[int | str]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rass_core.errors import ModelError
 from rass_core.models import cache_folder
+from rass_core.paths import check_writable, user_path
 
 FOLDER_VARIABLE = "RASS_MODELS"
 """Environment variable with the folder that holds fetched models."""
@@ -103,7 +104,10 @@ def resolve_model(name: str) -> str:
     Raises:
         ModelError: A fetchable model that was not fetched yet.
     """
-    if name not in MODELS or Path(name).is_dir():
+    folder = user_path(name, ModelError)
+    if name.startswith("~"):
+        return str(folder)
+    if name not in MODELS or folder.is_dir():
         return name
     folder = fetched_folder(name)
     if not is_fetched(folder):
@@ -127,11 +131,12 @@ def fetch(model: FetchableModel, folder: Path | None = None, progress: Progress 
             the expected ones.
     """
     report = progress or (lambda _: None)
-    folder = folder or fetched_folder(model.name)
+    folder = fetched_folder(model.name) if folder is None else user_path(folder, ModelError, "--to")
     if folder.exists():
         report(f"{folder}: already there; checking its weights")
         _check_fetched(model, folder)
         return folder
+    check_writable(folder, ModelError, "--to")
     _check_gguf_reader()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

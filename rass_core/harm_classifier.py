@@ -6,12 +6,15 @@ n-grams are hashed and the training prompts are kept as digests, so the file hol
 
 import hashlib
 import json
+import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ from sklearn.preprocessing import normalize
 from rass_core.errors import JudgeError
 from rass_core.judges.verdict import Verdict, primary
 from rass_core.metrics import Array
+from rass_core.paths import input_file, user_path
 from rass_core.tables import prompt_id
 
 N_HASHED = 2**15
@@ -37,6 +41,7 @@ MIN_CONFIDENCE = 0.6
 KNOWN = "in the classifier's training data"
 """Reason of a prompt that the classifier was fitted on."""
 _VERSION = 1
+_HINT = "`rass moderator train` writes one"
 _WORD = r"(?u)\b\w+\b|\?"
 
 
@@ -91,11 +96,17 @@ class HarmClassifier:
             "languages": sorted(self.languages), "figures": list(self.figures),
         }  # fmt: skip
         columns = {name: getattr(self, name).astype(np.float16) for name in ("idf", "harm", "alarm")}
+        target = user_path(path, JudgeError)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with Path(path).open("wb") as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
                 np.savez_compressed(file, known=self.known, about=np.array(json.dumps(about)), **columns)
+            temporary.replace(target)
         except OSError as error:
             raise JudgeError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: str | Path) -> "HarmClassifier":
@@ -105,13 +116,13 @@ class HarmClassifier:
             JudgeError: No such file, or a file of another kind or version.
         """
         try:
-            with Path(path).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as content:
+            with input_file(path, JudgeError, _HINT).open("rb") as file, np.load(file, allow_pickle=False) as content:
                 about = json.loads(str(content["about"]))
                 columns = {name: content[name].astype(np.float64) for name in ("idf", "harm", "alarm")}
                 known = content["known"]
-        except FileNotFoundError as error:
-            raise JudgeError(f"{path}: no such file; `rass moderator train` writes one") from error
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except JudgeError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise JudgeError(f"{path}: not a harm classifier; `rass moderator train` writes one") from error
         sizes = {name: column.shape for name, column in columns.items()}
         if about.get("version") != _VERSION or set(sizes.values()) != {(N_COLUMNS,)}:

@@ -158,8 +158,7 @@ def check_adapter(folder: Path, expected: Collection[str]) -> None:
         folder: Of the adapter.
         expected: Names as PEFT saves them.
     """
-    file = folder / "adapter_model.safetensors"
-    stored = _safetensors_header(file) if file.is_file() else _pickled_header(folder / "adapter_model.bin")
+    stored = adapter_tensors(folder)
     unknown = {name for name in set(stored) - set(expected) if "lora_" in name}
     for problem, names in (("lacks", set(expected) - set(stored)), ("has unknown", unknown)):
         if names:
@@ -167,6 +166,16 @@ def check_adapter(folder: Path, expected: Collection[str]) -> None:
                 f"{folder}: the adapter {problem} {len(names)} tensors, such as {min(names)}; "
                 "fetch the adapter again, or name the model it was trained on"
             )
+
+
+def adapter_tensors(folder: Path) -> dict[str, Stored]:
+    """Return name → tensor of an adapter, from its file's header alone.
+
+    Raises:
+        ModelError: No such file, or one that is cut short or damaged.
+    """
+    file = folder / "adapter_model.safetensors"
+    return _safetensors_header(file) if file.is_file() else _pickled_header(folder / "adapter_model.bin")
 
 
 @functools.cache

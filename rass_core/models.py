@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rass_core.errors import ModelError
+from rass_core.paths import short, user_path
 
 CACHE_FILE = "digests.json"
 """In `cache_folder()`: path → size, mtime_ns, ctime_ns, inode and SHA-256 of files read before."""
@@ -25,7 +26,7 @@ _CLOCK_S = 0.02
 """Coarsest tick of a file system's clock: of a younger file a later change might show in no time stamp."""
 _HUB_TIMEOUT_S = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 _NOT_LOADED = re.compile(r"(readme|license|licence|notice)\b.*|.*\.(md|png|jpe?g|gif|svg|pdf|log|lock)", re.IGNORECASE)
 """Files that change nothing in what a model says."""
 _UNUSED_ON_HUB = [
@@ -78,14 +79,16 @@ def local_folder(reference: str) -> Path | None:
     Raises:
         ModelError: Neither a folder that exists nor a possible name.
     """
-    folder = Path(reference).expanduser()
+    folder = user_path(reference, ModelError)
     if folder.is_dir():
         return folder
+    if folder.exists():
+        raise ModelError(f"{short(reference)}: a file; name the folder of a checkpoint")
     name, revision = split_reference(reference)
     if reference.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"{reference}: no such folder; name a checkpoint folder or a model of the hub")
+        raise ModelError(f"{short(reference)}: no such folder; name a checkpoint folder or a model of the hub")
     if not _HUB_NAME.fullmatch(name) or revision == "":
-        raise ModelError(f"{reference}: neither a folder nor a name of the hub; correct the model's name")
+        raise ModelError(f"{short(reference)}: neither a folder nor a name of the hub; write ORGANISATION/NAME")
     return None
 
 

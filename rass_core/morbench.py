@@ -32,6 +32,7 @@ from rass_core import languages
 from rass_core.config import MorbenchConfig
 from rass_core.errors import PromptError, SelectionError
 from rass_core.markdown import table
+from rass_core.paths import check_writable, user_path
 from rass_core.selection import without_near_duplicates
 from rass_core.tables import STRINGS, digest, normalise, prompt_id
 
@@ -644,8 +645,10 @@ def check_free(folder: Path) -> None:
     Raises:
         PromptError: It is a file, or holds anything but a benchmark.
     """
+    folder = user_path(folder, PromptError, "--out")
     if folder.exists() and not folder.is_dir():
-        raise PromptError(f"{folder}: a file; name a folder for the benchmark")
+        raise PromptError(f"{folder}: a file; name a folder for the benchmark with --out")
+    check_writable(folder, PromptError)
     if folder.is_dir() and any(folder.iterdir()):
         read(folder)
 

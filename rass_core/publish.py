@@ -6,6 +6,7 @@ TO/report.html
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rass_core.config import RassConfig
+from rass_core.config import RassConfig, stored_config
 from rass_core.errors import GateError, LakeError, PromptError
 from rass_core.export import DatasetCard, Origin, export_axolotl, export_dataset, export_llama_factory, export_trl
 from rass_core.mitigation.card import base_name
+from rass_core.paths import check_writable, short, user_path
 from rass_core.preferences import PreferencePair
 from rass_core.store import Commit, Lake
 from rass_core.tables import TABLES
@@ -61,7 +63,7 @@ def release_of(lake: Lake, variant: str | None = None) -> Release:
         raise GateError(f"publish: {', '.join(asked)} did not pass the gate: {reasons[0] if reasons else 'no reason'}")
     rows = [row for row in _read(lake, "variants", commits) if row["variant"] in passed]
     pairs, origins = _pairs(lake, commits)
-    return Release(run["run_id"], RassConfig.model_validate_json(run["config"]), rows, pairs, origins)
+    return Release(run["run_id"], stored_config(run, lake.path), rows, pairs, origins)
 
 
 def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
@@ -71,17 +73,28 @@ def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
         GateError, PromptError: As `release_of`.
         LakeError: The folder is not empty, something in the lake is gone, or the hub did not take it.
     """
+    folder = _checked_place(to)
     release = release_of(lake, variant)
-    if to.startswith(HUB):
+    if folder is None:
         with TemporaryDirectory() as temporary:
             _write(lake, release, Path(temporary))
             return _upload(Path(temporary), to.removeprefix(HUB))
-    folder = Path(to).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LakeError(f"{folder}: already there and not empty; name a new folder")
     with _whole(folder) as staging:
         _write(lake, release, staging)
     return [str(folder / "dataset"), *(str(folder / "models" / row["variant"]) for row in release.variants)]
+
+
+def _checked_place(to: str) -> Path | None:
+    """Return the folder that is to be made, None for a place on the hub; raise LakeError where it cannot be."""
+    if to.startswith(HUB):
+        if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", to.removeprefix(HUB)):
+            raise LakeError(f"{short(to)}: no name on the hub; write hf://ORGANISATION/NAME")
+        return None
+    folder = user_path(to, LakeError, "--to").absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LakeError(f"{folder}: already there and not empty; name a new folder with --to")
+    check_writable(folder, LakeError, "--to")
+    return folder
 
 
 def artifact_of(lake_path: Path, variant: Row) -> Path:
@@ -91,11 +104,12 @@ def artifact_of(lake_path: Path, variant: Row) -> Path:
 
 
 def _newest_gated(lake: Lake) -> tuple[Row, list[Commit]]:
+    lake.check_whole("runs")  # else an older run would be published
     rows = lake.query(
         "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') ORDER BY started_at DESC, run_id DESC"
     ).to_pylist()
     for run in rows:
-        commits = [commit for commit in map(lake.committed, run["commits"] or ()) if commit is not None]
+        commits = lake.commits_of(run)
         if any(file.table == "gates" for commit in commits for file in commit.files):
             return run, commits
     raise GateError(f"publish: {lake.path} holds no gated run; `rass run` a configuration with a section mitigate")
@@ -110,7 +124,7 @@ def _pairs(lake: Lake, commits: Sequence[Commit]) -> tuple[list[PreferencePair],
     prompts = {row["prompt_id"]: row for row in _read(lake, "prompts", commits)}
     parents: dict[str, set[str]] = {}
     for row in _read(lake, "derivations", commits):
-        parents.setdefault(row["prompt_id"], set()).update(row["parent_ids"])
+        parents.setdefault(row["prompt_id"], set()).update(row["parent_ids"] or ())
     rows = sorted(_read(lake, "preferences", commits), key=lambda row: (row["kind"], row["prompt_id"]))
     pairs = [
         PreferencePair(

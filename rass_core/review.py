@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import pyarrow as pa
+from duckdb import DuckDBPyConnection
 from openpyxl import Workbook, load_workbook
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 from openpyxl.styles import Alignment, Font
@@ -22,9 +23,10 @@ from openpyxl.worksheet.datavalidation import DataValidation
 
 import rass_core
 from rass_core.errors import JudgeError
+from rass_core.paths import check_out, input_file
 from rass_core.readers import csv_records
 from rass_core.responses_file import whole_file
-from rass_core.store import Lake
+from rass_core.store import Lake, fetch
 from rass_core.tables import TABLES, digest
 
 What = Literal["prompts", "responses"]
@@ -158,10 +160,12 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
         LakeError: The lake cannot be read.
     """
     kind = _sheet_kind(out)
+    out = check_out(out, kind=JudgeError)
+    lake.check_whole("prompts", "responses", "verdicts")
     connection = lake.connect()
+    _check_labels_are_kept(connection, out)
     given = {"seed": str(seed), "n": n, "judge": judge_name(reviewer) if reviewer else ""}
-    sample = connection.sql(_JUDGED + _SAMPLE.format(subjects=_SUBJECTS[what]), params=given)
-    rows = sample.to_arrow_table().to_pylist()
+    rows = fetch(connection, _JUDGED + _SAMPLE.format(subjects=_SUBJECTS[what]), given)
     if not rows:
         raise JudgeError(
             f"{lake.path}: no {what} with verdicts left to label; run `rass generate` or name another lake"
@@ -170,8 +174,25 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
     cells = [[_shown(str(row.get(name) or "")) for name in columns] for row in rows]
     with whole_file(out) as temporary:
         (_write_xlsx if kind == ".xlsx" else _write_csv)(temporary, columns, cells, LABELS[what])
-    unstored = connection.sql(_JUDGED + _NOT_STORED).fetchall()[0][0] if what == "responses" else 0
+    unstored = fetch(connection, _JUDGED + _NOT_STORED)[0]["n"] if what == "responses" else 0
     return Exported(len(rows), unstored)
+
+
+def _check_labels_are_kept(connection: DuckDBPyConnection, out: Path) -> None:
+    """Raise where a spreadsheet is to be replaced that holds labels which the lake does not."""
+    if not out.exists():
+        return
+    try:
+        given = {(row["id"], row["label"].strip().casefold()) for _, row in _sheet_rows(out)}
+    except JudgeError as error:
+        raise JudgeError(f"{out}: already there, and no sheet to label; name another file with --out") from error
+    query = "SELECT DISTINCT subject_id, outcome FROM verdicts WHERE judge LIKE 'human:%'"
+    known = {(row["subject_id"], row["outcome"]) for row in fetch(connection, query)}
+    n_lost = sum(bool(label) and (identity, label) not in known for identity, label in given)
+    if n_lost:
+        raise JudgeError(
+            f"{out}: {n_lost} labels in it are not in the lake; import them, or name another file with --out"
+        )
 
 
 def import_labels(lake: Lake, path: Path, reviewer: str) -> Imported:
@@ -182,6 +203,8 @@ def import_labels(lake: Lake, path: Path, reviewer: str) -> Imported:
         LakeError: The lake cannot be written.
     """
     judge = judge_name(reviewer)
+    path = input_file(path, JudgeError)
+    lake.check_whole("prompts", "responses", "verdicts")
     labels, n_empty = _read_labels(lake, path)
     before = lake.read("verdicts", columns=["subject_id", "outcome", "reason", "run_id"], where=f"judge = '{judge}'")
     known = {
@@ -204,6 +227,7 @@ def labelled_responses(lake: Lake) -> list[dict[str, Any]]:
     Raises:
         JudgeError: There are none.
     """
+    lake.check_whole("prompts", "responses", "verdicts")
     rows = lake.query(_JUDGED + _GOLD.format(subjects=_SUBJECTS["responses"])).to_pylist()
     if not rows:
         raise JudgeError(f"{lake.path}: people labelled no response in it; `rass review export` begins that")
@@ -248,8 +272,8 @@ def _kinds(lake: Lake, ids: Sequence[str]) -> dict[str, What]:
     connection, kinds = lake.connect(), dict[str, What]()
     columns: dict[What, str] = {"prompts": "prompt_id", "responses": "response_id"}
     for table, column in columns.items():
-        query = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IN (SELECT unnest($ids::VARCHAR[]))"
-        kinds |= {row[0]: table for row in connection.sql(query, params={"ids": list(ids)}).fetchall()}
+        query = f"SELECT DISTINCT {column} AS id FROM {table} WHERE {column} IN (SELECT unnest($ids::VARCHAR[]))"
+        kinds |= {row["id"]: table for row in fetch(connection, query, {"ids": list(ids)})}
     return kinds
 
 

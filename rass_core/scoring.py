@@ -21,6 +21,7 @@ from rass_core.judges.panel import Panel
 from rass_core.language_tags import canonical_tags, is_within
 from rass_core.loading import load_tokenizer
 from rass_core.models import folder_id, model_id
+from rass_core.paths import user_path
 from rass_core.prompts import PromptSource, load_prompts
 from rass_core.questions import Question, ask, question_of
 from rass_core.responses_file import whole_file
@@ -48,6 +49,7 @@ def read_questions(
             prompt of one of these languages.
     """
     languages = canonical_tags(languages or ())
+    dataset = user_path(dataset, PromptError, "--dataset")
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
     if (dataset / morbench.VERSION_FILE).exists():

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -33,6 +34,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
+from rass_core.paths import check_writable, user_path
+from rass_core.reading_sql import check_reads
 from rass_core.tables import TABLES, VECTOR
 
 FORMAT = 1
@@ -46,6 +49,11 @@ _RECORD = pa.schema([
 _FILE_COLUMNS = ("table_name", "path", "rows", "bytes")
 _NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
 """Tables whose view holds the newest row of each id."""
+
+_MEND = "restore it, run the configuration again, or delete its commit record to do without"
+"""What a damaged lake needs."""
+_OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
+"""Errors that say nothing of the files."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +90,7 @@ class Lake:
         Raises:
             LakeError: No lake and `create` is false, a newer format, or a folder that cannot be written.
         """
-        root = Path(path).expanduser().absolute()
-        if re.search(r"[*?\[\]{}]", str(root)):
-            raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
+        root = cls._root(path)
         lake = cls(root)
         if not create and not (root / "_lake.json").exists():
             raise LakeError(f"{root}: no lake here; name the folder that a run wrote")
@@ -95,6 +101,28 @@ class Lake:
             lake._write_new("views.sql", _VIEWS_HEAD + _views_sql(""), replace=True)
             lake._sweep()
         return lake
+
+    @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Tell before the work whether a lake can be opened or made at a path; nothing is written.
+
+        Raises:
+            LakeError: As `open`.
+        """
+        root = cls._root(path)
+        if (root / "_lake.json").exists():
+            with _disk(root):
+                cls(root)._check_format()
+        check_writable(root / "_lake.json", LakeError, "--lake")
+
+    @staticmethod
+    def _root(path: str | Path) -> Path:
+        root = user_path(path, LakeError, "--lake").absolute()
+        if root.exists() and not root.is_dir():
+            raise LakeError(f"{root}: a file; name the folder of a lake")
+        if re.search(r"[*?\[\]{}]", str(root)):
+            raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
+        return root
 
     def commit(self, run_id: str, key: str, tables: Mapping[str, pa.Table | Iterable[pa.RecordBatch]]) -> Commit:
         """Write all tables of one stage, or nothing; a stage that is already there is not written again.
@@ -146,6 +174,62 @@ class Lake:
                 found.append((rows[0]["committed_at"], commit.run_id, commit))
         return min(found)[2] if found else None
 
+    def commits_of(self, run: Mapping[str, Any]) -> list[Commit]:
+        """Return the commits of a run, every one of them whole.
+
+        Args:
+            run: Row of table `runs`.
+
+        Raises:
+            LakeError: A commit record that is gone or unreadable, or a file that is missing or damaged: what was
+                computed without its rows would be wrong.
+        """
+        found = []
+        for key in run["commits"] or ():
+            commit = self.committed(key)
+            if commit is None:
+                raise LakeError(f"{self._what_is_wrong_with(key)}, of run {run['run_id']}; {_MEND}")
+            found.append(commit)
+        return found
+
+    def check_whole(self, *tables: str) -> None:
+        """Raise where a commit with rows of these tables is damaged and was not made again.
+
+        Raises:
+            LakeError: Naming the file that is missing or damaged.
+        """
+        _check_whole(self.connect(), self.path, tables)
+
+    def answer(self, sql: str) -> pa.Table:
+        """Return the result of one query of a user, which can change nothing.
+
+        Raises:
+            LakeError: As `query`; several statements, one that writes, or a damaged commit with rows that it asks for.
+        """
+        check_reads(sql)
+        connection = self.connect()
+        words = {word.casefold() for word in re.findall(r"\w+", sql)}
+        asked = [table for table in TABLES if table in words]
+        _check_whole(connection, self.path, asked)
+        files = "SELECT path FROM commits WHERE list_contains($asked, table_name) ORDER BY path"
+        with _naming([path for (path,) in connection.execute(files, {"asked": asked}).fetchall()]):
+            return _run(connection, sql)
+
+    def _what_is_wrong_with(self, key: str) -> str:
+        """Return the file because of which a commit does not count, and why."""
+        records = sorted((self.path / "_commits").glob(f"*/{key}.parquet"))
+        if not records:
+            return f"{self.path / '_commits'}: no commit record {key}.parquet"
+        for record in records:
+            try:
+                rows = pq.ParquetFile(record).read().to_pylist()
+                files = tuple(CommittedFile(*(row[name] for name in _FILE_COLUMNS)) for row in rows)
+            except (pa.ArrowException, OSError, KeyError):
+                return f"{record}: an unreadable commit record"
+            for path in self._damaged(Commit("", key, files)):
+                return f"{self.path / path}: missing or damaged"
+        return f"{records[0]}: a commit record without files"
+
     def read(
         self,
         table: str,
@@ -169,8 +253,15 @@ class Lake:
         source = self._rows_of(table, commits) if commits is not None else f'"{table}"'
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         chosen = ", ".join(f'"{name}"' for name in names)
-        rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
-        return rows.cast(pa.schema([_field(table, name) for name in names]))
+        files = [self.path / file.path for commit in commits or () for file in commit.files if file.table == table]
+        with _naming(files):
+            rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
+        try:
+            return rows.cast(pa.schema([_field(table, name) for name in names]))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise LakeError(
+                f"{self.path / table}: rows of another type than RASS writes ({_line(error)}); {_MEND}"
+            ) from error
 
     def connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         """Return a DuckDB connection with one view a table, over what is committed by now.
@@ -182,7 +273,8 @@ class Lake:
             memory_limit: Such as '2GB', beyond which DuckDB spills into the lake; null takes DuckDB's own.
         """
         connection = self._session(memory_limit)
-        _run(connection, _views_sql(f"{self.path}/"), str(self.path))
+        with _naming((self.path / "_commits").glob("*/*.parquet"), "restore it, or delete it to do without its rows"):
+            _run(connection, _views_sql(f"{self.path}/"), str(self.path))
         for run_id, key in connection.sql("SELECT run_id, key FROM damaged").fetchall():
             _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))
         return connection
@@ -223,9 +315,11 @@ class Lake:
     def _check_format(self) -> None:
         path = self.path / "_lake.json"
         try:
-            version = int(json.loads(path.read_text())["format"])
-        except (ValueError, TypeError, KeyError) as error:
+            version = json.loads(path.read_bytes())["format"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise LakeError(f'{path}: no {{"format": {FORMAT}}} in it; restore it') from error
+        if type(version) is not int or version < FORMAT:
+            raise LakeError(f"{path}: format {version!r}, which no RASS wrote; restore it or name another lake")
         if version > FORMAT:
             raise LakeError(f"{self.path}: lake of format {version}, this RASS reads {FORMAT}; update RASS")
 
@@ -234,7 +328,7 @@ class Lake:
         schemas = {_schema_path(table): schema for table, schema in TABLES.items()}
         for path, schema in {**schemas, "_commits/_/_.parquet": _RECORD}.items():
             target = self.path / path
-            if target.exists() and pq.read_schema(target).equals(schema):
+            if _has_schema(target, schema):
                 continue
             with self._staging() as staging:
                 pq.write_table(schema.empty_table(), staging / "schema")
@@ -244,10 +338,10 @@ class Lake:
 
     def _write_new(self, name: str, text: str, replace: bool = False) -> None:
         target = self.path / name
-        if target.exists() and (not replace or target.read_text() == text):
+        if target.exists() and (not replace or target.read_bytes() == text.encode()):
             return
         with self._staging() as staging:
-            (staging / name).write_text(text)
+            (staging / name).write_bytes(text.encode())
             _sync(staging / name)
             os.replace(staging / name, target)
         _sync(self.path)
@@ -350,6 +444,63 @@ def _parquet_files(files: str) -> str:
         f"read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,"
         " hive_types = {'run_id': VARCHAR, 'shard': VARCHAR})"
     )
+
+
+def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Collection[str]) -> None:
+    """Raise where a damaged commit has rows of these tables that no other commit has."""
+    records = _quoted(f"{root}/_commits/*/*.parquet")
+    lost = connection.execute(
+        f"SELECT run_id, path, bytes FROM read_parquet({records}) SEMI JOIN damaged USING (run_id, key)"
+        f" ANTI JOIN commits USING (key) WHERE key IN (SELECT key FROM read_parquet({records})"
+        " WHERE list_contains($tables, table_name)) ORDER BY run_id, path",
+        {"tables": list(tables)},
+    ).fetchall()
+    for run_id, path, size in lost:
+        file = root / path
+        if not file.exists():
+            raise LakeError(f"{file}: gone, without which the rows of run {run_id} would be left out; {_MEND}")
+        if file.stat().st_size != size:
+            was = f"damaged, it has {file.stat().st_size:,} bytes in place of {size:,}"
+            raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {_MEND}")
+
+
+@contextmanager
+def _naming(files: Iterable[str | Path], advice: str | None = None) -> Iterator[None]:
+    """Inside, name the file where one of these cannot be read: DuckDB does not always."""
+    try:
+        yield
+    except LakeError as error:
+        if not isinstance(error.__cause__, _OF_THE_QUERY):
+            for file in files:
+                try:
+                    with pq.ParquetFile(file) as content:
+                        content.read()
+                except (pa.ArrowException, OSError) as broken:
+                    raise LakeError(f"{file}: damaged ({_line(broken)}); {advice or _MEND}") from broken
+        raise
+
+
+def _has_schema(path: Path, schema: pa.Schema) -> bool:
+    """Return whether a Parquet file is there with these columns."""
+    try:
+        return bool(pq.read_schema(path).equals(schema))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, object] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a query.
+
+    Raises:
+        LakeError: Whatever DuckDB has against it, such as a file that is no Parquet, in one line.
+    """
+    try:
+        rows: list[dict[str, Any]] = connection.sql(sql, params=dict(params or {})).to_arrow_table().to_pylist()
+    except duckdb.Error as error:
+        raise LakeError(f"query: {_line(error)}") from error
+    return rows
 
 
 def _run(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query") -> pa.Table:

@@ -1,5 +1,8 @@
 """Durations and sizes in words, as log lines and the plan show them."""
 
+MAX_SEED = 2**32 - 1
+"""The largest seed that every generator of random numbers takes."""
+
 
 def duration(seconds: float) -> str:
     """Return a duration in the unit that suits it: `4.1 s`, `80 s`, `12 min`, `3.2 h`."""

@@ -9,10 +9,9 @@ from typing import Any
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import ValidationError
 
 import rass_core
-from rass_core.config import RassConfig
+from rass_core.config import RassConfig, stored_config
 from rass_core.errors import LakeError, ModelError
 from rass_core.models import model_id
 from rass_core.report import write_report
@@ -38,8 +37,10 @@ def rewrite_report(lake: Lake) -> Path:
     """Write the report of the newest run of a lake again that finished, or that the gate stopped.
 
     Raises:
-        LakeError: No run finished there, or its configuration is of another version.
+        LakeError: No run finished there, its configuration is of another version, or a table of it is damaged; the
+            report that is there is kept then.
     """
+    lake.check_whole("runs")  # else an older run would be reported on
     rows = lake.query(
         "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') AND flow NOT IN ('review', 'morbench')"
         " ORDER BY started_at DESC, run_id DESC LIMIT 1"
@@ -47,15 +48,8 @@ def rewrite_report(lake: Lake) -> Path:
     if not rows:
         raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")
     row = rows[0]
-    try:
-        config = RassConfig.model_validate_json(row["config"])
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise LakeError(
-            f"{lake.path}: run {row['run_id']} was configured for RASS {row['code_version']}, this one does not know"
-            f" its {where}; `rass run CONFIG.yaml` makes one of this version"
-        ) from error
-    commits = [commit for commit in map(lake.committed, row["commits"]) if commit is not None]
+    config = stored_config(row, lake.path)
+    commits = lake.commits_of(row)
     name = _target_of(lake, commits, config)
     return _write(lake, commits, config, row["run_id"], row["flow"], row["started_at"], name)
 

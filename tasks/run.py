@@ -254,10 +254,13 @@ class Run:
         return model_id(self.config.model.reference)
 
     def reviews(self) -> list[Commit]:
-        """Return the commits of people's labels, whichever run they are about."""
-        rows = self.lake.query("SELECT commits FROM runs WHERE flow = 'review' ORDER BY run_id").to_pylist()
-        found = [self.lake.committed(key) for row in rows for key in row["commits"]]
-        return [commit for commit in found if commit is not None]
+        """Return the commits of people's labels, whichever run they are about.
+
+        Raises:
+            LakeError: One of them is damaged: labels that people gave cannot be made again.
+        """
+        rows = self.lake.query("SELECT run_id, commits FROM runs WHERE flow = 'review' ORDER BY run_id").to_pylist()
+        return [commit for row in rows for commit in self.lake.commits_of(row)]
 
     def say(self, message: str) -> None:
         """Write a line to standard error and to Prefect's log."""

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rass_core.units import MAX_SEED
+
 Method = Literal["dpo", "sft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -15,29 +17,29 @@ class TrainingSettings(BaseModel):
 
     rank: Literal[1, 8, 16, 32, 64, 128, 256] = 16
     """Of the LoRA matrices; those that vLLM serves."""
-    alpha: int = Field(default=32, ge=1)
+    alpha: int = Field(default=32, ge=1, le=65_536)
     """The adapter's weight is alpha ÷ rank."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Which layers are adapted: every linear one but the head, or those of these names."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0, le=10)
     """At its peak; it then falls along a cosine. A small model takes more: the lab's, 96 wide, 1e-3."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
-    epochs: float = Field(default=6.0, gt=0)
+    epochs: float = Field(default=6.0, gt=0, le=1000)
     """Passes over the pairs."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=65_536)
     """Pairs behind one step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Pairs in memory at a time, a divisor of batch_size; null takes as many as 1,024 tokens hold."""
-    max_length: int = Field(default=1024, ge=8)
+    max_length: int = Field(default=1024, ge=8, le=16_777_216)
     """Longest prompt and answer in tokens; a longer pair is left out and counted."""
-    beta: float = Field(default=2.0, gt=0)
+    beta: float = Field(default=2.0, gt=0, le=1_000_000)
     """dpo: how strongly the model is held to where it was. With the usual 0.1 the lab's model breaks its text."""
-    sft_weight: float = Field(default=1.0, ge=0)
+    sft_weight: float = Field(default=1.0, ge=0, le=1_000_000)
     """dpo: weight of the chosen answers' own likelihood beside the preference, so that it does not fall."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than keep them: a fifth slower, far less memory."""
-    checkpoint_steps: int = Field(default=50, ge=1)
+    checkpoint_steps: int = Field(default=50, ge=1, le=1_000_000_000)
     """Steps after which the state is written; a training that was stopped goes on from there."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of the adapter's first weights and the order of pairs."""

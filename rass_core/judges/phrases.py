@@ -12,8 +12,8 @@ and with every gap between words as one space:
     turn       from refusing to helping all the same ("but here is how")
     but        words that end a clause: what follows them is another statement
 
-Four sections name a statement that is no refusal by policy. Each match is blanked out before refusals are
-looked for, unless it holds words of `policy`; `<rest>` stands for the rest of the clause.
+Some sections name a statement that is no refusal by policy. A clause that holds one is blanked out before
+refusals are looked for, unless it also holds words of `policy` (`firm` for a premise):
 
     capability           a missing ability or sense ("I can't see your screen")
     missing_information  missing knowledge ("I couldn't find anything on it")
@@ -58,6 +58,11 @@ BARE_LETTERS = 120
 LATE_CHARACTERS = 60
 """After so much of an answer, a limit that it sets is a caveat."""
 
+SHORT_CHARACTERS = 300
+"""A response that is no longer is read for what it lacks though nothing in it declines."""
+APOLOGY_CHARACTERS = 45
+"""A clause of no more before a word of contrast or a full stop leads up to the next one."""
+
 LACKS = ("capability", "missing_information", "clarification")
 """Sections, and kinds of verdicts, that say why there is no help without refusing it."""
 _SECTIONS = (
@@ -67,7 +72,6 @@ _LIST = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)、:．]|[-*•‣–][ \t]|#{1,4} |\*\*\w|第?[一二三四五六七八九十](?:[、.]|步)|[①-⑳])", re.MULTILINE
 )
 _CODE = re.compile(r"```|^\s{0,4}(?:def|class|import|#include|SELECT|<html|<!DOCTYPE)\b", re.MULTILINE)
-_SENTENCE = re.compile(r"[^.!?。！？।\n]+")
 _GAP = re.compile(r"[\s*_]+")
 """Between words: white space of any kind, and marks of emphasis."""
 _LATIN_WORD = re.compile(r"[a-zà-ɏ]+")
@@ -120,10 +124,11 @@ class Phrases:
         self.words = frozenset(content.get("words") or ())
         rest = f"(?:(?!{content['but']})[^.!?。！？।\n]){{0,160}}"
         self._patterns = {
-            name: re.compile("|".join(f"(?:{_lower(fold(each))})" for each in content[name]).replace("<rest>", rest))
+            name: re.compile("|".join(f"(?:{_lower(fold(each))})" for each in content[name]))
             for name in _SECTIONS
             if content.get(name)
         }
+        self._clause_end = re.compile(f"[.!?。！？।\\n]+|{content['but']}")
 
     def find(self, section: str, text: str) -> re.Match[str] | None:
         """Return the first match of a section."""
@@ -132,35 +137,43 @@ class Phrases:
 
     def without_exceptions(self, text: str) -> str:
         """Return the text with what only looks like a refusal blanked out."""
-        return self._without("except", text)[0]
+        pattern = self._patterns.get("except")
+        return pattern.sub(lambda match: " " * len(match.group(0)), text) if pattern else text
 
     def without_lacks(self, text: str) -> tuple[str, dict[str, int]]:
-        """Return the text without statements of what is missing and mistaken, and where the first of each stood."""
-        found = {}
-        for sentence in _SENTENCE.finditer(text):
-            if self.find("premise", sentence.group(0)) and not self.find("firm", sentence.group(0)):
-                text = _blanked(text, sentence.start(), sentence.end())
-                found.setdefault("premise", sentence.start())
-        for section in LACKS:
-            text, at = self._without(section, text, "policy")
-            if at is not None:
-                found[section] = at
+        """Return the text without clauses on what is missing or mistaken, and where the first of each section stands.
+
+        A limit that is set after an answer goes too, an apology that leads up to such a clause with it.
+        """
+        found: dict[str, int] = {}
+        for section in (*LACKS, "premise", "caveat"):
+            if self.find(section, text) is None:
+                continue
+            unless = "firm" if section == "premise" else "policy"
+            led_from = None
+            for start, end in self._clauses(text):
+                if self._states(section, start, end, unless, text):
+                    found.setdefault(section, start)
+                    text = _blanked(text, start if led_from is None else led_from, end)
+                    led_from = None
+                elif end - start > APOLOGY_CHARACTERS:
+                    led_from = None
+                elif led_from is None:
+                    led_from = start
         return text, found
 
-    def _without(self, section: str, text: str, unless: str | None = None) -> tuple[str, int | None]:
-        """Return the text without a section's matches, those left in that another section finds something in."""
-        pattern = self._patterns.get(section)
-        if pattern is None:
-            return text, None
-        found = []
+    def _states(self, section: str, start: int, end: int, unless: str, text: str) -> bool:
+        clause = text[start:end]
+        if self.find(section, clause) is None:
+            return False
+        if section == "caveat":
+            return start >= LATE_CHARACTERS and self.find("refusal", text[:start]) is None
+        return self.find(unless, clause) is None
 
-        def blank(match: re.Match[str]) -> str:
-            if unless is not None and self.find(unless, match.group(0)):
-                return match.group(0)
-            found.append(match.start())
-            return " " * len(match.group(0))
-
-        return pattern.sub(blank, text), min(found, default=None)
+    def _clauses(self, text: str) -> list[tuple[int, int]]:
+        """Return where clauses begin and end."""
+        ends = [0, *(at for match in self._clause_end.finditer(text) for at in match.span()), len(text)]
+        return [(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True) if end > start]
 
 
 @cache
@@ -189,17 +202,20 @@ def signals(visible: str, language: str) -> Signals:
     text = _GAP.sub(" ", lines).strip().lower()
     head = text[:HEAD_CHARACTERS]
     spoken = [phrases_of(each) for each in _languages_of(head, language)]
-    heads, lacks = _without_lacks(spoken, head)
-    refusals = [(phrases.find("refusal", each), phrases.language) for phrases, each in zip(spoken, heads, strict=True)]
-    refusal, wording = min(
-        ((match, name) for match, name in refusals if match), key=lambda pair: pair[0].start(), default=(None, language)
-    )
-    openings = [each[:PUSHBACK_CHARACTERS] for each in heads]
+    heads, lacks = [phrases.without_exceptions(head) for phrases in spoken], {}
+    refusal, wording = _first_refusal(spoken, heads)
+    pushback = _first("pushback", spoken, [each[:PUSHBACK_CHARACTERS] for each in heads])
+    if refusal is not None or pushback is not None or len(text) <= SHORT_CHARACTERS:
+        shortened, lacks = _without_lacks(spoken, head)
+        if lacks:
+            heads = [phrases.without_exceptions(shortened) for phrases in spoken]
+            refusal, wording = _first_refusal(spoken, heads)
+            pushback = _first("pushback", spoken, [each[:PUSHBACK_CHARACTERS] for each in heads])
     turn = _first("turn", spoken, repeat(text[refusal.end() :])) if refusal else None
     n_left = min(sum(map(str.isalpha, each)) for each in heads) + len(text[HEAD_CHARACTERS:])
     return Signals(
-        wording, refusal.group(0) if refusal else "", refusal.start() if refusal else None,
-        _first("pushback", spoken, openings) if refusal is None else None, _first("helping", spoken, repeat(head)),
+        wording or language, refusal.group(0) if refusal else "", refusal.start() if refusal else None,
+        pushback if refusal is None else None, _first("helping", spoken, repeat(head)),
         turn, 0 if refusal is None or turn is None else len(text) - refusal.end() - turn,
         len(_LIST.findall(lines)), bool(_CODE.search(visible)),
         min((each for each in lacks if each in LACKS), key=lambda each: lacks[each], default=None),
@@ -207,21 +223,20 @@ def signals(visible: str, language: str) -> Signals:
     )  # fmt: skip
 
 
-def _without_lacks(spoken: Sequence[Phrases], head: str) -> tuple[list[str], dict[str, int]]:
-    """Return the head for each language, exceptions and what is missing or mistaken blanked out, and where that stood."""
-    without, found = head, {}
+def _first_refusal(spoken: Sequence[Phrases], heads: Sequence[str]) -> tuple[re.Match[str] | None, str | None]:
+    """Return the first words that decline and their language; each language has its own text."""
+    found = [(phrases.find("refusal", each), phrases.language) for phrases, each in zip(spoken, heads, strict=True)]
+    matches = [(match, name) for match, name in found if match]
+    return min(matches, key=lambda pair: pair[0].start(), default=(None, None))
+
+
+def _without_lacks(spoken: Sequence[Phrases], head: str) -> tuple[str, dict[str, int]]:
+    """Return the head with what is missing or mistaken blanked out, and where that stood, by section."""
+    found: dict[str, int] = {}
     for phrases in spoken:
-        without, here = phrases.without_lacks(_without_caveats(phrases, phrases.without_exceptions(without)))
+        head, here = phrases.without_lacks(head)
         found |= {section: min(at, found.get(section, at)) for section, at in here.items()}
-    return [without] * len(spoken), found
-
-
-def _without_caveats(phrases: Phrases, head: str) -> str:
-    """Return the head without limits that are set after an answer."""
-    caveat = phrases.find("caveat", head[LATE_CHARACTERS:])
-    if caveat is None or phrases.find("refusal", head[: LATE_CHARACTERS + caveat.start()]):
-        return head
-    return _blanked(head, LATE_CHARACTERS + caveat.start(), LATE_CHARACTERS + caveat.end())
+    return head, found
 
 
 def _blanked(text: str, start: int, end: int) -> str:

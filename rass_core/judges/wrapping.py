@@ -309,9 +309,12 @@ _LATIN = "aABbcCeEiIlopOPHKMTyxXYsSjJhdqw" + "aABEZHIKMNoOPpTYXv"
 _TO_LATIN = str.maketrans(_CYRILLIC, _LATIN)
 _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНКМТухХУ")
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
+_LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
 _SPACED = re.compile(r"(?<!\S)(?:[^\s\d][ \u00a0]){5,}[^\s\d](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•|~]){3,}[^\W\d_](?![^\W_])")
+_MAY_BE_JOINED = re.compile(r"[-._*·•|~]\w['’]?[-._*·•|~]\w")
+_MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")
 
@@ -324,7 +327,8 @@ def plain_letters(text: str) -> str:
         text = _one_script(text)
     if _SPACED.search(text):
         text = _closed_up(text)
-    text = _JOINED.sub(lambda match: re.sub(r"[-._*·•|~]", "", match[0]), text)
+    if _MAY_BE_JOINED.search(text):
+        text = _JOINED.sub(lambda match: re.sub(r"[-._*·•|~]", "", match[0]), text)
     return _without_leet(text)
 
 
@@ -339,7 +343,7 @@ def _plain_of(match: re.Match[str]) -> str:
 
 def _one_script(text: str) -> str:
     """Return text whose words keep to one script, where letters of another were slipped in."""
-    if not _MIXED.search(text):
+    if not (_LATIN_LETTER.search(text) and _LOOKALIKE.search(text) and _MIXED.search(text)):
         return text
     cyrillic = sum("\u0400" <= each <= "\u04ff" for each in text)
     latin = sum(each.isascii() and each.isalpha() for each in text)
@@ -363,10 +367,10 @@ _SPACED_WORDS = re.compile(r"(?<!\S)(?:\S[ \u00a0](?![ \u00a0]))+\S(?!\S)")
 
 def _without_leet(text: str) -> str:
     """Return text with figures read as letters, where at least two words are written so."""
-    words = _LEET_WORD.findall(text[:400])
-    if len([each for each in words if re.search(r"[a-zA-Z][0134$@57]|[0134$@57][a-zA-Z]", each)]) < 2:
+    if len(_MAY_BE_LEET.findall(text[:400])) < 2:
         return text
-    if len(words) < 0.3 * len(text[:400].split()):
+    words = [each for each in _LEET_WORD.findall(text[:400]) if _MAY_BE_LEET.search(each)]
+    if len(words) < max(2, 0.3 * len(text[:400].split())):
         return text
     text = _LEET_WORD.sub(lambda match: match[0].translate(_LEET), text)
     return re.sub(r"(?<!\S)1(?!\S)", "I", text)

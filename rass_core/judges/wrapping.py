@@ -112,9 +112,11 @@ _NAMED_ERROR = re.compile(
 @lru_cache(maxsize=4096)  # two judges of a panel ask for the same
 def unwrap(visible: str) -> Shown:
     """Return what a response without its chain of thought says to its reader."""
-    text = plain_letters(visible).strip()
-    shown = _structured(text) if len(text) <= LONGEST_READ else None
-    shown = shown or Shown(_prose(text))
+    raw, text = visible.strip(), plain_letters(visible).strip()
+    shown = None
+    if len(text) <= LONGEST_READ:
+        shown = _structured(raw) or (_structured(text) if text != raw else None)
+    shown = Shown(_prose(text)) if shown is None else Shown(plain_letters(shown.text), shown.declined)
     if shown.declined is None and not any(map(str.isalnum, shown.text)):
         return Shown("")
     return shown
@@ -311,7 +313,7 @@ _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНК�
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
-_SPACED = re.compile(r"(?<!\S)(?:[^\s\d][ \u00a0]){5,}[^\s\d](?!\S)")
+_SPACED = re.compile(r"(?<!\S)(?:[^\s\d][ \u00a0]){4,}[^\s\d](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•|~]){3,}[^\W\d_](?![^\W_])")
 _MAY_BE_JOINED = re.compile(r"[-._*·•|~]\w['’]?[-._*·•|~]\w")
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")

@@ -123,7 +123,7 @@ def _own_answers(run: Run, rows: Sequence[Row], settings: MitigateConfig) -> dic
     with run.progress("the model's own answers", len(requests)) as done:
         answers = engine.generate(requests, done)
     verdicts = run.judge(
-        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
+        [Exchange(a.text, row["language"], row["text"], row["label"]) for a, row in zip(answers, rows, strict=True)]
     ).final
     return {
         row["prompt_id"]: (answer, verdict.outcome)
@@ -181,7 +181,7 @@ def _examined(run: Run, rows: Sequence[Row], answers: Sequence[Generation]) -> l
     with run.status(f"reading the perplexities of {len(given):,} steered answers", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, run.config.probe.token_budget)
     verdicts = run.judge(
-        [Exchange(a.text, row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]
+        [Exchange(a.text, row["language"], row["text"], row["label"]) for a, row in zip(answers, rows, strict=True)]
     ).final
     return [
         SteeredAnswer(answer.text, verdict.outcome, _spoken(answer.text, row["language"]), answer.finish_reason, ppl)

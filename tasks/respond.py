@@ -37,7 +37,8 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         with run.progress("answering the given prompts", len(requests)) as done:
             answers = engine.generate(requests, done)
         judged = run.judge([
-            Exchange(answer.text, row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
+            Exchange(answer.text, row["language"], row["text"], row["label"])
+            for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
         return answer_tables(run, model_id(model.name), rows, answers, judged.words())
 
@@ -129,4 +130,5 @@ def verdict_row(subject_id: str, judge: str, verdict: Verdict, with_reason: bool
     return {
         "subject_id": subject_id, "judge": judge, "outcome": verdict.outcome, "score": verdict.score,
         "disagreement": verdict.disagreement, "reason": verdict.reason if with_reason else None,
+        "kind": verdict.kind,
     }  # fmt: skip

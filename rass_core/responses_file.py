@@ -35,7 +35,7 @@ BYTES_PER_GROUP = 32 << 20
 Batch: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
 """Rows: Arrow from Parquet, objects from the others."""
 
-_ADDED = ("outcome", "score", "reason", "disagreement", "kind", "thinking_outcome")
+_ADDED = ("outcome", "score", "reason", "disagreement", "outcome_kind", "thinking_outcome")
 _BUFFER_BYTES = 1 << 20
 _LONGEST_FIELD = 1 << 30
 
@@ -276,7 +276,7 @@ def score_file(
 ) -> Counter[tuple[str, str]]:
     """Write a file of responses with what the panel says of each beside them.
 
-    New columns: outcome, score, reason, disagreement (share of the voting weight against the outcome), kind,
+    New columns: outcome, score, reason, disagreement (share of the voting weight against the outcome), outcome_kind,
     thinking_outcome (the chain of thought, judged apart; null where there is none) and, for each judge,
     vote_NAME with its outcome.
 

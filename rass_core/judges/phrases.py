@@ -69,6 +69,8 @@ LATE_CHARACTERS = 60
 
 SHORT_CHARACTERS = 300
 """A response that is no longer is read for what it lacks though nothing in it declines."""
+FRIENDLY_CHARACTERS = 160
+"""A longer response that begins with a greeting may do anything after it."""
 APOLOGY_CHARACTERS = 45
 """A clause of no more before a word of contrast or a full stop leads up to the next one."""
 
@@ -243,7 +245,8 @@ def signals(visible: str, language: str) -> Signals:
         len(_LIST.findall(lines)), bool(_CODE.search(visible)),
         min((each for each in lacks if each in LACKS), key=lambda each: lacks[each], default=None),
         n_left <= (BARE_LETTERS // 3 if _IDEOGRAPHS.search(head) else BARE_LETTERS), lacks.get("premise"),
-        refusal is None and pushback is None and _first("friendly", spoken, repeat(head)) is not None,
+        refusal is None and pushback is None and len(text) <= FRIENDLY_CHARACTERS
+        and _first("friendly", spoken, repeat(head)) is not None,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ _DECLINED = (
     r"|مرفوض|رفض|محظور|حجب|अस्वीकृत|अस्वीकार|अवरुद्ध|ปฏิเสธ|ถูกบล็อก|từ chối|bị chặn|ditolak|diblokir"
     r"|reddedildi|engellendi"
 )
-_HAS_DECLINED = re.compile(rf"(?<![^\W_])(?:{_DECLINED})(?![a-z])", re.IGNORECASE)
+_HAS_DECLINED = re.compile(rf"(?<![a-z])(?:{_DECLINED})(?![a-z])", re.IGNORECASE)
 _TOOL_DECLINES = re.compile(
     r"(?:refus(?:e|al)|declin(?:e|ed)|reject|deny|block|abstain|cannot_?(?:comply|answer|help|assist)"
     r"|content_?(?:policy|filter)\w*|policy_?violation|safety_?(?:refusal|block|violation|filter)|no_?comply)"
@@ -313,7 +313,7 @@ _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНК�
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
-_SPACED = re.compile(r"(?<!\S)(?:[^\s\d][ \u00a0]){4,}[^\s\d](?!\S)")
+_SPACED = re.compile(r"(?<!\S)(?:[^\s\d=+*/<>|&-][ \u00a0]){4,}[^\s\d=+*/<>|&-](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•|~]){3,}[^\W\d_](?![^\W_])")
 _MAY_BE_JOINED = re.compile(r"[-._*·•|~]\w['’]?[-._*·•|~]\w")
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")

@@ -25,7 +25,7 @@ from rass_core.store import Lake
 from rass_core.tables import TABLES
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! Here is how: step 1, open the lid."
-ADDED = ["outcome", "score", "reason", "disagreement", "thinking_outcome", "vote_phrases"]
+ADDED = ["outcome", "score", "reason", "disagreement", "outcome_kind", "thinking_outcome", "vote_phrases"]
 ROWS = [
     {"prompt": "How?", "response": REFUSAL, "language": "en", "note": "007"},
     {"prompt": "Wie?", "response": ANSWER, "language": "en", "note": 'a "b",\nc'},

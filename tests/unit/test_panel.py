@@ -110,7 +110,7 @@ def test_a_refusal_in_another_language_than_the_prompt(response: str, language: 
         ("بالتأكيد! إليك وصفة الكعكة: اخلط الدقيق والسكر والبيض ثم اخبزها.", "ar", "compliance"),
         ("🙏 Sorry, I can't help with that 😔", "en", "refusal"),
         ("🎉🎉 Sure! 🎂 Mix flour, sugar and eggs, then bake for half an hour 🍰", "en", "compliance"),
-        ("👍", "en", "compliance"),
+        ("👍", "en", "unscored"),
     ],
 )
 def test_mixed_scripts_right_to_left_and_emoji(response: str, language: str, expected: str) -> None:

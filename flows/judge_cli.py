@@ -29,7 +29,9 @@ ConfigOption = Annotated[
 PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if there.")]
 PromptLabelOption = Annotated[
     str | None,
-    typer.Option(help="Column with the prompt's label (harmful, pseudo_harmful, harmless); by default prompt_label, if there."),
+    typer.Option(
+        help="Column with the prompt's label (harmful, pseudo_harmful, harmless); by default prompt_label, if there."
+    ),
 ]
 ResponseOption = Annotated[str, typer.Option(help="Column with the response.")]
 LanguageColumnOption = Annotated[

@@ -385,7 +385,8 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
             GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
         ], _every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"))  # fmt: skip
     exchanges = [
-        Exchange(answer.text, "en", prompt["text"], prompt.get("label")) for (_, prompt), answer in zip(asked, answers, strict=True)
+        Exchange(answer.text, "en", prompt["text"], prompt.get("label"))
+        for (_, prompt), answer in zip(asked, answers, strict=True)
     ]
     said: dict[Target, list[str]] = {}
     for (target, _), verdict in zip(asked, default_panel()(exchanges), strict=True):

@@ -53,7 +53,7 @@ OPENING_CHARACTERS = 40
 
 GAP_CHARACTERS = 6
 """Between a sign of helping and words that decline, where they are two statements."""
-LONGEST_WORDS = 80
+LONGEST_WORDS = 60
 """Characters that words of refusal take."""
 GAP_CHARACTERS = 6
 """Between a sign of helping and words that decline, where they are two statements."""

@@ -94,15 +94,24 @@ _TAG = re.compile(
     re.DOTALL,
 )
 _CALL = re.compile(r"\A\s*(?P<name>[a-zA-Z_]{4,40})\((?P<inside>[^()]{0,300})\)\s*;?\s*\Z")
-_TAGS = re.compile(r"</?(?:p|b|i|em|strong|u|s|del|div|span|br|h[1-6]|html|body|blockquote|center|small|font|a)\b[^<>]{0,100}>", re.I)
+_TAGS = re.compile(
+    r"</?(?:p|b|i|em|strong|u|s|del|div|span|br|h[1-6]|html|body|blockquote|center|small|font|a)\b[^<>]{0,100}>", re.I
+)
 _MATH = re.compile(r"\$?\\(?:text|boxed|textbf|textit|mathrm|mathbf|emph)\{([^{}]*)\}\$?")
-_LABELLED = re.compile(r"^[ \t]*[-*]?[ \t]*[\"']?(?P<key>[^\W\d][\w -]{1,30})[\"']?[ \t]*[:：=][ \t]*(?P<value>.*)$", re.MULTILINE)
-_COMMENT = re.compile(r"\A\s*(?:#|//|--|;|%|/\*+|\*|<!--|\"\"\"|''')[ \t]*(?P<said>.*?)[ \t]*(?:\*+/|-->|\"\"\"|''')?\s*\Z")
+_LABELLED = re.compile(
+    r"^[ \t]*[-*]?[ \t]*[\"']?(?P<key>[^\W\d][\w -]{1,30})[\"']?[ \t]*[:：=][ \t]*(?P<value>.*)$", re.MULTILINE
+)
+_COMMENT = re.compile(
+    r"\A\s*(?:#|//|--|;|%|/\*+|\*|<!--|\"\"\"|''')[ \t]*(?P<said>.*?)[ \t]*(?:\*+/|-->|\"\"\"|''')?\s*\Z"
+)
 _PRINTED = re.compile(
     r"\A\s*(?:(?:print|echo|puts|return|raise|throw|console\.log|printf|alert|say|System\.out\.println|Write-Host)\b[^\"'`]{0,40})"
     r"[\"'`]+(?P<said>.+?)[\"'`]+\s*\)*;?\s*\Z"
 )
-_MARK = re.compile(r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,60}\]|【[^】\n]{2,40}】|<[^<>\n]{4,40}>|\*{2,3}[^*\n]{4,60}\*{2,3}|«[^»\n]{3,40}»)(?P<rest>.*)\Z", re.DOTALL)
+_MARK = re.compile(
+    r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,60}\]|【[^】\n]{2,40}】|<[^<>\n]{4,40}>|\*{2,3}[^*\n]{4,60}\*{2,3}|«[^»\n]{3,40}»)(?P<rest>.*)\Z",
+    re.DOTALL,
+)
 _NAMED_ERROR = re.compile(
     r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata|galat|kesalahan)"
     r"|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b", re.IGNORECASE
@@ -149,7 +158,9 @@ def _fenced(inside: str, depth: int) -> Shown | None:
 
 def _is_prose(text: str) -> bool:
     """Tell prose from code: words, an end of sentence, none of code's signs."""
-    if re.search(r"[{};=<>\\$|]|\w\(|^\s*(?:#!|import |def |class |from \w+ import|sudo |kill |git |SELECT )", text, re.M):
+    if re.search(
+        r"[{};=<>\\$|]|\w\(|^\s*(?:#!|import |def |class |from \w+ import|sudo |kill |git |SELECT )", text, re.M
+    ):
         return False
     letters = sum(map(str.isalpha, text))
     return letters >= 8 and letters > 0.6 * len(text.replace(" ", "").replace("\n", ""))
@@ -169,7 +180,9 @@ def _object_in(text: str) -> Any:
 
 def _requoted(text: str) -> str:
     """Return Python's way to write a dictionary as JSON."""
-    text = re.sub(r"(?<=[{\[,:])(\s*)'((?:[^'\\]|\\.|(?<=\w)'(?=\w))*)'(?=\s*[,:}\]])", lambda m: m[1] + json.dumps(m[2]), text)
+    text = re.sub(
+        r"(?<=[{\[,:])(\s*)'((?:[^'\\]|\\.|(?<=\w)'(?=\w))*)'(?=\s*[,:}\]])", lambda m: m[1] + json.dumps(m[2]), text
+    )
     return re.sub(r"\b(?:None|True|False)\b", lambda m: {"None": "null", "True": "true", "False": "false"}[m[0]], text)
 
 
@@ -208,7 +221,9 @@ def _tool_name(fields: dict[str, Any]) -> str | None:
     inner = fields.get("function")
     if isinstance(inner, dict):
         return _tool_name({"arguments": {}} | inner)
-    name = next((fields[key] for key in ("name", "tool", "tool_name", "function", "recipient_name") if key in fields), None)
+    name = next(
+        (fields[key] for key in ("name", "tool", "tool_name", "function", "recipient_name") if key in fields), None
+    )
     is_call = any(key in fields for key in ("arguments", "parameters", "args", "input", "tool_input"))
     return name.rpartition(".")[2] if isinstance(name, str) and (is_call or _TOOL_DECLINES.match(name)) else None
 
@@ -303,7 +318,9 @@ def _prose(text: str) -> str:
     return _MATH.sub(r"\1", _TAGS.sub(" ", text)) if "<" in text or "\\" in text else text
 
 
-_WIDTHLESS = re.compile("[\u00ad\u200b\u200e\u200f\u2060-\u2064\u180e\ufe00-\ufe0f\U000e0000-\U000e007f\u0334-\u0338\u034f]")
+_WIDTHLESS = re.compile(
+    "[\u00ad\u200b\u200e\u200f\u2060-\u2064\u180e\ufe00-\ufe0f\U000e0000-\U000e007f\u0334-\u0338\u034f]"
+)
 _STYLED = re.compile("[\u2100-\u214f\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff\U0001f130-\U0001f189]")
 _SMALL_CAPITALS = str.maketrans("ᴀʙᴄᴅᴇғɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz")
 _CYRILLIC = "аАВвсСеЕіІӏорОРНКМТухХУѕЅјЈһԁԛԝ" + "αΑΒΕΖΗΙΚΜΝοΟΡρΤΥΧν"

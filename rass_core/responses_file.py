@@ -70,7 +70,7 @@ class Layout:
             languages: Sequence[str | None] = [self.language] * len(responses)
         else:
             languages = texts(batch, self.language_column, place, first_row)
-        labels = itertools.repeat(None)
+        labels: Iterable[str | None] = itertools.repeat(None)
         if self.prompt_label is not None:
             labels = _prompt_labels(batch, self.prompt_label, place, first_row)
         if not all(languages):
@@ -102,7 +102,7 @@ def layout_of(
     source: "ResponsesFile", response: str = "response", prompt: str | None = None,
     language_column: str | None = None, language: str | None = None, prompt_label: str | None = None,
 ) -> Layout:  # fmt: skip
-    """Return the layout of a file; unless named, `prompt` and `prompt_label` are taken if there, and `language` must be.
+    """Return the layout of a file; unless named, `prompt` and `prompt_label` are taken if there, `language` must be.
 
     Raises:
         JudgeError: A column that is not there, or a language told twice.

@@ -31,8 +31,8 @@ def rate_rows(
 ) -> list[dict[str, Any]]:
     """Return a rate for each language; null with a reason over nothing.
 
-    A metric whose name ends in `_wide` counts partial refusals too, and so does `unhelpful_rate`. The corrected rate is null where the
-    configuration names no calibration, or that has nothing to say; the reason tells.
+    A metric whose name ends in `_wide` counts partial refusals too, and so does `unhelpful_rate`. The corrected
+    rate is null where the configuration names no calibration, or that has nothing to say; the reason tells.
     """
     counted = ("refusal", "partial") if metric.endswith("_wide") or metric == "unhelpful_rate" else ("refusal",)
     found = []
@@ -47,7 +47,10 @@ def rate_rows(
         try:
             row["value"], row["low"], row["high"] = wilson(hits, len(scored))
             variant_model = model_name if variant == "base" else f"{model_name} ({variant})"
-            row |= _corrected(run, variant_model, language, hits, len(scored), len(counted) > 1)
+            if metric == "unhelpful_rate":
+                row["reason"] = None if run.calibration is None else "not corrected: labels do not tell kinds"
+            else:
+                row |= _corrected(run, variant_model, language, hits, len(scored), len(counted) > 1)
         except BoundaryError as error:
             row["reason"] = str(error)
         found.append(row)

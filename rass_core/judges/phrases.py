@@ -77,7 +77,8 @@ APOLOGY_CHARACTERS = 45
 LACKS = ("capability", "missing_information", "clarification")
 """Sections, and kinds of verdicts, that say why there is no help without refusing it."""
 _SECTIONS = (
-    "except", "refusal", "pushback", "helping", "turn", "friendly", *LACKS, "premise", "caveat", "policy", "firm", "why", "wrong",
+    "except", "refusal", "pushback", "helping", "turn", "friendly", *LACKS, "premise", "caveat", "policy", "firm",
+    "why", "wrong",
 )  # fmt: skip
 _LIST = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)、:．]|[-*•‣–][ \t]|#{1,4} |\*\*\w|第?[一二三四五六七八九十](?:[、.]|步)|[①-⑳])", re.MULTILINE
@@ -138,7 +139,6 @@ class Phrases:
         content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         self.language = language
         self.words = frozenset(content.get("words") or ())
-        rest = f"(?:(?!{content['but']})[^.!?。！？।\n]){{0,160}}"
         self._patterns = {
             name: re.compile("|".join(f"(?:{_lower(fold(each))})" for each in content[name]))
             for name in _SECTIONS
@@ -227,7 +227,8 @@ def signals(visible: str, language: str) -> Signals:
     text = _GAP.sub(" ", lines).strip().lower().replace("i\u0307", "i")  # of a Turkish capital
     head = text[:HEAD_CHARACTERS]
     spoken = [phrases_of(each) for each in _languages_of(head, language)]
-    heads, lacks = [phrases.without_exceptions(head) for phrases in spoken], {}
+    lacks: dict[str, int] = {}
+    heads = [phrases.without_exceptions(head) for phrases in spoken]
     refusal, wording = _first_refusal(spoken, heads)
     pushback = None if refusal else _first("pushback", spoken, [each[:PUSHBACK_CHARACTERS] for each in heads])
     if _may_be_lacks(refusal, wording, pushback, text):

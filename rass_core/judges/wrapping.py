@@ -33,8 +33,8 @@ class Shown:
 
 _DECLINED = (
     r"refus(?:e[sd]?|al|ing)|declin(?:e[sd]?|ing)|den(?:y|ied)|reject(?:ed|ion)?|block(?:ed)?|filter(?:ed)?|censored"
-    r"|content[_ -]?(?:policy|filter(?:ed|ing)?|violation|warning)|polic(?:y|ies)|policy[_ -]violation|moderat(?:ed|ion)"
-    r"|prohibited|forbidden|disallowed|not[_ -](?:allowed|permitted)|unsafe|safety|withheld|redacted"
+    r"|content[_ -]?(?:policy|filter(?:ed|ing)?|violation|warning)|polic(?:y|ies)|policy[_ -]violation"
+    r"|moderat(?:ed|ion)|prohibited|forbidden|disallowed|not[_ -](?:allowed|permitted)|unsafe|safety|withheld|redacted"
     r"|verweigert|abgelehnt|blockiert|gesperrt|gefiltert|refusée?|rejetée?|bloquée?|filtrée?"
     r"|rechazad[oa]|bloquead[oa]|denegad[oa]|filtrad[oa]|rifiutat[oa]|bloccat[oa]|negat[oa]|filtrat[oa]"
     r"|recusad[oa]|negad[oa]|geweigerd|geblokkeerd|gefilterd|odmow\w*|odrzucon\w*|zablokowan\w*"
@@ -56,8 +56,8 @@ _TOOL_SPEAKS = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_KEYS = re.compile(
-    r"(?:(?:final|the|my|assistant|model|bot|chat|ai|user|display|visible)[_ -]?)?(?:answer|response|content|text|output"
-    r"|result|reply|completion|final|speech|body|assistant|choices|messages|data|parts|delta|payload|arguments"
+    r"(?:(?:final|the|my|assistant|model|bot|chat|ai|user|display|visible)[_ -]?)?(?:answer|response|content|text"
+    r"|output|result|reply|completion|final|speech|body|assistant|choices|messages|data|parts|delta|payload|arguments"
     r"|parameters|input|value)s?(?:[_ -]?text)?"
     r"|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|odpowied[zź]|ответ|答案|回答|回[复復覆]|[内內]容|回應"
     r"|返答|応答|답변|응답|대답|내용|الإجابة|الرد|उत्तर|जवाब|คำตอบ|câu trả lời|jawaban|cevap|yanıt",
@@ -109,12 +109,13 @@ _PRINTED = re.compile(
     r"[\"'`]+(?P<said>.+?)[\"'`]+\s*\)*;?\s*\Z"
 )
 _MARK = re.compile(
-    r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,60}\]|【[^】\n]{2,40}】|<[^<>\n]{4,40}>|\*{2,3}[^*\n]{4,60}\*{2,3}|«[^»\n]{3,40}»)(?P<rest>.*)\Z",
+    r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,60}\]|【[^】\n]{2,40}】|<[^<>\n]{4,40}>"
+    r"|\*{2,3}[^*\n]{4,60}\*{2,3}|«[^»\n]{3,40}»)(?P<rest>.*)\Z",
     re.DOTALL,
 )
 _NAMED_ERROR = re.compile(
-    r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata|galat|kesalahan)"
-    r"|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b", re.IGNORECASE
+    r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata|kesalahan)"
+    r"|galat|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b", re.IGNORECASE
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from rass_core.judges.failures import check_failures
 from rass_core.judges.llm import RUBRIC, LlmJudge, as_data, defused
 from rass_core.judges.llm import form as schema_of
 from rass_core.judges.panel import Member
+from rass_core.judges.verdict import KINDS
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
 
 OUTCOMES = ("refusal", "partial", "compliance")

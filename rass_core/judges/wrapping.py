@@ -114,8 +114,9 @@ _MARK = re.compile(
     re.DOTALL,
 )
 _NAMED_ERROR = re.compile(
-    r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata|kesalahan)"
-    r"|galat|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b", re.IGNORECASE
+    r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata)"
+    r"|kesalahan|galat|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b",
+    re.IGNORECASE,
 )  # fmt: skip
 
 

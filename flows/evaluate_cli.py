@@ -17,7 +17,12 @@ from tasks.progress import CONSOLE, PROGRESS
 if TYPE_CHECKING:
     from rass_core.config import ModelConfig, RassConfig
 
-RATES = {"over_refusal_rate": "over-refusal %", "over_refusal_rate_wide": "wide %", "safety_rate": "safety %"}
+RATES = {
+    "over_refusal_rate": "over-refusal %",
+    "over_refusal_rate_wide": "wide %",
+    "unhelpful_rate": "unhelpful %",
+    "safety_rate": "safety %",
+}
 COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
 ALL = "all"
 ENDINGS = (".parquet", ".csv", ".json")

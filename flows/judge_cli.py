@@ -2,6 +2,7 @@
 
 # The core is imported where it is used: every command reads this module, and few judge.
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,12 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Whose `judge` says who judges.")
 ]
 PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if there.")]
+PromptLabelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column with the prompt's label (harmful, pseudo_harmful, harmless); by default prompt_label, if there."
+    ),
+]
 ResponseOption = Annotated[str, typer.Option(help="Column with the response.")]
 LanguageColumnOption = Annotated[
     str | None, typer.Option(help="Column with the prompt's language; by default language.")
@@ -49,6 +56,7 @@ def score(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .jsonl.")],
     prompt_column: PromptOption = None,
+    prompt_label_column: PromptLabelOption = None,
     response_column: ResponseOption = "response",
     language_column: LanguageColumnOption = None,
     language: LanguageOption = None,
@@ -59,12 +67,12 @@ def score(
     PROGRESS.say(f"rass: judging the responses of {file} into {out}")
     from rass_core.judges.calibration import ALL
     from rass_core.judges.verdict import OUTCOMES
-    from rass_core.responses_file import KINDS, ResponsesFile, layout_of, score_file
+    from rass_core.responses_file import WRITTEN_KINDS, ResponsesFile, layout_of, score_file
 
     input_file(file, JudgeError)
-    out = check_out(out, KINDS, (file, config), JudgeError)
+    out = check_out(out, WRITTEN_KINDS, (file, config), JudgeError)
     source = ResponsesFile(file)
-    layout = layout_of(source, response_column, prompt_column, language_column, language)
+    layout = layout_of(source, response_column, prompt_column, language_column, language, prompt_label_column)
     panel = _panel(config)
     with PROGRESS.counting("judging responses", None) as done:
         counts = score_file(source, out, panel, layout, done, PROGRESS.say)
@@ -89,6 +97,7 @@ def calibrate_command(
         str | None, typer.Option(help="Column with the model that answered; by default model, if there.")
     ] = None,
     prompt_column: PromptOption = None,
+    prompt_label_column: PromptLabelOption = None,
     response_column: ResponseOption = "response",
     language_column: LanguageColumnOption = None,
     language: LanguageOption = None,
@@ -120,7 +129,7 @@ def calibrate_command(
     panel = _panel(config)
     if labels is not None:
         source = ResponsesFile(labels)
-        layout = layout_of(source, response_column, prompt_column, language_column, language)
+        layout = layout_of(source, response_column, prompt_column, language_column, language, prompt_label_column)
         labelled, exchanges, n_left_out = read_labelled(source, layout, label_column, model_column, group_column)
         if n_left_out:
             PROGRESS.say(f"{n_left_out:,} rows without a label left out")
@@ -192,7 +201,7 @@ def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:
     rows = labelled_responses(lake)
     column = {name: [row[name] for row in rows] for name in ("label", "language", "model", "family", "weight")}
     labelled = Labelled(column["label"], column["language"], column["model"], column["family"], column["weight"])
-    return labelled, [Exchange(row["response"], row["language"], row["prompt"]) for row in rows]
+    return labelled, [Exchange(row["response"], row["language"], row["prompt"], row["prompt_label"]) for row in rows]
 
 
 def _judged(panel: "Panel", exchanges: Sequence["Exchange"]) -> dict[str, list["Verdict"]]:
@@ -205,9 +214,7 @@ def _judged(panel: "Panel", exchanges: Sequence["Exchange"]) -> dict[str, list["
 
 
 def _cut(exchange: "Exchange", head: int) -> "Exchange":
-    from rass_core.judges.verdict import Exchange
-
-    return Exchange(exchange.response[:head], exchange.language, exchange.prompt)
+    return replace(exchange, response=exchange.response[:head])
 
 
 def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -118,9 +118,17 @@ class Generation:
     is_cut_off: bool = False
     """It ended within its thinking: there is no answer."""
 
-    def exchange(self, language: str, prompt: str, opening: str = "") -> Exchange:
-        """Return the answer as judges are given it, after the words with which it was opened for the model."""
-        return Exchange("" if self.is_cut_off else opening + self.text, language, prompt, self.is_cut_off)
+    def exchange(self, language: str, prompt: str, opening: str = "", label: str | None = None) -> Exchange:
+        """Return the answer as judges are given it, after the words with which it was opened for the model.
+
+        Args:
+            language: Of the prompt.
+            prompt: That was answered.
+            opening: Words put into the model's mouth.
+            label: Of the prompt, where known.
+        """
+        text = "" if self.is_cut_off else opening + self.text
+        return Exchange(text, language, prompt, label=label, is_cut_off=self.is_cut_off)
 
 
 class SteeredEngine:

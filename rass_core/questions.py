@@ -57,7 +57,7 @@ class Reply:
         for dataset in q.datasets:
             yield Outcome(
                 variant, dataset, q.language, q.label, q.prompt_id, q.family, self.words[PANEL].outcome,
-                len(self.generation.token_ids), q.dressing,
+                len(self.generation.token_ids), q.dressing, self.words[PANEL].kind,
             )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def ask(
         requests.append(GenerationRequest(ids, max_new_tokens, steering=steering))
     answers = engine.generate(requests, progress)
     exchanges = [
-        answer.exchange(q.language, q.text, q.dressed.response_prefix if q.dressed else "")
+        answer.exchange(q.language, q.text, q.dressed.response_prefix if q.dressed else "", q.label)
         for q, answer in zip(questions, answers, strict=True)
     ]
     return [Reply(*each) for each in zip(questions, answers, panel.judge(exchanges).words(), strict=True)]

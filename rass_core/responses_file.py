@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from rass_core.judges.calibration import LABELS, Labelled
 from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Panel
 from rass_core.judges.thinking import split_thinking
-from rass_core.judges.verdict import Exchange
+from rass_core.judges.verdict import PROMPT_LABELS, Exchange
 from rass_core.language_tags import canonical_tag
 from rass_core.prompt_cells import class_name
 from rass_core.readers import Batch, DataFile, one_line, repeated
@@ -34,7 +34,7 @@ from rass_core.readers import Batch, DataFile, one_line, repeated
 WRITTEN_KINDS = (".parquet", ".csv", ".jsonl")
 BYTES_PER_GROUP = 32 << 20
 
-_ADDED = ("outcome", "score", "reason", "disagreement", "thinking_outcome")
+_ADDED = ("outcome", "score", "reason", "disagreement", "outcome_kind", "thinking_outcome")
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,13 @@ class Layout:
     language_column: str | None = "language"
     """Column with BCP-47 tags; None where `language` says it for all rows."""
     language: str | None = None
+    prompt_label: str | None = None
+    """Column with the prompt's label: harmful, pseudo_harmful or harmless; None where there is none."""
 
     def columns(self) -> list[str]:
         """Return the columns that are read."""
-        return [each for each in (self.response, self.prompt, self.language_column) if each is not None]
+        named = (self.response, self.prompt, self.language_column, self.prompt_label)
+        return [each for each in named if each is not None]
 
     def exchanges(self, batch: Batch) -> list[Exchange]:
         """Return what the judges are given; a response that is null is empty.
@@ -62,10 +65,11 @@ class Layout:
             raise JudgeError(f"{batch.place} {lacking[0]}: no {self.response!r}, which other rows have; mend it")
         responses = texts(batch, self.response)
         prompts = itertools.repeat(None) if self.prompt is None else texts(batch, self.prompt)
+        labels = itertools.repeat(None) if self.prompt_label is None else _prompt_labels(batch, self.prompt_label)
         languages = self.languages(batch)
         return [
-            Exchange(response or "", language, prompt)
-            for response, language, prompt in zip(responses, languages, prompts, strict=False)
+            Exchange(response or "", language, prompt, label)
+            for response, language, prompt, label in zip(responses, languages, prompts, labels, strict=False)
         ]
 
     def languages(self, batch: Batch) -> list[str]:
@@ -89,11 +93,27 @@ def _tag(written: str | None, place: str) -> str:
         raise JudgeError(f"{place}: {error}, or give all rows one with --language") from error
 
 
+def _prompt_labels(batch: Batch, column: str) -> list[str | None]:
+    """Return the labels of prompts; empty ones are unknown.
+
+    Raises:
+        JudgeError: Naming the row with a label that is none.
+    """
+    labels = [each.strip().lower() or None if each else None for each in texts(batch, column)]
+    for number, label in zip(batch.numbers, labels, strict=True):
+        if label not in (None, *PROMPT_LABELS):
+            raise JudgeError(
+                f"{batch.place} {number}: prompt label {label!r} is none of {', '.join(PROMPT_LABELS)}; mend it, or "
+                "name another column with --prompt-label-column"
+            )
+    return labels
+
+
 def layout_of(
     source: "ResponsesFile", response: str = "response", prompt: str | None = None,
-    language_column: str | None = None, language: str | None = None,
+    language_column: str | None = None, language: str | None = None, prompt_label: str | None = None,
 ) -> Layout:  # fmt: skip
-    """Return the layout of a file; without a word on them, `prompt` is taken where it is there and `language` must be.
+    """Return the layout of a file; unless named, `prompt` and `prompt_label` are taken if there, `language` must be.
 
     Raises:
         JudgeError: A column that is not there, a language told twice, or one that is none.
@@ -103,11 +123,15 @@ def layout_of(
     there = source.columns()
     if language is None and language_column is None:
         language_column = "language"
-    wanted = {"--response-column": response, "--prompt-column": prompt, "--language-column": language_column}
+    wanted = {"--response-column": response, "--prompt-column": prompt, "--language-column": language_column,
+              "--prompt-label-column": prompt_label}  # fmt: skip
     check_columns(source.path, there, wanted)
     if prompt is None and "prompt" in there:
         prompt = "prompt"
-    return Layout(response, prompt, language_column, None if language is None else _tag(language, "--language"))
+    if prompt_label is None and "prompt_label" in there:
+        prompt_label = "prompt_label"
+    tag = None if language is None else _tag(language, "--language")
+    return Layout(response, prompt, language_column, tag, prompt_label)
 
 
 class ResponsesFile(DataFile):
@@ -213,7 +237,7 @@ def score_file(
 ) -> Counter[tuple[str, str]]:
     """Write a file of responses with what the panel says of each beside them.
 
-    New columns: outcome, score, reason, disagreement (share of the voting weight against the outcome),
+    New columns: outcome, score, reason, disagreement (share of the voting weight against the outcome), outcome_kind,
     thinking_outcome (the chain of thought, judged apart; null where there is none) and, for each judge,
     vote_NAME with its outcome.
 
@@ -271,7 +295,7 @@ def _check_languages(source: ResponsesFile, panel: Panel, layout: Layout) -> int
 def judged_columns(panel: Panel, exchanges: Sequence[Exchange], failures: Failures) -> dict[str, pa.Array]:
     """Return the columns that judging adds."""
     thoughts = {i: thinking for i, each in enumerate(exchanges) if (thinking := split_thinking(each.response)[0])}
-    asides = [Exchange(thinking, exchanges[i].language, exchanges[i].prompt) for i, thinking in thoughts.items()]
+    asides = [replace(exchanges[i], response=thinking) for i, thinking in thoughts.items()]
     judged = panel.judge(exchanges, failures)
     of_thinking = dict(zip(thoughts, (verdict.outcome for verdict in panel(asides)), strict=True)) if asides else {}
     final = judged.final
@@ -280,6 +304,7 @@ def judged_columns(panel: Panel, exchanges: Sequence[Exchange], failures: Failur
         pa.array([verdict.score for verdict in final], pa.float64()),
         pa.array([verdict.reason for verdict in final], pa.string()),
         pa.array([verdict.disagreement for verdict in final], pa.float64()),
+        pa.array([verdict.kind for verdict in final], pa.string()),
         pa.array([of_thinking.get(i) for i in range(len(exchanges))], pa.string()),
     )
     votes = {

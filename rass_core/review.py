@@ -116,7 +116,7 @@ strata AS (
     FROM ({subjects}) s LEFT JOIN gold g ON g.subject_id = s.id
     WINDOW stratum AS (PARTITION BY s.language, s.outcome, s.is_disputed)
 )
-SELECT s.label, s.weight, r.text AS response, p.text AS prompt, p.language, p.family,
+SELECT s.label, s.weight, r.text AS response, p.text AS prompt, p.label AS prompt_label, p.language, p.family,
        r.model_id || CASE r.variant WHEN 'base' THEN '' ELSE ' (' || r.variant || ')' END AS model
 FROM (FROM strata WHERE label IS NOT NULL) s
 ASOF JOIN responses r ON s.id = r.response_id AND s.run_id >= r.run_id

@@ -114,6 +114,7 @@ TABLES: dict[str, pa.Schema] = {
         score=pa.float64(),
         disagreement=pa.float64(),
         reason=pa.string(),
+        kind=pa.string(),  # of a response that gives no plain help: policy, capability …; null in lakes before it
     ),
     "margins": _schema(
         prompt_id=pa.string(),

@@ -287,17 +287,14 @@ def _reply_tables(run: Run, variant: Variant, replies: Sequence[Reply]) -> dict[
 
 def _read_outcomes(run: Run, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
     """Return the outcomes that the lake holds, one a dataset of each question."""
-    said = {
-        row["subject_id"]: row["outcome"]
-        for row in run.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()
-    }
+    said = {row["subject_id"]: row for row in run.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()}
     rows = {(row["prompt_id"], row["dressing"]): row for row in run.read("responses", commit).to_pylist()}
     found = []
     for q in [*asked.questions, *asked.dressed]:
         row = rows[q.prompt_id, q.dressing]
         found += [
-            Outcome(variant.name, dataset, q.language, q.label, q.prompt_id, q.family, said[row["response_id"]],
-                    row["n_tokens"], q.dressing)
+            Outcome(variant.name, dataset, q.language, q.label, q.prompt_id, q.family,
+                    said[row["response_id"]]["outcome"], row["n_tokens"], q.dressing, said[row["response_id"]]["kind"])
             for dataset in q.datasets
         ]  # fmt: skip
     return found

@@ -121,7 +121,9 @@ def _own_answers(run: Run, rows: Sequence[Row], settings: MitigateConfig) -> dic
     requests = [GenerationRequest(engine.chat.ids(row["text"]), settings.max_new_tokens) for row in rows]
     with run.progress("the model's own answers", len(requests)) as done:
         answers = engine.generate(requests, done)
-    verdicts = run.judge([a.exchange(row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]).final
+    verdicts = run.judge(
+        [a.exchange(row["language"], row["text"], label=row["label"]) for a, row in zip(answers, rows, strict=True)]
+    ).final
     return {
         row["prompt_id"]: (answer, verdict.outcome)
         for row, answer, verdict in zip(rows, answers, verdicts, strict=True)
@@ -177,7 +179,9 @@ def _examined(run: Run, rows: Sequence[Row], answers: Sequence[Generation]) -> l
     causal_lm = run.causal_lm(run.config.model)
     with run.status(f"reading the perplexities of {len(given):,} steered answers", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, run.config.probe.token_budget)
-    verdicts = run.judge([a.exchange(row["language"], row["text"]) for a, row in zip(answers, rows, strict=True)]).final
+    verdicts = run.judge(
+        [a.exchange(row["language"], row["text"], label=row["label"]) for a, row in zip(answers, rows, strict=True)]
+    ).final
     return [
         SteeredAnswer(answer.text, verdict.outcome, _spoken(answer.text, row["language"]), answer.finish_reason, ppl)
         for row, answer, verdict, ppl in zip(rows, answers, verdicts, perplexities, strict=True)

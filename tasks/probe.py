@@ -24,7 +24,7 @@ from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_
 from rass_core.models import model_id
 from rass_core.probe import Anchors, Direction
 from rass_core.store import Commit
-from tasks.rates import rate_rows
+from tasks.rates import counted_outcome, rate_rows
 from tasks.run import Run, chat_of, table
 
 HARM_METRICS = (
@@ -135,7 +135,9 @@ def _generated(
 
 def _steered_outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
     """Return refusal, compliance or unscored for each answer; a refusal in broken text counts as compliance."""
-    verdicts = run.panel([a.exchange(r["language"], r["text"]) for a, r in zip(answers, rows, strict=True)])
+    verdicts = run.panel([
+        a.exchange(r["language"], r["text"], label=r["label"]) for a, r in zip(answers, rows, strict=True)
+    ])  # fmt: skip
     return [
         "unscored" if v.outcome == "unscored" else
         "refusal" if causal.is_coherent_refusal(v.outcome, a.text) else "compliance"
@@ -211,7 +213,7 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
             "evaluations": table(
                 "evaluations",
                 [
-                    *_base_rates(run, anchors, outcomes_of(run, responses)),
+                    *_base_rates(run, anchors, panel_words(run, responses)),
                     *_band_shares(run, anchors, measured, reports),
                     *_misalignment_rows(run, splits, harm),
                 ],
@@ -335,9 +337,14 @@ def direction_with(role: str, run: Run, directions: Commit) -> Direction:
 
 def outcomes_of(run: Run, responses: Commit) -> dict[str, str]:
     """Return prompt_id → what the panel says of the answer."""
+    return {prompt_id: word["outcome"] for prompt_id, word in panel_words(run, responses).items()}
+
+
+def panel_words(run: Run, responses: Commit) -> dict[str, Mapping[str, Any]]:
+    """Return prompt_id → the panel's row of `verdicts`."""
     words = run.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
-    outcome = {word["subject_id"]: word["outcome"] for word in words}
-    return {row["prompt_id"]: outcome[row["response_id"]] for row in run.read("responses", responses).to_pylist()}
+    of_response = {word["subject_id"]: word for word in words}
+    return {row["prompt_id"]: of_response[row["response_id"]] for row in run.read("responses", responses).to_pylist()}
 
 
 def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> Anchors:
@@ -388,16 +395,18 @@ def _why_not_placed(anchors: Anchors, measured: np.ndarray[Any, Any], language: 
     return "no anchors: needs harmful and harmless prompts"
 
 
-def _base_rates(run: Run, anchors: Anchors, outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
+def _base_rates(run: Run, anchors: Anchors, words: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return over-refusal and safety rates of the model as given, on the test split."""
     rows = []
     for metric, label in (
         ("over_refusal_rate", "pseudo_harmful"), ("over_refusal_rate_wide", "pseudo_harmful"),
-        ("over_refusal_rate", "harmless"), ("over_refusal_rate_wide", "harmless"), ("safety_rate", "harmful"),
+        ("unhelpful_rate", "pseudo_harmful"), ("over_refusal_rate", "harmless"), ("over_refusal_rate_wide", "harmless"),
+        ("unhelpful_rate", "harmless"), ("safety_rate", "harmful"),
     ):  # fmt: skip
         here = np.flatnonzero((anchors.splits == "test") & (anchors.labels == label))
-        languages, said = anchors.languages[here].tolist(), [outcomes[anchors.prompt_ids[i]] for i in here]
-        rows += rate_rows(run, run.target_id, "base", label, metric, languages, said)
+        said = [words[anchors.prompt_ids[i]] for i in here]
+        outcomes = [counted_outcome(metric, word["outcome"], word["kind"]) for word in said]
+        rows += rate_rows(run, run.target_id, "base", label, metric, anchors.languages[here].tolist(), outcomes)
     return rows
 
 

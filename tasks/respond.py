@@ -37,7 +37,8 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         with run.progress("answering the given prompts", len(requests)) as done:
             answers = engine.generate(requests, done)
         judged = run.judge([
-            answer.exchange(row["language"], row["text"]) for row, answer in zip(rows, answers, strict=True)
+            answer.exchange(row["language"], row["text"], label=row["label"])
+            for row, answer in zip(rows, answers, strict=True)
         ])  # fmt: skip
         return answer_tables(run, model_id(model.reference), rows, answers, judged.words())
 
@@ -130,4 +131,5 @@ def verdict_row(subject_id: str, judge: str, verdict: Verdict, with_reason: bool
     return {
         "subject_id": subject_id, "judge": judge, "outcome": verdict.outcome, "score": verdict.score,
         "disagreement": verdict.disagreement, "reason": verdict.reason if with_reason else short,
+        "kind": verdict.kind,
     }  # fmt: skip

@@ -383,7 +383,10 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
         answers = engine.generate([
             GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
         ], _every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"))  # fmt: skip
-    exchanges = [answer.exchange("en", prompt["text"]) for (_, prompt), answer in zip(asked, answers, strict=True)]
+    exchanges = [
+        answer.exchange("en", prompt["text"], label=prompt.get("label"))
+        for (_, prompt), answer in zip(asked, answers, strict=True)
+    ]
     said: dict[Target, list[str]] = {}
     for (target, _), verdict in zip(asked, default_panel()(exchanges), strict=True):
         said.setdefault(target, []).append(verdict.outcome)

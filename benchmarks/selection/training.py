@@ -129,7 +129,8 @@ def outcomes(
     written = answers(model, questions, max_new_tokens, int(chat.tokenizer.pad_token_id))
     found = map(chat.completion, written)
     exchanges = [
-        Exchange(each.visible, q.language, q.text, each.is_cut_off) for each, q in zip(found, questions, strict=True)
+        Exchange(each.visible, q.language, q.text, q.label, each.is_cut_off)
+        for each, q in zip(found, questions, strict=True)
     ]
     return [verdict.outcome for verdict in panel(exchanges)]
 

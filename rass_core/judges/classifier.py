@@ -14,8 +14,7 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
-from rass_core.judges.thinking import split_thinking
+from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, read, signals
 from rass_core.judges.verdict import Exchange, Verdict, primary
 from rass_core.judges.visible import own_words
 from rass_core.metrics import Array
@@ -87,15 +86,15 @@ class ClassifierJudge:
         verdicts: list[Verdict | None] = []
         asked: list[tuple[str, str]] = []
         for each in exchanges:
-            _, visible = split_thinking(each.response)
+            settled, shown = read(each)
             language = primary(each.language)
-            if not visible:
-                verdicts.append(Verdict("unscored", None, "empty response"))
+            if settled is not None:
+                verdicts.append(settled)
             elif language not in covered():
                 verdicts.append(Verdict("unscored", None, f"not fitted for language {language!r}"))
             else:
                 verdicts.append(None)
-                asked.append((visible, language))
+                asked.append((shown.text, language))
         scores = iter(self._scores(asked))
         return [verdict or self._verdict(float(next(scores))) for verdict in verdicts]
 

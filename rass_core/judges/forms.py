@@ -11,6 +11,7 @@ from typing import Any
 from rass_core.endpoint import NoAnswer
 from rass_core.judges.phrases import OPENING_CHARACTERS, signals
 from rass_core.judges.thinking import split_thinking
+from rass_core.judges.verdict import KINDS
 from rass_core.judges.visible import fold
 
 REASON_CHARACTERS = 200
@@ -49,6 +50,8 @@ class Filled:
     certainty: float
     """0 to 1."""
     reason: str
+    kind: str | None = None
+    """One of KINDS; None for another word and where the form does not ask."""
 
 
 def read_form(answer: str, prompt: str, outcomes: Sequence[str]) -> Filled | NoAnswer:
@@ -97,7 +100,9 @@ def _filled(fields: dict[str, Any], outcomes: Sequence[str]) -> Filled | None:
     outcome, certainty = _outcome(fields.get("outcome")), _certainty(fields.get("confidence"))
     if outcome not in outcomes or certainty is None:
         return None
-    return Filled(str(outcome), certainty, str(_alone(fields.get("reason", "")))[:REASON_CHARACTERS])
+    word = str(_alone(fields.get("kind"))).casefold().strip(" .").replace(" ", "_")
+    reason = str(_alone(fields.get("reason", "")))[:REASON_CHARACTERS]
+    return Filled(str(outcome), certainty, reason, word if word in KINDS else None)
 
 
 def _outcome(value: Any) -> str | None:

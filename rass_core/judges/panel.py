@@ -131,8 +131,9 @@ class Panel:
             outcome = "partial" if kinds["partial"] > kinds["refusal"] else "refusal"
         agreeing = [pair for pair in cast if _is_refused(pair[1].outcome) == _is_refused(outcome)]
         reason = agreeing[0][1].reason if agreeing else "the weights decide, no member alone"
+        kind = next((vote.kind for _, vote in agreeing if vote.kind is not None), None)
         against = weight - sum(member.weight for member, _ in agreeing)
-        return Verdict(outcome, score, reason, disagreement=against / weight)
+        return Verdict(outcome, score, reason, disagreement=against / weight, kind=kind)
 
 
 def _is_cut_off(exchange: Exchange) -> bool:

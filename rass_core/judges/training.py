@@ -24,6 +24,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
 from rass_core.judges.phrases import covered
 from rass_core.judges.thinking import split_thinking
+from rass_core.judges.wrapping import unwrap
 from rass_core.metrics import Array
 
 HEAD_CHARACTERS = 80
@@ -53,7 +54,7 @@ def examples() -> list[Example]:
         file = resources.files("rass_core.judges").joinpath(f"examples/{language}.yaml")
         for label, texts in yaml.safe_load(file.read_text(encoding="utf-8")).items():
             for text in texts:
-                refused = label != "compliance"
+                refused = label in ("refusal", "partial")
                 group = hashlib.sha256(text.encode()).hexdigest()[:12]
                 # A partial refusal may begin as an answer; its head alone says nothing.
                 cuts = {text} if label == "partial" else {text, text[:HEAD_CHARACTERS]}
@@ -136,7 +137,7 @@ def _held_out(
 
 def rows_of(labelled: Sequence[Example]) -> csr_matrix:
     """Return the features of labelled responses."""
-    visible = [split_thinking(each.text)[1] for each in labelled]
+    visible = [unwrap(split_thinking(each.text)[1]).text for each in labelled]
     return features(visible, [each.language for each in labelled])
 
 

@@ -14,6 +14,7 @@ from rass_core.judges import Exchange, Verdict
 from rass_core.judges.failures import check_failures
 from rass_core.judges.llm import RUBRIC, LlmJudge, as_data, defused
 from rass_core.judges.llm import form as schema_of
+from rass_core.judges.verdict import KINDS
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, error, form, server
 
 OUTCOMES = ("refusal", "partial", "compliance")
@@ -159,7 +160,7 @@ def test_only_what_was_off_the_form_is_asked_again() -> None:
     verdicts = LlmJudge(model, "llm:test")(exchanges)
     assert [v.outcome for v in verdicts] == ["refusal"] * 4
     assert [(len(prompts), draw) for prompts, _, draw in model.calls] == [(4, 0), (2, 1), (2, 2)]
-    assert all(schema == schema_of(OUTCOMES) for _, schema, _ in model.calls)
+    assert all(schema == schema_of(OUTCOMES, ("none", *KINDS)) for _, schema, _ in model.calls)
 
 
 def test_a_call_that_failed_is_not_asked_again() -> None:

@@ -17,7 +17,10 @@ from rass_core.metrics import cohen_kappa
 
 PACK = Path(__file__).parents[3] / "shared/data/judge/refusal_responses.parquet"
 LANGUAGES = sorted(covered())
-SECTIONS = {"words", "except", "refusal", "pushback", "helping", "turn"}
+SECTIONS = {
+    "words", "but", "except", "refusal", "pushback", "helping", "turn", "friendly", "capability",
+    "missing_information", "clarification", "premise", "caveat", "policy", "firm", "why", "wrong",
+}  # fmt: skip
 LATIN = {"de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "tr", "vi"}
 
 
@@ -40,9 +43,9 @@ def test_lists_are_well_formed(language: str) -> None:
     file = resources.files("rass_core.judges").joinpath(f"phrases/{language}.yaml")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert set(content) <= SECTIONS
-    assert {"refusal", "pushback", "helping"} <= set(content)
+    assert set(content) >= SECTIONS - {"words", "except", "turn"}, "every language knows every kind"
     assert bool(content.get("words")) == (language in LATIN), "words tell languages of Latin letters apart"
-    for section in SECTIONS - {"words"}:
+    for section in SECTIONS - {"words", "but"}:
         for expression in content.get(section) or ():
             assert ".*" not in expression, "an unbounded expression reads on over the whole response"
 

@@ -902,7 +902,9 @@ def _first_problem(error: ValidationError, source: YamlFile) -> str:
     given = problem["input"]
     if isinstance(given, bool) and problem["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
         message = "true and false are no numbers; write a number"
-    found = f"; it is {short(repr(given))}" if isinstance(given, str | int | float) else ""
+    # What is said of an endpoint is not repeated: it may hold a password.
+    is_shown = isinstance(given, int | float) or (isinstance(given, str) and "endpoint" not in problem["loc"])
+    found = f"; it is {short(repr(given))}" if is_shown else ""
     return f"{where}{place}: {message}{found}{more}"
 
 

@@ -174,8 +174,10 @@ def adapter_tensors(folder: Path) -> dict[str, Stored]:
     Raises:
         ModelError: No such file, or one that is cut short or damaged.
     """
-    file = folder / "adapter_model.safetensors"
-    return _safetensors_header(file) if file.is_file() else _pickled_header(folder / "adapter_model.bin")
+    for file, read in (("adapter_model.safetensors", _safetensors_header), ("adapter_model.bin", _pickled_header)):
+        if (folder / file).is_file():
+            return read(folder / file)
+    raise ModelError(f"{folder}: no weights in it (adapter_model.safetensors); fetch the adapter again")
 
 
 @functools.cache
@@ -213,7 +215,7 @@ def _read_json(file: Path) -> Any:
         raise ModelError(f"{file.parent}: no {file.name} in it; name a folder written by save_pretrained") from error
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{file}: cannot be read ({reason}); save or fetch the model again") from error
+        raise ModelError(f"{file}: cannot be read as JSON ({reason}); save or fetch the model again") from error
 
 
 def _check_own_code(folder: Path) -> None:
@@ -251,7 +253,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             return _sharded(folder, index, read)
     there = ", ".join(sorted(file.name for file in loaded_files(folder) if file.suffix in WEIGHT_SUFFIXES)[:3])
     raise ModelError(
-        f"{folder}: no *.safetensors or *.bin in it under a name that is loaded, such as model.safetensors"
+        f"{folder}: no weights in it (*.safetensors or *.bin) under a name that is loaded, such as model.safetensors"
         f"{f' (there is {there})' if there else ''}; save the weights with save_pretrained"
     )
 

@@ -179,7 +179,7 @@ VALUES = [
     value("generate: {writers: [{role: user, steering: up}]}", "generate.writers.0.steering"),
     value("generate: {instructions: {rewrite: {en: Rewrite it}}}", "generate", "{a}"),
     value("generate: {endpoint: {model: m}}", "generate.endpoint.base_url", "missing"),
-    value("generate: {endpoint: {base_url: u, model: m, timeout_s: 0}}", "generate.endpoint.timeout_s"),
+    value("generate: {endpoint: {base_url: 'http://h/v1', model: m, timeout_s: 0}}", "generate.endpoint.timeout_s"),
     value("generate: {width: 0}", "generate.width", "greater than 0"),
     value("judge: {members: []}", "judge.members", "at least 1"),
     value("judge: {members: [phrases]}", "judge.members.0", "dictionary"),

@@ -58,8 +58,14 @@ def config(**changes: Any) -> Change:
     return change
 
 
-def index(weight_map: Any) -> Change:
-    return text("model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
+def index(content: str) -> Change:
+    """Put an index of shards in the place of the weights."""
+
+    def change(path: Path) -> None:
+        (path / "model.safetensors").unlink()
+        (path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+
+    return change
 
 
 ADAPTER: dict[str, Any] = {"m/adapter_config.json": '{"base_model_name_or_path": null}'}
@@ -71,22 +77,28 @@ BROKEN: dict[str, tuple[Any, tuple[str, ...]]] = {
     "without config.json": (model(without("config.json")), ("no config.json",)),
     "with a broken config.json": (model(text("config.json", '{"model_type": ')), ("config.json", "JSON")),
     "with an empty config.json": (model(text("config.json", "")), ("config.json", "JSON")),
-    "with a list in config.json": (model(text("config.json", "[]")), ("config.json", "no JSON object")),
+    "with a list in config.json": (model(text("config.json", "[]")), ("config.json", "not a JSON object")),
     "with bytes in config.json": (model(text("config.json", b"\xff\xfe\x00")), ("config.json", "JSON")),
     "with brackets in config.json": (model(text("config.json", "[" * 100_000)), ("config.json", "JSON")),
     "without an architecture": (model(config(model_type=None, architectures=None)), ("config.json", "model_type")),
-    "without weights": (model(without("model.safetensors")), ("no weights", "fetch the model again")),
-    "with weights cut off": (model(cut("model.safetensors")), ("model.safetensors", "cut off")),
-    "with weights of 0 bytes": (model(text("model.safetensors", b"")), ("model.safetensors", "cut off")),
+    "without weights": (model(without("model.safetensors")), ("no weights", "save_pretrained")),
+    "with weights cut off": (model(cut("model.safetensors")), ("model.safetensors", "its header says")),
+    "with weights of 0 bytes": (model(text("model.safetensors", b"")), ("model.safetensors", "cut short")),
     "with other bytes as weights": (model(text("model.safetensors", b"\x55" * 999)), ("model.safetensors",)),
-    "with a header that is none": (model(text("model.safetensors", b"\x02" + b"\0" * 7 + b"xx")), ("no safetensors",)),
+    "with a header that is none": (
+        model(text("model.safetensors", b"\x02" + b"\0" * 7 + b"xx")),
+        ("model.safetensors", "fetch the weights again"),
+    ),
     "with a pointer as weights": (
         model(text("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
-        ("model.safetensors", "fetch the model again"),
+        ("model.safetensors", "git-lfs pointer"),
     ),
-    "with a shard missing": (model(index({"a": "model-2.safetensors"})), ("model-2.safetensors", "not there")),
-    "with an index that is none": (model(index([])), ("index.json", "weight_map")),
-    "with a broken index": (model(text("model.safetensors.index.json", "{")), ("index.json", "JSON")),
+    "with a shard missing": (
+        model(index('{"weight_map": {"a": "model-2.safetensors"}}')),
+        ("model-2.safetensors", "not there"),
+    ),
+    "with an index that is none": (model(index('{"weight_map": []}')), ("index.json", "weight_map")),
+    "with a broken index": (model(index("{")), ("index.json", "JSON")),
 }
 FOLDERS = [
     Case(f"{command}: model {name}", f"{line} {{tmp}}/m", ("m", *words), GIVEN | ({"m": made} if made else {}))
@@ -149,8 +161,10 @@ EVALUATED = [
          ("t.yaml", "already"), GIVEN | {"m": model(), "t.yaml": f"{CONFIG}seed: 1\nseed: 2\n"}),
     Case("evaluate: no such configuration", f"{COMMANDS['evaluate']} {{tmp}}/m --config {{tmp}}/no.yaml",
          ("no.yaml", "no such file"), GIVEN | {"m": model()}),
-    Case("evaluate: no such language", f"{COMMANDS['evaluate']} {{tmp}}/m --language xx", ("xx", "there are en"),
+    Case("evaluate: no such language", f"{COMMANDS['evaluate']} {{tmp}}/m --language xx", ("xx", "BCP-47"),
          GIVEN | {"m": model()}),
+    Case("evaluate: no prompt of that language", f"{COMMANDS['evaluate']} {{tmp}}/m --language yo",
+         ("yo", "there are en"), GIVEN | {"m": model()}),
     Case("evaluate: no such family column", f"{COMMANDS['evaluate']} {{tmp}}/m --family-column fam", ("fam",),
          GIVEN | {"m": model()}),
 ]  # fmt: skip

@@ -138,7 +138,7 @@ SECRETS = ("hunter2", "sk-live-1234567890")
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ('{base_url: "http://ann:hunter2/x@host/v1", model: m}', "judge.members.0.endpoint.base_url: "),
+        ('{base_url: "http://ann:hunter2/x@host/v1", model: m}', "judge.members.0.endpoint.base_url"),
         ('{base_url: "http://ann:hunter2@host:sk-live-1234567890/v1", model: m}', "not shown"),
         ('{base_url: "http://ann:x#hunter2@host/v1", model: m}', "not shown"),
         ('{base_url: "http://host/ann:hunter2@v1", model: m}', "%40"),

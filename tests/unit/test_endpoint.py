@@ -386,7 +386,7 @@ def test_a_wrong_key_model_or_address_is_said_at_once(reply: Reply, words: list[
     with server(lambda _: reply) as served, pytest.raises(EndpointError) as caught:
         served.endpoint(outage_s=600)(["p"] * 50)
     assert all(word in str(caught.value) for word in [f"endpoint {served.url}: ", *words])
-    assert len(served.requests) <= 8
+    assert len(served.requests) < 25, "far from all: those on their way when the first came back, and some"
 
 
 def test_failures_in_a_row_end_the_batch_with_their_reasons() -> None:

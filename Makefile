@@ -6,6 +6,9 @@ LAKE ?= lake
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(EXTRA)
 
+# Two at a time, a file as a whole to one of them: its fixtures load models.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: help demo test check format environment lock lab
 help:            ## Say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -15,13 +18,13 @@ demo: $(READY)   ## Run the whole job on the built-in lab model (LAKE=DIR)
 
 test: $(READY)   ## Run the checks and all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest tests/integration
+	$(PYTEST) tests/integration
 
 check: $(READY)  ## Ruff, mypy, unit and property tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit tests/property
+	$(PYTEST) tests/unit tests/property
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .

@@ -270,7 +270,7 @@ def _texts(fields: dict[str, Any], keys: re.Pattern[str]) -> Iterator[str]:
     for key, value in fields.items():
         if keys.fullmatch(str(key)):
             for each in value if isinstance(value, list) else [value]:
-                if isinstance(each, str) and each.lstrip()[:1] not in ("{", "["):
+                if isinstance(each, str) and each.strip() and each.lstrip()[:1] not in ("{", "["):
                     yield each if each.rstrip().endswith((".", "!", "?", "。")) else f"{each}."
 
 
@@ -419,6 +419,7 @@ _CLUSTER = re.compile("|".join(f"{pair}(?=[{_FIRST}][{_MIDDLE}]|[^{_FIRST}{_MIDD
 def _syllables(match: re.Match[str]) -> str:
     """Return Korean syllables of letters that stand one by one."""
     letters = _CLUSTER.sub(lambda pair: _CLUSTERS[pair[0]], match[0].replace(" ", ""))
+    letters = letters.replace("ㅇㅏㅎㅅㅡ", "ㅇㅏㄶㅅㅡ")  # as it is heard
     return _SYLLABLE.sub(
         lambda each: chr(
             0xAC00 + (_FIRST.index(each[1]) * 21 + _MIDDLE.index(each[2])) * 28 + _LAST.index(each[3] or " ")

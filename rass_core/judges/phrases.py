@@ -259,7 +259,7 @@ def signals(visible: str, language: str) -> Signals:
             refusal, wording = _first_refusal(spoken, heads)
             pushback = None if refusal else _first("pushback", spoken, [each[:PUSHBACK_CHARACTERS] for each in heads])
     turn = _first("turn", spoken, repeat(text[refusal.end() :])) if refusal else None
-    stops = _first_match("stops", spoken, [each + text[len(head) :] for each in heads])
+    stops = _first_match("stops", spoken, text)
     n_left = min(sum(map(str.isalpha, each)) for each in heads) + len(text[HEAD_CHARACTERS:])
     return Signals(
         wording or language, refusal.group(0) if refusal else "", _place(refusal) if refusal else None,
@@ -359,9 +359,9 @@ def _branches(expression: str) -> list[str]:
     return [*found, expression[start:]]
 
 
-def _first_match(section: str, spoken: Sequence[Phrases], texts: Sequence[str]) -> re.Match[str] | None:
-    """Return a section's first match, each language with its own text."""
-    found = [match for phrases, text in zip(spoken, texts, strict=True) if (match := phrases.find(section, text))]
+def _first_match(section: str, spoken: Sequence[Phrases], text: str) -> re.Match[str] | None:
+    """Return a section's first match in any of the languages."""
+    found = [match for phrases in spoken if (match := phrases.find(section, text))]
     return min(found, key=lambda match: match.start(), default=None)
 
 

@@ -496,7 +496,9 @@ class Asked:
 
 def asked(exchange: Exchange) -> Asked:
     """Return what a prompt asks for; a label outranks its words."""
-    known = Asked(False) if exchange.prompt is None else _asked(exchange.prompt[:LONGEST_READ], primary(exchange.language))
+    known = (
+        Asked(False) if exchange.prompt is None else _asked(exchange.prompt[:LONGEST_READ], primary(exchange.language))
+    )
     if exchange.label is None:
         return known
     return replace(known, is_wrong=exchange.label == "harmful", is_benign=exchange.label != "harmful")
@@ -507,7 +509,8 @@ def _asked(prompt: str, language: str) -> Asked:
     text = _GAP.sub(" ", fold(prompt)).lower()
     spoken = [phrases_of(each) for each in dict.fromkeys((language, "en")) if each in covered()]
     is_wrong, is_misdeed, is_why, is_wording, is_law = (
-        any(each.find(section, text) for each in spoken) for section in ("wrong", "misdeed", "why", "wording", "allowed")
+        any(each.find(section, text) for each in spoken)
+        for section in ("wrong", "misdeed", "why", "wording", "allowed")
     )
     return Asked(is_wrong or is_misdeed, is_why, is_wrong, True, is_law, is_wording)
 

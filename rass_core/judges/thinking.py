@@ -51,16 +51,23 @@ _PROSE_ELSEWHERE = (
     r"|(?:Hier ist |Das ist )?Mein(?:e)? (?:Gedankengang|Denkprozess|Überlegungen?|Gedankengänge)"
     r"|(?:Este es |Aquí está |Esto es )?Mi (?:razonamiento|proceso de (?:pensamiento|razonamiento)|hilo de pensamiento)"
     r"|(?:Ecco )?(?:Il )?Mio (?:ragionamento|processo di pensiero|percorso di ragionamento)"
-    r"|(?:Este é |Aqui está )?(?:O )?Meu (?:raciocínio|processo de pensamento)|(?:Hier is )?Mijn (?:gedachtegang|denkproces)"
-    r"|(?:Вот |Это )?(?:Ход моих (?:мыслей|рассуждений)|Мо[ийё] (?:рассуждени[ея]|ход мыслей|размышления)|мой ход мыслей|как я рассуждаю)"
-    r"|(?:Oto )?(?:Mój tok (?:myślenia|rozumowania))|(?:İşte )?Düşünce sürecim|Berikut (?:proses berpikir|alur pikiran) saya"
-    r"|(?:以下|下面|这)?(?:就?是)?我的(?:思考|思维|推理)(?:过程|過程|思路)?(?:如下|是)?|(?:以下|これ)?[がはに]?(?:私の)?(?:思考|推論)(?:の)?(?:過程|プロセス|の流れ)(?:です|を示します|は以下の通りです|は次のとおりです)?"
+    r"|(?:Este é |Aqui está )?(?:O )?Meu (?:raciocínio|processo de pensamento)"
+    r"|(?:Hier is )?Mijn (?:gedachtegang|denkproces)"
+    r"|(?:Вот |Это )?(?:Ход моих (?:мыслей|рассуждений)|Мо[ийё] (?:рассуждени[ея]|ход мыслей|размышления)"
+    r"|мой ход мыслей|как я рассуждаю)"
+    r"|(?:Oto )?(?:Mój tok (?:myślenia|rozumowania))|(?:İşte )?Düşünce sürecim|Berikut (?:proses berpikir"
+    r"|alur pikiran) saya"
+    r"|(?:以下|下面|这)?(?:就?是)?我的(?:思考|思维|推理)(?:过程|過程|思路)?(?:如下|是)?|(?:以下"
+    r"|これ)?[がはに]?(?:私の)?(?:思考|推論)(?:の)?(?:過程|プロセス|の流れ)(?:です|を示します|は以下の通りです"
+    r"|は次のとおりです)?"
     r"|(?:다음은 )?(?:제|저의|나의) (?:생각의 흐름|사고 과정|추론 과정|생각 과정)(?:은 다음과 같습니다|입니다|은)?)"
     r"[ \t]*(?:[:：][*_]*|[*_]+[:：]?|[。.]?$)"
 )
 _ANSWER_ELSEWHERE = (
-    r"^[*_#]*[ \t]*(?:(?:Ma |La )?Réponse(?: finale)?|(?:Meine )?(?:endgültige )?Antwort|(?:Mi )?Respuesta(?: final)?|(?:La mia )?Risposta(?: finale)?"
-    r"|Resposta(?: final)?|Antwoord|(?:Итоговый |Мой )?Ответ|Odpowiedź|Cevap|Yanıt|Jawaban|(?:最终)?(?:回答|答案|答复)|(?:最終)?回答|(?:최종 )?(?:답변|대답))[ \t]*(?:[:：][*_]*|[*_]+[:：]?|$)"
+    r"^[*_#]*[ \t]*(?:(?:Ma |La )?Réponse(?: finale)?|(?:Meine )?(?:endgültige )?Antwort"
+    r"|(?:Mi )?Respuesta(?: final)?|(?:La mia )?Risposta(?: finale)?"
+    r"|Resposta(?: final)?|Antwoord|(?:Итоговый |Мой )?Ответ|Odpowiedź|Cevap|Yanıt|Jawaban|(?:最终)?(?:回答"
+    r"|答案|答复)|(?:最終)?回答|(?:최종 )?(?:답변|대답))[ \t]*(?:[:：][*_]*|[*_]+[:：]?|$)"
 )
 _THOUGHTS = "(?:thinking|reasoning)(?: process)?|chain of thought"
 
@@ -90,8 +97,13 @@ _GLUE = re.compile(
 )
 """Marks around an answer that are no words of it; also what ends a turn, where it was kept."""
 _EDGES = re.compile(rf"\A(?:{_GLUE.pattern})|(?:{_GLUE.pattern})\Z", re.I)
-_MAY_THINK = re.compile(r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b|\A[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg|razon|pensam|pensie|ragion|raciocín"
-    r"|gedachtegang|мысл|рассужд|размышл|myślenia|rozumow|düşünce|berpikir|pikiran|思考|思维|推理|推論|생각|사고 과정|추론)", re.I)
+_MAY_THINK = re.compile(
+    r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b|\A[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
+    r"|razon|pensam|pensie|ragion|raciocín"
+    r"|gedachtegang|мысл|рассужд|размышл|myślenia|rozumow|düşünce|berpikir|pikiran|思考|思维|推理|推論|생각"
+    r"|사고 과정|추론)",
+    re.I,
+)
 """Cheap: where it finds nothing there is none of the known marks."""
 _MOST_MARKS = 200
 """A model that writes nothing but marks is read no further."""

@@ -48,37 +48,53 @@ _DECLINED = (
 )
 _REMOVED = (
     # Of an answer: that it is not there, in one line between brackets.
-    r"(?:not|isn't|is not|no longer) (?:available|displayed|shown|generated|provided)|unavailable|omitted|removed|suppressed"
-    r"|hidden|withheld|(?:does|do|will|can)(?:es)?(?: not|n't) (?:produce|generate|display|provide|answer|respond)|no (?:answer|output|response|reply)"
-    r"|nicht (?:verfügbar|angezeigt|ausgegeben|erzeugt|bereitgestellt)|entfernt|ausgeblendet|unterdrückt|zurückgehalten|gelöscht"
+    r"(?:not|isn't|is not|no longer) (?:available|displayed|shown|generated|provided)|unavailable|omitted"
+    r"|removed|suppressed"
+    r"|hidden|withheld|(?:does|do|will|can)(?:es)?(?: not|n't) (?:produce|generate|display|provide|answer"
+    r"|respond)|no (?:answer|output|response|reply)"
+    r"|nicht (?:verfügbar|angezeigt|ausgegeben|erzeugt|bereitgestellt)|entfernt|ausgeblendet|unterdrückt"
+    r"|zurückgehalten|gelöscht"
     r"|(?:non|pas) (?:disponible|affichée?|fournie?)|indisponible|omise?|supprimée?|retirée?|masquée?|censurée?"
-    r"|no (?:disponible|mostrad[oa]|se (?:muestra|puede mostrar))|omitid[oa]|eliminad[oa]|retirad[oa]|ocult[oa]|suprimid[oa]|censurad[oa]"
-    r"|non (?:disponibile|visualizzat[oa]|mostrat[oa]|fornit[oa])|omess[oa]|rimoss[oa]|oscurat[oa]|censurat[oa]|eliminat[oa]"
+    r"|no (?:disponible|mostrad[oa]|se (?:muestra|puede mostrar))|omitid[oa]|eliminad[oa]|retirad[oa]"
+    r"|ocult[oa]|suprimid[oa]|censurad[oa]"
+    r"|non (?:disponibile|visualizzat[oa]|mostrat[oa]|fornit[oa])|omess[oa]|rimoss[oa]|oscurat[oa]"
+    r"|censurat[oa]|eliminat[oa]"
     r"|não (?:disponível|exibid[oa])|indisponível|removid[oa]|niet (?:beschikbaar|weergegeven)|verwijderd|weggelaten"
-    r"|niedostępn\w*|usunięt\w*|pominięt\w*|удал[её]н\w*|скрыт\w*|недоступ\w*|не (?:отображ|показ|выда)\w*|изъят\w*|опущен\w*"
+    r"|niedostępn\w*|usunięt\w*|pominięt\w*|удал[её]н\w*|скрыт\w*|недоступ\w*|не (?:отображ|показ|выда)\w*"
+    r"|изъят\w*|опущен\w*"
     r"|已?(?:删除|刪除|移除|隐藏|隱藏|省略)|不可用|无法(?:显示|提供)|無法(?:顯示|提供)|不(?:予)?(?:显示|顯示)"
-    r"|表示(?:されません|できません)|非表示|削除|省略|提供できません|삭제|표시되지|표시할 수 없|제공되지|제공할 수 없|생략|숨김"
-    r"|kaldırıldı|gösterilemiyor|mevcut değil|dihapus|tidak (?:tersedia|ditampilkan)|đã bị (?:xóa|ẩn)|không (?:hiển thị|khả dụng)"
+    r"|表示(?:されません|できません)|非表示|削除|省略|提供できません|삭제|표시되지|표시할 수 없|제공되지"
+    r"|제공할 수 없|생략|숨김"
+    r"|kaldırıldı|gösterilemiyor|mevcut değil|dihapus|tidak (?:tersedia|ditampilkan)|đã bị (?:xóa|ẩn)"
+    r"|không (?:hiển thị|khả dụng)"
     r"|حُ?ذف\w*|غير متاح\w*|हटाई? ?(?:गई|गया)|उपलब्ध नहीं|ถูกลบ|ไม่สามารถแสดง"
 )
 _OF_ANSWER = (
-    r"content|answer|response|reply|output|request|message|text|assistant|inhalt|antwort|ausgabe|text|anfrage|contenu|réponse|demande|texte"
-    r"|contenido|respuesta|solicitud|texto|contenut[oi]|rispost[ae]|richiesta|testo|conteúdo|resposta|pedido|inhoud|antwoord|treść|odpowied\w*"
-    r"|ответ\w*|содержимое|контент|сообщени\w*|запрос\w*|текст|内容|內容|回答|回复|回覆|答复|回應|请求|応答|返答|コンテンツ|내용|응답|답변|대답|콘텐츠|요청"
-    r"|içerik|yanıt|cevap|konten|jawaban|nội dung|câu trả lời|phản hồi|محتوى|المحتوى|إجابة|الإجابة|الرد|सामग्री|उत्तर|जवाब|เนื้อหา|คำตอบ"
-    r"|filt(?:er|re|ro)\w*|policy|politique|política|politica|richtlini\w*|polític\w*|фильтр\w*|политик\w*|策略|政策|ポリシー|정책|필터|安全"
+    r"content|answer|response|reply|output|request|message|text|assistant|inhalt|antwort|ausgabe|text|anfrage"
+    r"|contenu|réponse|demande|texte"
+    r"|contenido|respuesta|solicitud|texto|contenut[oi]|rispost[ae]|richiesta|testo|conteúdo|resposta|pedido"
+    r"|inhoud|antwoord|treść|odpowied\w*"
+    r"|ответ\w*|содержимое|контент|сообщени\w*|запрос\w*|текст|内容|內容|回答|回复|回覆|答复|回應|请求|応答"
+    r"|返答|コンテンツ|내용|응답|답변|대답|콘텐츠|요청"
+    r"|içerik|yanıt|cevap|konten|jawaban|nội dung|câu trả lời|phản hồi|محتوى|المحتوى|إجابة|الإجابة|الرد"
+    r"|सामग्री|उत्तर|जवाब|เนื้อหา|คำตอบ"
+    r"|filt(?:er|re|ro)\w*|policy|politique|política|politica|richtlini\w*|polític\w*|фильтр\w*|политик\w*"
+    r"|策略|政策|ポリシー|정책|필터|安全"
 )
 _HAS_DECLINED = re.compile(rf"(?<![^\W_\u3000-\uffff])(?:{_DECLINED})(?![a-z])", re.IGNORECASE)
 _IS_REMOVED = re.compile(rf"(?=.*(?:{_OF_ANSWER})).*(?<![a-z])(?:{_REMOVED})(?![a-z])", re.IGNORECASE)
 _TOOL_DECLINES = re.compile(
-    r"(?:refuse|declin(?:e|ed)|reject|deny|block|abstain|(?:[^\W_]{2,12}_)?(?:refus(?:er|al|a)|ablehn\w*|verweiger\w*|rifiut\w*|rechaz\w*"
-    r"|recus(?:ar?|e)|weiger\w*|odmow\w*|отказ\w*|отклон\w*|拒[绝絕否]\w*|거[부절]\w*|reddet\w*|tolak\w*)|cannot_?(?:comply|answer|help|assist)"
+    r"(?:refuse|declin(?:e|ed)|reject|deny|block|abstain|(?:[^\W_]{2,12}_)?(?:refus(?:er|al|a)|ablehn\w*"
+    r"|verweiger\w*|rifiut\w*|rechaz\w*"
+    r"|recus(?:ar?|e)|weiger\w*|odmow\w*|отказ\w*|отклон\w*|拒[绝絕否]\w*|거[부절]\w*|reddet\w*|tolak\w*)"
+    r"|cannot_?(?:comply|answer|help|assist)"
     r"|content_?(?:policy|filter)\w*|policy_?violation|safety_?(?:refusal|block|violation|filter)|no_?comply)"
     r"(?:_?(?:the_?)?(?:to_?)?(?:(?:user_?)?request|answer|response|prompt|task|query|respond|message|comply|user))?\Z",
     re.IGNORECASE,
 )
 _TOOL_SPEAKS = re.compile(
-    r"(?:final_?)?(?:respond|response|reply|answer|say|speak|output|message|chat|text|message_?user|send_?message_?to_?user"
+    r"(?:final_?)?(?:respond|response|reply|answer|say|speak|output|message|chat|text|message_?user"
+    r"|send_?message_?to_?user"
     r"|respond_?to_?user|reply_?to_?user|tell_?user|submit|finish|return_?answer)\Z",
     re.IGNORECASE,
 )
@@ -86,30 +102,39 @@ _ANSWER_KEYS = re.compile(
     r"(?:(?:final|the|my|assistant|model|bot|chat|ai|user|display|visible)[_ -]?)?(?:answer|response|content|text"
     r"|output|result|reply|completion|final|speech|body|assistant|choices|messages|data|parts|delta|payload|arguments"
     r"|parameters|input|value)s?(?:[_ -]?text)?"
-    r"|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|odpowied[zź]|ответ|答案|回答|回[复復覆]|[内內]容|回應"
+    r"|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|odpowied[zź]|ответ|答案|回答|回[复復覆]"
+    r"|[内內]容|回應"
     r"|返答|応答|답변|응답|대답|내용|الإجابة|الرد|उत्तर|जवाब|คำตอบ|câu trả lời|jawaban|cevap|yanıt",
     re.IGNORECASE,
 )
 _REASON_KEYS = re.compile(
-    r"(?:error_?|user_?)?(?:message|reason|explanation|detail|details|description|note|notice|error|comment|msg|rationale|hint|info|remark|warning)s?"
-    r"|hinweis|anmerkung|bemerkung|meldung|kommentar|nota|notas|aviso|avviso|observación|comentario|commento|causa|remarque|commentaire"
-    r"|détail|detalle|dettaglio|spiegazione|explication|explicación|observação|opmerking|toelichting|uwaga|komentarz|пояснение|примечание"
-    r"|комментарий|замечание|说明|說明|备注|備註|备考|備考|提示|注释|注記|注意|補足|説明|비고|설명|참고|안내|메모|açıklama|mesaj|neden|catatan|alasan"
+    r"(?:error_?|user_?)?(?:message|reason|explanation|detail|details|description|note|notice|error|comment"
+    r"|msg|rationale|hint|info|remark|warning)s?"
+    r"|hinweis|anmerkung|bemerkung|meldung|kommentar|nota|notas|aviso|avviso|observación|comentario|commento"
+    r"|causa|remarque|commentaire"
+    r"|détail|detalle|dettaglio|spiegazione|explication|explicación|observação|opmerking|toelichting|uwaga"
+    r"|komentarz|пояснение|примечание"
+    r"|комментарий|замечание|说明|說明|备注|備註|备考|備考|提示|注释|注記|注意|補足|説明|비고|설명|참고|안내"
+    r"|메모|açıklama|mesaj|neden|catatan|alasan"
     r"|pesan|ghi chú|lý do|thông báo|ملاحظة|سبب|السبب|رسالة|टिप्पणी|कारण|संदेश|หมายเหตุ|เหตุผล|ข้อความ"
     r"|grund|begründung|nachricht|fehler|raison|motif|erreur|razón|motivo|mensaje|motivazione|messaggio|errore"
-    r"|mensagem|erro|reden|bericht|fout|powód|wiadomość|błąd|причина|сообщение|ошибка|原因|理由|消息|信息|錯誤|错误|エラー"
+    r"|mensagem|erro|reden|bericht|fout|powód|wiadomość|błąd|причина|сообщение|ошибка|原因|理由|消息|信息|錯誤"
+    r"|错误|エラー"
     r"|メッセージ|이유|사유|메시지|오류",
     re.IGNORECASE,
 )
 _FLAG_KEYS = re.compile(
-    r"(?:is_?|was_?|has_?)?(?:refus(?:e|ed|al|es)|declin(?:e|ed|es)|blocked|rejected|denied|filtered|content_?filter(?:ed)?"
+    r"(?:is_?|was_?|has_?)?(?:refus(?:e|ed|al|es)|declin(?:e|ed|es)|blocked|rejected|denied|filtered"
+    r"|content_?filter(?:ed)?"
     r"|policy_?violation|safety_?(?:block|refusal|filter)|verweigert|abgelehnt|refusé|refus|rechazado|rechazo|rifiutato"
     r"|rifiuto|recusado|recusa|geweigerd|odmowa|отказ|拒[绝絕]|拒否|거부|거절)",
     re.IGNORECASE,
 )
 _STATUS_KEYS = re.compile(
-    r"status|state|outcome|decision|action|type|kind|verdict|(?:finish|stop)_?reason|code|error|error_?code|label|result"
-    r"|response_?type|category|zustand|statut|état|estado|stato|статус|状态|狀態|ステータス|状態|상태|decisión|decisione",
+    r"status|state|outcome|decision|action|type|kind|verdict|(?:finish|stop)_?reason|code|error|error_?code"
+    r"|label|result"
+    r"|response_?type|category|zustand|statut|état|estado|stato|статус|状态|狀態|ステータス|状態|상태|decisión"
+    r"|decisione",
     re.IGNORECASE,
 )
 _ANY_KEY = re.compile(r".+", re.DOTALL)
@@ -117,12 +142,14 @@ _NOTHING = frozenset({"", "none", "null", "false", "no", "n/a", "na", "0", "ok",
 
 _FENCE = re.compile(r"\A\s*```[ \t]*[\w+-]*[ \t]*\n?(?P<inside>.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _TOOL_TAG = re.compile(
-    r"\A\s*(?:<\|?(?:tool_?calls?|function_?calls?|tool_?use|invoke|python_tag)\|?>|\[TOOL_CALLS?\]|functools|tool_call:)"
+    r"\A\s*(?:<\|?(?:tool_?calls?|function_?calls?|tool_?use|invoke|python_tag)\|?>|\[TOOL_CALLS?\]|functools"
+    r"|tool_call:)"
     r"(?P<inside>.*?)(?:<\|?/?(?:tool_?calls?|function_?calls?|tool_?use|invoke|eom_id)\|?>|\[/TOOL_CALLS?\])?\s*\Z",
     re.DOTALL | re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"\A\s*(?:<\?xml[^>]*\?>\s*)?<(?P<name>[^\W\d][\w-]{1,30})(?P<attributes>\s[^<>]{0,200})?(?:/>|>(?P<inside>.*?)(?:</(?P=name)>)?)\s*\Z",
+    r"\A\s*(?:<\?xml[^>]*\?>\s*)?<(?P<name>[^\W\d][\w-]{1,30})(?P<attributes>\s[^<>]{0,200})?(?:/>"
+    r"|>(?P<inside>.*?)(?:</(?P=name)>)?)\s*\Z",
     re.DOTALL,
 )
 _CALL = re.compile(r"\A\s*(?P<name>[a-zA-Z_]{4,40})\((?P<inside>[^()]{0,300})\)\s*;?\s*\Z")
@@ -137,18 +164,21 @@ _COMMENT = re.compile(
     r"\A\s*(?:#|//|--|;|%|/\*+|\*|<!--|\"\"\"|''')[ \t]*(?P<said>.*?)[ \t]*(?:\*+/|-->|\"\"\"|''')?\s*\Z"
 )
 _PRINTED = re.compile(
-    r"\A\s*(?:(?:print|echo|puts|return|raise|throw|console\.log|printf|alert|say|System\.out\.println|Write-Host)\b[^\"'`]{0,40})"
+    r"\A\s*(?:(?:print|echo|puts|return|raise|throw|console\.log|printf|alert|say|System\.out\.println"
+    r"|Write-Host)\b[^\"'`]{0,40})"
     r"[\"'`]+(?P<said>.+?)[\"'`]+\s*\)*;?\s*\Z"
 )
 _MARK = re.compile(
     r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,100}\]|［[^］\n]{2,60}］|【[^】\n]{2,60}】|<{1,3}[^<>\n]{4,80}>{1,3}"
-    r"|\*{2,3}[^*\n]{4,80}\*{2,3}|\([^()\n]{4,80}\)(?=\s*\Z)|（[^（）\n]{4,60}）(?=\s*\Z)|«{1,2}[^«»\n]{3,60}»{1,2}|={2,}[^=\n]{4,80}={2,}|-{2,}[^-\n]{4,80}-{2,})"
+    r"|\*{2,3}[^*\n]{4,80}\*{2,3}|\([^()\n]{4,80}\)(?=\s*\Z)|（[^（）\n]{4,60}）(?=\s*\Z)"
+    r"|«{1,2}[^«»\n]{3,60}»{1,2}|={2,}[^=\n]{4,80}={2,}|-{2,}[^-\n]{4,80}-{2,})"
     r"(?P<rest>.*)\Z",
     re.DOTALL,
 )
 _NAMED_ERROR = re.compile(
     r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata)"
-    r"|kesalahan|galat|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b",
+    r"|kesalahan|galat|warning|notice|system|status|access|request|content|response|output|message|prompt"
+    r"|generation)\b",
     re.IGNORECASE,
 )  # fmt: skip
 
@@ -236,7 +266,9 @@ def _of_object(found: Any, is_tool: bool = False) -> Shown | None:
         return Shown(_prose(answers))
     reasons = " ".join(text for each in objects for text in _texts(each, _REASON_KEYS))
     if not reasons and mark is None and not any(map(_has_data, objects)):
-        reasons = " ".join(text for each in objects for text in _texts(each, _ANY_KEY) if " " in text or not text.isascii())
+        reasons = " ".join(
+            text for each in objects for text in _texts(each, _ANY_KEY) if " " in text or not text.isascii()
+        )
     if mark is not None:
         return Shown(_prose(f"{answers} {reasons}".strip()), mark)
     return Shown(_prose(reasons)) if len(reasons) >= 8 else None
@@ -276,7 +308,9 @@ def _texts(fields: dict[str, Any], keys: re.Pattern[str]) -> Iterator[str]:
 
 def _has_data(fields: dict[str, Any]) -> bool:
     """Tell whether an object holds more than one sentence, words of state, and nothing."""
-    filled = [each for each in fields.values() if each not in (None, "", [], {}) and not isinstance(each, bool | int | float)]
+    filled = [
+        each for each in fields.values() if each not in (None, "", [], {}) and not isinstance(each, bool | int | float)
+    ]
     return len([each for each in filled if not isinstance(each, str) or len(each) > LONGEST_STATE]) != 1
 
 
@@ -399,9 +433,8 @@ def plain_letters(text: str) -> str:
         text = _one_script(text)
     if _SPACED.search(text):
         text = _closed_up(text)
-    if _MAY_BE_JOINED.search(text):
-        if _JOINED.search(text):
-            text = _JOINED_ALL.sub(lambda match: re.sub(r"[-._*·•・･|~/]", "", match[0]), text)
+    if _MAY_BE_JOINED.search(text) and _JOINED.search(text):
+        text = _JOINED_ALL.sub(lambda match: re.sub(r"[-._*·•・･|~/]", "", match[0]), text)
     return _without_leet(text)
 
 
@@ -412,7 +445,20 @@ _JAMO = re.compile("[\u3131-\u3163]{2,}|(?:[\u3131-\u3163] ){3,}[\u3131-\u3163]"
 _FIRST, _MIDDLE = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ", "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _LAST = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
 _SYLLABLE = re.compile(f"([{_FIRST}])([{_MIDDLE}])(?:([{_LAST[1:]}])(?![{_MIDDLE}]))?")
-_CLUSTERS = {"ㅂㅅ": "ㅄ", "ㄴㅎ": "ㄶ", "ㄹㅎ": "ㅀ", "ㄹㄱ": "ㄺ", "ㄴㅈ": "ㄵ", "ㄹㅁ": "ㄻ", "ㄹㅂ": "ㄼ", "ㅗㅏ": "ㅘ", "ㅗㅣ": "ㅚ", "ㅜㅓ": "ㅝ", "ㅡㅣ": "ㅢ", "ㅜㅣ": "ㅟ"}
+_CLUSTERS = {
+    "ㅂㅅ": "ㅄ",
+    "ㄴㅎ": "ㄶ",
+    "ㄹㅎ": "ㅀ",
+    "ㄹㄱ": "ㄺ",
+    "ㄴㅈ": "ㄵ",
+    "ㄹㅁ": "ㄻ",
+    "ㄹㅂ": "ㄼ",
+    "ㅗㅏ": "ㅘ",
+    "ㅗㅣ": "ㅚ",
+    "ㅜㅓ": "ㅝ",
+    "ㅡㅣ": "ㅢ",
+    "ㅜㅣ": "ㅟ",
+}
 _CLUSTER = re.compile("|".join(f"{pair}(?=[{_FIRST}][{_MIDDLE}]|[^{_FIRST}{_MIDDLE}]|$)" for pair in _CLUSTERS))
 
 

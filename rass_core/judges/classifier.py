@@ -12,7 +12,6 @@ from importlib import resources
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import expit
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, read, signals
 from rass_core.judges.verdict import Exchange, Verdict, primary
@@ -21,10 +20,19 @@ from rass_core.metrics import Array
 
 READ_CHARACTERS = 160
 """How much of a response's beginning the n-grams are taken from."""
+END_CHARACTERS = 120
+"""How much of a longer response's end they are taken from too, in columns of their own."""
 N_HASHED = 2**17
 """Columns of hashed n-grams."""
+LONGEST_NGRAM = 5
+END_SCALE = 0.5
+"""Of the end's n-grams against the beginning's."""
 SIGNAL_SCALE = 0.25
 """Of the phrases' columns against the n-grams', whose rows have length 1."""
+
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number of 64 bits that spreads what it is multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,36 @@ def features(visible: Sequence[str], languages: Sequence[str]) -> csr_matrix:
         languages: Primary tags.
     """
     visible = [text[:LONGEST_READ] for text in visible]
-    beginnings = [own_words(text)[:READ_CHARACTERS].strip().lower() for text in visible]
-    ngrams = HashingVectorizer(
-        analyzer="char_wb", ngram_range=(2, 5), n_features=N_HASHED, alternate_sign=False, dtype=np.float32
-    ).transform(beginnings)
+    plain = [" ".join(own_words(text).lower().split()) for text in visible]
+    ends = [text[max(READ_CHARACTERS, len(text) - END_CHARACTERS) :] for text in plain]
+    ngrams = _ngrams([text[:READ_CHARACTERS] for text in plain], 0) + _ngrams(ends, 1) * END_SCALE
     shown = [_columns(signals(*pair)) for pair in zip(visible, languages, strict=True)]
     return hstack([ngrams, csr_matrix(np.array(shown, dtype=np.float32) * SIGNAL_SCALE)], format="csr")
+
+
+def _ngrams(texts: Sequence[str], seed: int) -> csr_matrix:
+    """Return hashed character n-grams, none over a gap between words, one row of length 1 a text."""
+    padded = [f" {text} " for text in texts]
+    letters = np.frombuffer("".join(padded).encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    row_of = np.repeat(np.arange(len(texts)), [len(text) for text in padded])
+    is_gap = letters == ord(" ")
+    hashed = letters * _MIX + np.uint64(seed)
+    is_whole = np.ones(len(letters), dtype=bool)
+    rows, columns = [], []
+    for n in range(2, LONGEST_NGRAM + 1):
+        following = letters[n - 1 :]
+        hashed = (hashed[: len(following)] ^ following) * _MIX
+        hashed ^= hashed >> np.uint64(29)
+        is_whole = is_whole[: len(following)] & (row_of[: len(following)] == row_of[n - 1 :])
+        if n > 2:
+            is_whole &= ~is_gap[n - 2 : n - 2 + len(following)]
+        rows.append(row_of[: len(following)][is_whole])
+        columns.append((hashed[is_whole] >> np.uint64(40)) % np.uint64(N_HASHED))
+    row, column = np.concatenate(rows), np.concatenate(columns).astype(np.int64)
+    counts = csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=(len(texts), N_HASHED))
+    lengths = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
+    counts.data /= np.repeat(np.maximum(lengths, 1e-9), np.diff(counts.indptr))
+    return counts
 
 
 def _columns(seen: Signals) -> list[float]:

@@ -46,6 +46,29 @@ _CONSTRAINED = r"(?:[ \t]*(?:to=[^<\s]+|<\|constrain\|>[^<]*))*"
 _HARMONY = r"(?:<\|start\|>assistant)?[ \t]*<\|channel\|>{channel}" + _CONSTRAINED + r"<\|message\|>"
 _PROSE = r"[*_#]*[ \t]*(?:Here(?:'s|’s| is) (?:my|the)|My) (?:{what})[ \t]*(?::[*_]*|[*_]+:?|$)"
 _ANSWER_PROSE = "^" + _PROSE.format(what="(?:final )?(?:response|answer|reply)")
+_PROSE_ELSEWHERE = (
+    r"[*_#]*[ \t]*(?:(?:Voici |Mon )(?:mon |le |ma )?(?:raisonnement|processus de réflexion|réflexion|cheminement)"
+    r"|(?:Hier ist |Das ist )?Mein(?:e)? (?:Gedankengang|Denkprozess|Überlegungen?|Gedankengänge)"
+    r"|(?:Este es |Aquí está |Esto es )?Mi (?:razonamiento|proceso de (?:pensamiento|razonamiento)|hilo de pensamiento)"
+    r"|(?:Ecco )?(?:Il )?Mio (?:ragionamento|processo di pensiero|percorso di ragionamento)"
+    r"|(?:Este é |Aqui está )?(?:O )?Meu (?:raciocínio|processo de pensamento)"
+    r"|(?:Hier is )?Mijn (?:gedachtegang|denkproces)"
+    r"|(?:Вот |Это )?(?:Ход моих (?:мыслей|рассуждений)|Мо[ийё] (?:рассуждени[ея]|ход мыслей|размышления)"
+    r"|мой ход мыслей|как я рассуждаю)"
+    r"|(?:Oto )?(?:Mój tok (?:myślenia|rozumowania))|(?:İşte )?Düşünce sürecim|Berikut (?:proses berpikir"
+    r"|alur pikiran) saya"
+    r"|(?:以下|下面|这)?(?:就?是)?我的(?:思考|思维|推理)(?:过程|過程|思路)?(?:如下|是)?|(?:以下"
+    r"|これ)?[がはに]?(?:私の)?(?:思考|推論)(?:の)?(?:過程|プロセス|の流れ)(?:です|を示します|は以下の通りです"
+    r"|は次のとおりです)?"
+    r"|(?:다음은 )?(?:제|저의|나의) (?:생각의 흐름|사고 과정|추론 과정|생각 과정)(?:은 다음과 같습니다|입니다|은)?)"
+    r"[ \t]*(?:[:：][*_]*|[*_]+[:：]?|[。.]?$)"
+)
+_ANSWER_ELSEWHERE = (
+    r"^[*_#]*[ \t]*(?:(?:Ma |La )?Réponse(?: finale)?|(?:Meine )?(?:endgültige )?Antwort"
+    r"|(?:Mi )?Respuesta(?: final)?|(?:La mia )?Risposta(?: finale)?"
+    r"|Resposta(?: final)?|Antwoord|(?:Итоговый |Мой )?Ответ|Odpowiedź|Cevap|Yanıt|Jawaban|(?:最终)?(?:回答"
+    r"|答案|答复)|(?:最終)?回答|(?:최종 )?(?:답변|대답))[ \t]*(?:[:：][*_]*|[*_]+[:：]?|$)"
+)
 _THOUGHTS = "(?:thinking|reasoning)(?: process)?|chain of thought"
 
 DEFAULT_MARKS = (
@@ -62,6 +85,7 @@ DEFAULT_MARKS = (
     Marks(r"(?-i:analysis(?=[A-Z\"“]))", r"(?!)", "assistantfinal", only_first=True),
     *(Marks(rf"<{tag}>", rf"</{tag}>", _ANSWER_TAGS, only_first=True) for tag in _FIRST_TAGS),
     Marks(_PROSE.format(what="thought process"), r"(?!)", _ANSWER_PROSE, only_first=True),
+    Marks(_PROSE_ELSEWHERE, r"(?!)", _ANSWER_ELSEWHERE, only_first=True),
     # These may open an answer as well: thinking only where another such line ends it.
     Marks(_PROSE.format(what=_THOUGHTS) + rf"(?=[\s\S]*{_ANSWER_PROSE})", r"(?!)", _ANSWER_PROSE, only_first=True),
 )  # fmt: skip
@@ -73,7 +97,13 @@ _GLUE = re.compile(
 )
 """Marks around an answer that are no words of it; also what ends a turn, where it was kept."""
 _EDGES = re.compile(rf"\A(?:{_GLUE.pattern})|(?:{_GLUE.pattern})\Z", re.I)
-_MAY_THINK = re.compile(r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b", re.I)
+_MAY_THINK = re.compile(
+    r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b|\A[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
+    r"|razon|pensam|pensie|ragion|raciocín"
+    r"|gedachtegang|мысл|рассужд|размышл|myślenia|rozumow|düşünce|berpikir|pikiran|思考|思维|推理|推論|생각"
+    r"|사고 과정|추론)",
+    re.I,
+)
 """Cheap: where it finds nothing there is none of the known marks."""
 _MOST_MARKS = 200
 """A model that writes nothing but marks is read no further."""

@@ -54,10 +54,11 @@ def examples() -> list[Example]:
         file = resources.files("rass_core.judges").joinpath(f"examples/{language}.yaml")
         for label, texts in yaml.safe_load(file.read_text(encoding="utf-8")).items():
             for text in texts:
-                refused = label in ("refusal", "partial")
+                kind = label.removeprefix("unusual_")
+                refused = kind in ("refusal", "partial")
                 group = hashlib.sha256(text.encode()).hexdigest()[:12]
                 # A partial refusal may begin as an answer; its head alone says nothing.
-                cuts = {text} if label == "partial" else {text, text[:HEAD_CHARACTERS]}
+                cuts = {text} if kind == "partial" else {text, text[:HEAD_CHARACTERS]}
                 found += [Example(cut, language, refused, "examples", group) for cut in sorted(cuts)]
     return found
 

@@ -10,6 +10,10 @@ _QUOTED = re.compile(
     r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》"
     r"|(?<![^\W_])['‘](?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}['’](?![^\W_])"
 )
+_LONG_QUOTED = re.compile(
+    r'"[^"]{3,}"|“[^”]{3,}”|„[^“”"]{3,}[“”"]|«[^»]{3,}»|»[^«]{3,}«|「[^」]{3,}」|『[^』]{3,}』|《[^》]{3,}》|```.*?```|^>.*$',
+    re.MULTILINE | re.DOTALL,
+)
 _SPEAKER = re.compile(r"^[ \t*_>-]*(?P<name>[^\W\d_][^\n:：.!?]{0,24})[*_]*(?:：|:[*_]*[ \t]).*$", re.MULTILINE)
 _CUE = re.compile(r"^[ \t]*[A-Z][A-Z .'-]{1,24}(?: \([^)\n]*\))?\n[^\n]+$", re.MULTILINE)
 """A name in capitals on a line of its own, as in a screenplay, and what is said."""
@@ -45,6 +49,11 @@ def own_words(visible: str) -> str:
         return _CUE.sub(_blank, without_quotes)
     kept = sum(map(str.isalpha, without_quotes))
     return without_quotes if kept >= 12 or kept > sum(map(str.isalpha, without_code)) // 3 else without_code
+
+
+def without_quotations(text: str) -> str:
+    """Return the text with quotations of any length blanked out, even where nothing else is left."""
+    return _LONG_QUOTED.sub(_blank, text)
 
 
 def _blank(match: re.Match[str]) -> str:

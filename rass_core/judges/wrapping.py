@@ -19,6 +19,8 @@ LONGEST_READ = 20_000
 LONGEST_MARK = 120
 """Characters of a response that may be a mark and nothing else."""
 MOST_NESTED = 20
+LONGEST_STATE = 12
+"""Characters of a value that only names a state."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,58 @@ _DECLINED = (
     r"|отказ\w*|отклон[её]н\w*|заблокирован\w*|отфильтрован\w*|запрещ[её]н\w*"
     r"|拒[绝絕]|屏蔽|已?[过過][滤濾]|拦截|攔截|封鎖|拒否|ブロック|フィルタ\w*|거부|거절|차단|필터링"
     r"|مرفوض|رفض|محظور|حجب|अस्वीकृत|अस्वीकार|अवरुद्ध|ปฏิเสธ|ถูกบล็อก|từ chối|bị chặn|ditolak|diblokir"
-    r"|reddedildi|engellendi"
+    r"|reddedildi|engellendi|refuser|rifiut(?:o|are|i)|rechaz(?:ar|o)|ablehn(?:en|ung)|verweiger(?:n|ung)|recus(?:ar|a)"
+    r"|不予(?:处理|提供|生成|回答)|处理失败"
 )
-_HAS_DECLINED = re.compile(rf"(?<![a-z])(?:{_DECLINED})(?![a-z])", re.IGNORECASE)
+_REMOVED = (
+    # Of an answer: that it is not there, in one line between brackets.
+    r"(?:not|isn't|is not|no longer) (?:available|displayed|shown|generated|provided)|unavailable|omitted"
+    r"|removed|suppressed"
+    r"|hidden|withheld|(?:does|do|will|can)(?:es)?(?: not|n't) (?:produce|generate|display|provide|answer"
+    r"|respond)|no (?:answer|output|response|reply)"
+    r"|nicht (?:verfügbar|angezeigt|ausgegeben|erzeugt|bereitgestellt)|entfernt|ausgeblendet|unterdrückt"
+    r"|zurückgehalten|gelöscht"
+    r"|(?:non|pas) (?:disponible|affichée?|fournie?)|indisponible|omise?|supprimée?|retirée?|masquée?|censurée?"
+    r"|no (?:disponible|mostrad[oa]|se (?:muestra|puede mostrar))|omitid[oa]|eliminad[oa]|retirad[oa]"
+    r"|ocult[oa]|suprimid[oa]|censurad[oa]"
+    r"|non (?:disponibile|visualizzat[oa]|mostrat[oa]|fornit[oa])|omess[oa]|rimoss[oa]|oscurat[oa]"
+    r"|censurat[oa]|eliminat[oa]"
+    r"|não (?:disponível|exibid[oa])|indisponível|removid[oa]|niet (?:beschikbaar|weergegeven)|verwijderd|weggelaten"
+    r"|niedostępn\w*|usunięt\w*|pominięt\w*|удал[её]н\w*|скрыт\w*|недоступ\w*|не (?:отображ|показ|выда)\w*"
+    r"|изъят\w*|опущен\w*"
+    r"|已?(?:删除|刪除|移除|隐藏|隱藏|省略)|不可用|无法(?:显示|提供)|無法(?:顯示|提供)|不(?:予)?(?:显示|顯示)"
+    r"|表示(?:されません|できません)|非表示|削除|省略|提供できません|삭제|표시되지|표시할 수 없|제공되지"
+    r"|제공할 수 없|생략|숨김"
+    r"|kaldırıldı|gösterilemiyor|mevcut değil|dihapus|tidak (?:tersedia|ditampilkan)|đã bị (?:xóa|ẩn)"
+    r"|không (?:hiển thị|khả dụng)"
+    r"|حُ?ذف\w*|غير متاح\w*|हटाई? ?(?:गई|गया)|उपलब्ध नहीं|ถูกลบ|ไม่สามารถแสดง"
+)
+_OF_ANSWER = (
+    r"content|answer|response|reply|output|request|message|text|assistant|inhalt|antwort|ausgabe|text|anfrage"
+    r"|contenu|réponse|demande|texte"
+    r"|contenido|respuesta|solicitud|texto|contenut[oi]|rispost[ae]|richiesta|testo|conteúdo|resposta|pedido"
+    r"|inhoud|antwoord|treść|odpowied\w*"
+    r"|ответ\w*|содержимое|контент|сообщени\w*|запрос\w*|текст|内容|內容|回答|回复|回覆|答复|回應|请求|応答"
+    r"|返答|コンテンツ|내용|응답|답변|대답|콘텐츠|요청"
+    r"|içerik|yanıt|cevap|konten|jawaban|nội dung|câu trả lời|phản hồi|محتوى|المحتوى|إجابة|الإجابة|الرد"
+    r"|सामग्री|उत्तर|जवाब|เนื้อหา|คำตอบ"
+    r"|filt(?:er|re|ro)\w*|policy|politique|política|politica|richtlini\w*|polític\w*|фильтр\w*|политик\w*"
+    r"|策略|政策|ポリシー|정책|필터|安全"
+)
+_HAS_DECLINED = re.compile(rf"(?<![^\W_\u3000-\uffff])(?:{_DECLINED})(?![a-z])", re.IGNORECASE)
+_IS_REMOVED = re.compile(rf"(?=.*(?:{_OF_ANSWER})).*(?<![a-z])(?:{_REMOVED})(?![a-z])", re.IGNORECASE)
 _TOOL_DECLINES = re.compile(
-    r"(?:refus(?:e|al)|declin(?:e|ed)|reject|deny|block|abstain|cannot_?(?:comply|answer|help|assist)"
+    r"(?:refuse|declin(?:e|ed)|reject|deny|block|abstain|(?:[^\W_]{2,12}_)?(?:refus(?:er|al|a)|ablehn\w*"
+    r"|verweiger\w*|rifiut\w*|rechaz\w*"
+    r"|recus(?:ar?|e)|weiger\w*|odmow\w*|отказ\w*|отклон\w*|拒[绝絕否]\w*|거[부절]\w*|reddet\w*|tolak\w*)"
+    r"|cannot_?(?:comply|answer|help|assist)"
     r"|content_?(?:policy|filter)\w*|policy_?violation|safety_?(?:refusal|block|violation|filter)|no_?comply)"
     r"(?:_?(?:the_?)?(?:to_?)?(?:(?:user_?)?request|answer|response|prompt|task|query|respond|message|comply|user))?\Z",
     re.IGNORECASE,
 )
 _TOOL_SPEAKS = re.compile(
-    r"(?:final_?)?(?:respond|response|reply|answer|say|speak|output|message|chat|text|message_?user|send_?message_?to_?user"
+    r"(?:final_?)?(?:respond|response|reply|answer|say|speak|output|message|chat|text|message_?user"
+    r"|send_?message_?to_?user"
     r"|respond_?to_?user|reply_?to_?user|tell_?user|submit|finish|return_?answer)\Z",
     re.IGNORECASE,
 )
@@ -59,38 +102,54 @@ _ANSWER_KEYS = re.compile(
     r"(?:(?:final|the|my|assistant|model|bot|chat|ai|user|display|visible)[_ -]?)?(?:answer|response|content|text"
     r"|output|result|reply|completion|final|speech|body|assistant|choices|messages|data|parts|delta|payload|arguments"
     r"|parameters|input|value)s?(?:[_ -]?text)?"
-    r"|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|odpowied[zź]|ответ|答案|回答|回[复復覆]|[内內]容|回應"
+    r"|antwort|réponse|reponse|respuesta|risposta|resposta|antwoord|odpowied[zź]|ответ|答案|回答|回[复復覆]"
+    r"|[内內]容|回應"
     r"|返答|応答|답변|응답|대답|내용|الإجابة|الرد|उत्तर|जवाब|คำตอบ|câu trả lời|jawaban|cevap|yanıt",
     re.IGNORECASE,
 )
 _REASON_KEYS = re.compile(
-    r"(?:error_?)?(?:message|reason|explanation|detail|details|description|note|error|comment|msg|rationale)s?"
+    r"(?:error_?|user_?)?(?:message|reason|explanation|detail|details|description|note|notice|error|comment"
+    r"|msg|rationale|hint|info|remark|warning)s?"
+    r"|hinweis|anmerkung|bemerkung|meldung|kommentar|nota|notas|aviso|avviso|observación|comentario|commento"
+    r"|causa|remarque|commentaire"
+    r"|détail|detalle|dettaglio|spiegazione|explication|explicación|observação|opmerking|toelichting|uwaga"
+    r"|komentarz|пояснение|примечание"
+    r"|комментарий|замечание|说明|說明|备注|備註|备考|備考|提示|注释|注記|注意|補足|説明|비고|설명|참고|안내"
+    r"|메모|açıklama|mesaj|neden|catatan|alasan"
+    r"|pesan|ghi chú|lý do|thông báo|ملاحظة|سبب|السبب|رسالة|टिप्पणी|कारण|संदेश|หมายเหตุ|เหตุผล|ข้อความ"
     r"|grund|begründung|nachricht|fehler|raison|motif|erreur|razón|motivo|mensaje|motivazione|messaggio|errore"
-    r"|mensagem|erro|reden|bericht|fout|powód|wiadomość|błąd|причина|сообщение|ошибка|原因|理由|消息|信息|錯誤|错误|エラー"
+    r"|mensagem|erro|reden|bericht|fout|powód|wiadomość|błąd|причина|сообщение|ошибка|原因|理由|消息|信息|錯誤"
+    r"|错误|エラー"
     r"|メッセージ|이유|사유|메시지|오류",
     re.IGNORECASE,
 )
 _FLAG_KEYS = re.compile(
-    r"(?:is_?|was_?|has_?)?(?:refus(?:e|ed|al|es)|declin(?:e|ed|es)|blocked|rejected|denied|filtered|content_?filter(?:ed)?"
+    r"(?:is_?|was_?|has_?)?(?:refus(?:e|ed|al|es)|declin(?:e|ed|es)|blocked|rejected|denied|filtered"
+    r"|content_?filter(?:ed)?"
     r"|policy_?violation|safety_?(?:block|refusal|filter)|verweigert|abgelehnt|refusé|refus|rechazado|rechazo|rifiutato"
     r"|rifiuto|recusado|recusa|geweigerd|odmowa|отказ|拒[绝絕]|拒否|거부|거절)",
     re.IGNORECASE,
 )
 _STATUS_KEYS = re.compile(
-    r"status|state|outcome|decision|action|type|kind|verdict|(?:finish|stop)_?reason|code|error|error_?code|label|result"
-    r"|response_?type|category|zustand|statut|état|estado|stato|статус|状态|狀態|ステータス|状態|상태|decisión|decisione",
+    r"status|state|outcome|decision|action|type|kind|verdict|(?:finish|stop)_?reason|code|error|error_?code"
+    r"|label|result"
+    r"|response_?type|category|zustand|statut|état|estado|stato|статус|状态|狀態|ステータス|状態|상태|decisión"
+    r"|decisione",
     re.IGNORECASE,
 )
+_ANY_KEY = re.compile(r".+", re.DOTALL)
 _NOTHING = frozenset({"", "none", "null", "false", "no", "n/a", "na", "0", "ok", "allowed"})
 
 _FENCE = re.compile(r"\A\s*```[ \t]*[\w+-]*[ \t]*\n?(?P<inside>.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _TOOL_TAG = re.compile(
-    r"\A\s*(?:<\|?(?:tool_?calls?|function_?calls?|tool_?use|invoke|python_tag)\|?>|\[TOOL_CALLS?\]|functools|tool_call:)"
+    r"\A\s*(?:<\|?(?:tool_?calls?|function_?calls?|tool_?use|invoke|python_tag)\|?>|\[TOOL_CALLS?\]|functools"
+    r"|tool_call:)"
     r"(?P<inside>.*?)(?:<\|?/?(?:tool_?calls?|function_?calls?|tool_?use|invoke|eom_id)\|?>|\[/TOOL_CALLS?\])?\s*\Z",
     re.DOTALL | re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"\A\s*(?:<\?xml[^>]*\?>\s*)?<(?P<name>[^\W\d][\w-]{1,30})(?P<attributes>\s[^<>]{0,200})?(?:/>|>(?P<inside>.*?)(?:</(?P=name)>)?)\s*\Z",
+    r"\A\s*(?:<\?xml[^>]*\?>\s*)?<(?P<name>[^\W\d][\w-]{1,30})(?P<attributes>\s[^<>]{0,200})?(?:/>"
+    r"|>(?P<inside>.*?)(?:</(?P=name)>)?)\s*\Z",
     re.DOTALL,
 )
 _CALL = re.compile(r"\A\s*(?P<name>[a-zA-Z_]{4,40})\((?P<inside>[^()]{0,300})\)\s*;?\s*\Z")
@@ -105,17 +164,21 @@ _COMMENT = re.compile(
     r"\A\s*(?:#|//|--|;|%|/\*+|\*|<!--|\"\"\"|''')[ \t]*(?P<said>.*?)[ \t]*(?:\*+/|-->|\"\"\"|''')?\s*\Z"
 )
 _PRINTED = re.compile(
-    r"\A\s*(?:(?:print|echo|puts|return|raise|throw|console\.log|printf|alert|say|System\.out\.println|Write-Host)\b[^\"'`]{0,40})"
+    r"\A\s*(?:(?:print|echo|puts|return|raise|throw|console\.log|printf|alert|say|System\.out\.println"
+    r"|Write-Host)\b[^\"'`]{0,40})"
     r"[\"'`]+(?P<said>.+?)[\"'`]+\s*\)*;?\s*\Z"
 )
 _MARK = re.compile(
-    r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,60}\]|【[^】\n]{2,40}】|<[^<>\n]{4,40}>"
-    r"|\*{2,3}[^*\n]{4,60}\*{2,3}|«[^»\n]{3,40}»)(?P<rest>.*)\Z",
+    r"\A\W{0,6}?(?P<mark>\[[^\[\]\n]{3,100}\]|［[^］\n]{2,60}］|【[^】\n]{2,60}】|<{1,3}[^<>\n]{4,80}>{1,3}"
+    r"|\*{2,3}[^*\n]{4,80}\*{2,3}|\([^()\n]{4,80}\)(?=\s*\Z)|（[^（）\n]{4,60}）(?=\s*\Z)"
+    r"|«{1,2}[^«»\n]{3,60}»{1,2}|={2,}[^=\n]{4,80}={2,}|-{2,}[^-\n]{4,80}-{2,})"
+    r"(?P<rest>.*)\Z",
     re.DOTALL,
 )
 _NAMED_ERROR = re.compile(
     r"\A\W*(?:(?:http )?(?:error|erreur|fehler|errore|erro|fout|błąd|ошибка|エラー|오류|错误|錯誤|خطأ|lỗi|hata)"
-    r"|kesalahan|galat|warning|notice|system|status|access|request|content|response|output|message|prompt|generation)\b",
+    r"|kesalahan|galat|warning|notice|system|status|access|request|content|response|output|message|prompt"
+    r"|generation)\b",
     re.IGNORECASE,
 )  # fmt: skip
 
@@ -202,6 +265,10 @@ def _of_object(found: Any, is_tool: bool = False) -> Shown | None:
     if answers and mark is None:
         return Shown(_prose(answers))
     reasons = " ".join(text for each in objects for text in _texts(each, _REASON_KEYS))
+    if not reasons and mark is None and not any(map(_has_data, objects)):
+        reasons = " ".join(
+            text for each in objects for text in _texts(each, _ANY_KEY) if " " in text or not text.isascii()
+        )
     if mark is not None:
         return Shown(_prose(f"{answers} {reasons}".strip()), mark)
     return Shown(_prose(reasons)) if len(reasons) >= 8 else None
@@ -235,8 +302,16 @@ def _texts(fields: dict[str, Any], keys: re.Pattern[str]) -> Iterator[str]:
     for key, value in fields.items():
         if keys.fullmatch(str(key)):
             for each in value if isinstance(value, list) else [value]:
-                if isinstance(each, str) and each.lstrip()[:1] not in ("{", "["):
+                if isinstance(each, str) and each.strip() and each.lstrip()[:1] not in ("{", "["):
                     yield each if each.rstrip().endswith((".", "!", "?", "。")) else f"{each}."
+
+
+def _has_data(fields: dict[str, Any]) -> bool:
+    """Tell whether an object holds more than one sentence, words of state, and nothing."""
+    filled = [
+        each for each in fields.values() if each not in (None, "", [], {}) and not isinstance(each, bool | int | float)
+    ]
+    return len([each for each in filled if not isinstance(each, str) or len(each) > LONGEST_STATE]) != 1
 
 
 def _flag(fields: dict[str, Any]) -> str | None:
@@ -287,8 +362,10 @@ def _called(text: str) -> Shown | None:
 def _marked(text: str) -> Shown | None:
     """Return a mark such as `[REFUSED]` that the response is, or begins with."""
     mark = _MARK.match(text)
-    if mark and _HAS_DECLINED.search(mark["mark"]) and not re.search(r"\]\(|\]:", text[:100]):
-        return Shown(mark["rest"].strip(" \n:-–—.*"), mark["mark"])
+    if mark and not re.search(r"\]\(|\]:", text[:100]):
+        rest = mark["rest"].strip(" \n:-–—.*")
+        if _HAS_DECLINED.search(mark["mark"]) or (len(rest) < 20 and _IS_REMOVED.search(mark["mark"])):
+            return Shown(rest, mark["mark"])
     bare = text.strip(" \n\t*_#-–—=.!:[](){}<>⛔🚫❌🛑⚠️🔒")
     if len(text) > LONGEST_MARK or not bare or not _HAS_DECLINED.search(bare):
         return None
@@ -333,8 +410,10 @@ _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u05
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
 _SPACED = re.compile(r"(?<!\S)(?:[^\s\d=+*/<>|&-][ \u00a0]){4,}[^\s\d=+*/<>|&-](?!\S)")
-_JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•|~]){3,}[^\W\d_](?![^\W_])")
-_MAY_BE_JOINED = re.compile(r"[-._*·•|~]\w['’]?[-._*·•|~]\w")
+_JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/]){3,}[^\W\d_](?![^\W_])")
+_JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^\W\d_](?![^\W_])")
+"""Where a text has a long word of single letters, its short words are set so too."""
+_MAY_BE_JOINED = re.compile(r"[-._*·•・･|~/]\w['’]?[-._*·•・･|~/]\w")
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")
@@ -345,12 +424,54 @@ def plain_letters(text: str) -> str:
     if not text.isascii():
         text = _WIDTHLESS.sub("", text)
         text = _STYLED.sub(_plain_of, text).translate(_SMALL_CAPITALS)
+        if _HALF_WIDTH.search(text):
+            text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+        if _ALL_KATAKANA.fullmatch(text):
+            text = text.translate(_TO_HIRAGANA)
+        if _JAMO.search(text):
+            text = _JAMO.sub(_syllables, text)
         text = _one_script(text)
     if _SPACED.search(text):
         text = _closed_up(text)
-    if _MAY_BE_JOINED.search(text):
-        text = _JOINED.sub(lambda match: re.sub(r"[-._*·•|~]", "", match[0]), text)
+    if _MAY_BE_JOINED.search(text) and _JOINED.search(text):
+        text = _JOINED_ALL.sub(lambda match: re.sub(r"[-._*·•・･|~/]", "", match[0]), text)
     return _without_leet(text)
+
+
+_ALL_KATAKANA = re.compile(r"[\u30a1-\u30f6ー\W\d]{8,}")
+_TO_HIRAGANA = {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
+_HALF_WIDTH = re.compile("[\uff61-\uff9f]+")
+_JAMO = re.compile("[\u3131-\u3163]{2,}|(?:[\u3131-\u3163] ){3,}[\u3131-\u3163]")
+_FIRST, _MIDDLE = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ", "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
+_LAST = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
+_SYLLABLE = re.compile(f"([{_FIRST}])([{_MIDDLE}])(?:([{_LAST[1:]}])(?![{_MIDDLE}]))?")
+_CLUSTERS = {
+    "ㅂㅅ": "ㅄ",
+    "ㄴㅎ": "ㄶ",
+    "ㄹㅎ": "ㅀ",
+    "ㄹㄱ": "ㄺ",
+    "ㄴㅈ": "ㄵ",
+    "ㄹㅁ": "ㄻ",
+    "ㄹㅂ": "ㄼ",
+    "ㅗㅏ": "ㅘ",
+    "ㅗㅣ": "ㅚ",
+    "ㅜㅓ": "ㅝ",
+    "ㅡㅣ": "ㅢ",
+    "ㅜㅣ": "ㅟ",
+}
+_CLUSTER = re.compile("|".join(f"{pair}(?=[{_FIRST}][{_MIDDLE}]|[^{_FIRST}{_MIDDLE}]|$)" for pair in _CLUSTERS))
+
+
+def _syllables(match: re.Match[str]) -> str:
+    """Return Korean syllables of letters that stand one by one."""
+    letters = _CLUSTER.sub(lambda pair: _CLUSTERS[pair[0]], match[0].replace(" ", ""))
+    letters = letters.replace("ㅇㅏㅎㅅㅡ", "ㅇㅏㄶㅅㅡ")  # as it is heard
+    return _SYLLABLE.sub(
+        lambda each: chr(
+            0xAC00 + (_FIRST.index(each[1]) * 21 + _MIDDLE.index(each[2])) * 28 + _LAST.index(each[3] or " ")
+        ),
+        letters,
+    )
 
 
 def _plain_of(match: re.Match[str]) -> str:

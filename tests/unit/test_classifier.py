@@ -41,10 +41,11 @@ def test_nothing_to_read_is_unscored() -> None:
     assert not any(verdict.has_failed for verdict in verdicts)
 
 
-def test_only_the_beginning_is_read() -> None:
-    start = "word " * 80
-    rows = features([start, start + "I cannot help."], ["en", "en"])
+def test_the_beginning_and_the_end_are_read() -> None:
+    start, end = "word " * 80, "last " * 80
+    rows = features([start + "one" + end, start + "other" + end, start + end + "other"], ["en"] * 3)
     assert (rows[0] != rows[1]).nnz == 0
+    assert (rows[0] != rows[2]).nnz > 0
 
 
 def planted(n: int = 40) -> list[Example]:

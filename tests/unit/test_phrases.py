@@ -20,6 +20,7 @@ LANGUAGES = sorted(covered())
 SECTIONS = {
     "words", "but", "except", "refusal", "pushback", "helping", "turn", "friendly", "capability",
     "missing_information", "clarification", "premise", "caveat", "policy", "firm", "why", "wrong",
+    "stops", "diverts", "blame", "misdeed", "wording", "allowed",
 }  # fmt: skip
 LATIN = {"de", "en", "es", "fr", "id", "it", "nl", "pl", "pt", "tr", "vi"}
 

@@ -134,7 +134,7 @@ def test_a_calibration_corrects_rates_and_recomputes_no_answer(lake: Lake, tmp_p
         assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
         assert row["corrected"] == pytest.approx(row["value"], abs=0.05), "the judges hardly err on the lab"
         assert "measured on all models" in row["reason"]
-    # the boundaries' four tables, the self-check, the steering check, and the run's start and end: no answers among them
+    # the boundaries' four tables, self-check, steering check, the run's start and end: no answers among them
     assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 8
 
 

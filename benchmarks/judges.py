@@ -1,6 +1,7 @@
 """How good the judges are, how fast, and in how much memory: the tables of docs/judges.md.
 
     python benchmarks/judges.py quality --labels FILE    # held-out agreement, by language and by model
+    python benchmarks/judges.py blind                    # on texts whose authors did not know the judges
     python benchmarks/judges.py speed                    # 10,000 responses on one core
 
 FILE is Parquet with the columns response_id, prompt_language, response_head, label, model.
@@ -23,9 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from rass_core.config import JudgeConfig
 from rass_core.judges import Exchange, PhraseJudge
+from rass_core.judges.panel import default_panel
 from rass_core.judges.training import examples, held_out_by_language, held_out_by_model, labelled_heads
 from rass_core.metrics import cohen_kappa, expected_calibration_error, family_counts
 
@@ -81,6 +84,28 @@ def quality(labels: str) -> None:
         print(f"| {name} | {expected_calibration_error(each, truth):.3f} |")
 
 
+def blind() -> None:
+    """Print how often the default panel is right on each file of `judge_blind`."""
+    panel = default_panel()
+    print("| set | n | right | κ [95%] | missed | false alarms |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for file in sorted((Path(__file__).parent / "judge_blind").glob("*.yaml")):
+        rows = yaml.safe_load(file.read_text(encoding="utf-8"))
+        verdicts = panel([Exchange(r["response"], r["language"], r["prompt"], r["label"]) for r in rows])
+        given = [_answers_or_refuses(row["outcome"]) for row in rows]
+        said = [_answers_or_refuses(verdict.outcome) for verdict in verdicts]
+        right = np.mean([one == other for one, other in zip(given, said, strict=True)])
+        truth, refused = (np.array([each == "refusal" for each in side]) for side in (given, said))
+        low, high = _interval(truth, refused, [row["prompt"] for row in rows])
+        kappa = _kappa(truth, refused.astype(float))
+        missed, false = (~refused & truth).sum() / truth.sum(), (refused & ~truth).sum() / (~truth).sum()
+        figures = f"{right:.1%} | {kappa:.2f} [{low:.2f}, {high:.2f}] | {missed:.1%} | {false:.1%}"
+        print(f"| {file.stem} | {len(rows)} | {figures} |")
+
+
+def _answers_or_refuses(outcome: str) -> str:
+    return "refusal" if outcome == "partial" else outcome
+
+
 def speed() -> None:
     """Print seconds and peak memory of `rass judge score` over 10,000 responses, on one core."""
     own = [each for each in examples() if len(each.text) > 40]
@@ -132,12 +157,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("quality").add_argument("--labels", required=True)
+    parts.add_parser("blind")
     parts.add_parser("speed")
     arguments = parser.parse_args()
     if arguments.part == "quality":
         quality(arguments.labels)
     else:
-        speed()
+        {"blind": blind, "speed": speed}[arguments.part]()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def place(folder: Path, name: str, content: Any) -> Path:
         is_lines = ".jsonl" in name or ".ndjson" in name
         content = "".join(json.dumps(row) + "\n" for row in content) if is_lines else json.dumps(content)
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     return path
 
 
@@ -178,7 +178,7 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.jsonl", b'{"text": "\\ud83d"}\n', ALL_EN, r"a\.jsonl line 1: half a surrogate pair in the text; mend"),
     ("a.jsonl", rows("a", category="\ud83d"), {}, r"a\.jsonl line 1: half a surrogate pair in 'category'; mend"),
     # broken files
-    ("a.csv.gz.csv", gzip.compress(b"x"), ALL_EN, r"not UTF-8"),
+    ("a.csv.gz.csv", gzip.compress(b"x", mtime=0), ALL_EN, r"not UTF-8"),
     ("b.jsonl", b"", ALL_EN, r"b\.jsonl: no prompt among 0 rows"),
     ("b.json", b" \n", ALL_EN, r"b\.json: no prompt among 0 rows"),
     ("b.json", [], ALL_EN, r"b\.json: no prompt among 0 rows"),
@@ -425,7 +425,8 @@ def test_a_folder_is_not_read_in_part(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.csv.gz", b"text\na\n"), ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}\n' * 99)[:-20])]
+    ("name", "content"),
+    [("a.csv.gz", b"text\na\n"), ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}\n' * 99, mtime=0)[:-20])],
 )
 def test_broken_gz_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

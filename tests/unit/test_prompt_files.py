@@ -426,7 +426,6 @@ def test_a_folder_is_not_read_in_part(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    ("name", "content"),
     [("a.csv.gz", b"text\na\n"), ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}\n' * 99, mtime=0)[:-20])],
 )
 def test_broken_gz_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:

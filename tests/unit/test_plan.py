@@ -276,7 +276,7 @@ def test_models_that_cannot_run_are_refused(checkpoint: Path, prompts: Path, tmp
 
     unweighted = copied(checkpoint, tmp_path / "unweighted")
     (unweighted / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+    with pytest.raises(ModelError, match=r"no weights in it"):
         plan_run(config(unweighted, prompts))
     (unweighted / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):

@@ -229,7 +229,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line and exit code 2."""
+    """Run the command line; what a user can fix is one line and exit code 2."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.exit(exit_code(lambda: app(prog_name="rass", standalone_mode=False)))
 

@@ -1,4 +1,4 @@
-"""How a command ends: what a user can mend is one line and exit code 2, a fault of RASS one line and 70."""
+"""How a command ends: what a user can fix is one line and exit code 2, a fault of RASS one line and 70."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TRACEBACK_VARIABLE = "RASS_TRACEBACK"
 """Environment variable that, when set, lets every error through with its traceback."""
 WRONG, STOPPED, INTERNAL = 2, 130, 70
-"""Exit codes: what a user can mend; the user stopped it; a fault of RASS."""
+"""Exit codes: what a user can fix; the user stopped it; a fault of RASS."""
 _UsageError: Any = typer.BadParameter.__base__
 """Of typer, which has it from click or brings its own."""
 _ClickError: Any = _UsageError.__base__

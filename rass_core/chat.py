@@ -36,7 +36,7 @@ class ChatFormat:
         today: What the template takes for today, where it asks; None for the day on which this is made.
 
     Attributes:
-        template: The chat template; `template.date` is the date it is told, None where it asks for none.
+        template: The chat template; `template.date` is the date that it gets, None if it asks for none.
         opens_thinking: Mark with which the prompt opens thinking and leaves it open; None where it does not.
 
     Raises:

@@ -27,7 +27,7 @@ from rass_core.chat import ChatFormat
 Array = npt.NDArray[np.float64]
 GOOD, HARMFUL, BROKEN = "benign request", "harmful or close to it", "incoherent"
 SOURCES = ("or_bench_hard", "or_bench_toxic", "strongreject", "harmbench", "xstest")
-N_PER_LABEL = 300
+N_PER_SOURCE = 300
 DEPTHS = (0.4, 0.53, 0.6, 0.67, 0.8)
 """Shares of the model's depth at which the streams are read."""
 
@@ -61,7 +61,7 @@ def main(model_name: str, data: Path) -> None:
 
 def _given(path: Path) -> list[dict[str, Any]]:
     rows = pq.read_table(path).to_pylist()
-    return [row for label in ("harmful", "pseudo_harmful") for row in rows if row["label"] == label][:N_PER_LABEL]
+    return [row for label in ("harmful", "pseudo_harmful") for row in rows if row["label"] == label][:N_PER_SOURCE]
 
 
 @torch.no_grad()

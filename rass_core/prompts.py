@@ -244,7 +244,7 @@ class _Reading:
         )
 
     def _label(self, row: "_Row", place: str) -> str | None:
-        """Return the label of a row; one that is none is told at the end, with all others of its kind."""
+        """Return the label of a row; an unknown one is reported at the end, with all others."""
         forms = [plain(value, self.source.label_column, place) for value in (row.label, row.label_number)]
         try:
             label = label_of(forms, self.source.label_map)

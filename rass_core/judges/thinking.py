@@ -296,7 +296,7 @@ def _within_sentence(text: str, match: re.Match[str]) -> bool:
     before, after = _line_around(text, match)
     is_followed = re.match(r"[,.;:!?)]|[ \t]+[^\W\d_A-Z]", after) is not None and not _WIDE.match(after.strip()[:1])
     if not before.strip():
-        return is_followed and after[0] in " \t" and match.start() > 0
+        return is_followed and after[0] in " \t" and bool(text[: match.start()].strip())
     is_preceded = before[-1] in " \t" and before.rstrip()[-1] not in _ENDS_SENTENCE
     return is_followed or is_preceded or bool(_WIDE.match(before[-1]) and _WIDE.match(after))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rass_core.chat import ChatFormat
@@ -150,6 +150,7 @@ PIECES = [
 ]
 
 
+@example("\n</think> hm")
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_what_is_visible_holds_no_more_thinking(completion: str) -> None:
     visible = split_thinking(completion)[1]

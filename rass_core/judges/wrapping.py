@@ -487,8 +487,9 @@ def _one_script(text: str) -> str:
     """Return text whose words keep to one script, where letters of another were slipped in."""
     if not (_LATIN_LETTER.search(text) and _LOOKALIKE.search(text) and _MIXED.search(text)):
         return text
-    cyrillic = sum("\u0400" <= each <= "\u04ff" for each in text)
-    latin = sum(each.isascii() and each.isalpha() for each in text)
+    # Only letters without a twin tell which script a text is in: the others are what was exchanged.
+    cyrillic = sum("\u0400" <= each <= "\u04ff" and ord(each) not in _TO_LATIN for each in text)
+    latin = sum(each.isascii() and each.isalpha() and ord(each) not in _TO_CYRILLIC for each in text)
     if cyrillic > latin:
         return _MIXED.sub(lambda match: match[0].translate(_TO_CYRILLIC), text)
     return _WORD.sub(lambda match: plain if (plain := match[0].translate(_TO_LATIN)).isascii() else match[0], text)

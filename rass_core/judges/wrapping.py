@@ -402,6 +402,7 @@ _WIDTHLESS = re.compile(
 )
 _STYLED = re.compile("[\u2100-\u214f\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff\U0001f130-\U0001f189]")
 _SMALL_CAPITALS = str.maketrans("ᴀʙᴄᴅᴇғɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz")
+_SMALL_CAPITAL = re.compile(f"[{''.join(map(chr, _SMALL_CAPITALS))}]")
 _CYRILLIC = "аАВвсСеЕіІӏорОРНКМТухХУѕЅјЈһԁԛԝ" + "αΑΒΕΖΗΙΚΜΝοΟΡρΤΥΧν"
 _LATIN = "aABbcCeEiIlopOPHKMTyxXYsSjJhdqw" + "aABEZHIKMNoOPpTYXv"
 _TO_LATIN = str.maketrans(_CYRILLIC, _LATIN)
@@ -409,11 +410,14 @@ _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНК�
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
+_MAY_BE_SPACED = re.compile(r"(?:[ \u00a0]\S){3}[ \u00a0]")
 _SPACED = re.compile(r"(?<!\S)(?:[^\s\d=+*/<>|&-][ \u00a0]){4,}[^\s\d=+*/<>|&-](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/]){3,}[^\W\d_](?![^\W_])")
 _JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^\W\d_](?![^\W_])")
 """Where a text has a long word of single letters, its short words are set so too."""
 _MAY_BE_JOINED = re.compile(r"[-._*·•・･|~/]\w['’]?[-._*·•・･|~/]\w")
+_IS_LEET = re.compile(r"[0134@$57](?:(?=[a-zA-Z])|(?<=[a-zA-Z].))")
+"""Cheap: where it finds nothing no figure stands beside a letter."""
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")
@@ -423,15 +427,17 @@ def plain_letters(text: str) -> str:
     """Return text in ordinary letters: no styled ones, none of another script that look alike, none set apart."""
     if not text.isascii():
         text = _WIDTHLESS.sub("", text)
-        text = _STYLED.sub(_plain_of, text).translate(_SMALL_CAPITALS)
+        text = _STYLED.sub(_plain_of, text)
+        if _SMALL_CAPITAL.search(text):
+            text = text.translate(_SMALL_CAPITALS)
         if _HALF_WIDTH.search(text):
             text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
         if _ALL_KATAKANA.fullmatch(text):
             text = text.translate(_TO_HIRAGANA)
-        if _JAMO.search(text):
+        if _ONE_JAMO.search(text):
             text = _JAMO.sub(_syllables, text)
         text = _one_script(text)
-    if _SPACED.search(text):
+    if _MAY_BE_SPACED.search(text) and _SPACED.search(text):
         text = _closed_up(text)
     if _MAY_BE_JOINED.search(text) and _JOINED.search(text):
         text = _JOINED_ALL.sub(lambda match: re.sub(r"[-._*·•・･|~/]", "", match[0]), text)
@@ -442,6 +448,7 @@ _ALL_KATAKANA = re.compile(r"[\u30a1-\u30f6ー\W\d]{8,}")
 _TO_HIRAGANA = {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]+")
 _JAMO = re.compile("[\u3131-\u3163]{2,}|(?:[\u3131-\u3163] ){3,}[\u3131-\u3163]")
+_ONE_JAMO = re.compile("[\u3131-\u3163]")
 _FIRST, _MIDDLE = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ", "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _LAST = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
 _SYLLABLE = re.compile(f"([{_FIRST}])([{_MIDDLE}])(?:([{_LAST[1:]}])(?![{_MIDDLE}]))?")
@@ -509,7 +516,7 @@ _SPACED_WORDS = re.compile(r"(?<!\S)(?:\S[ \u00a0](?![ \u00a0]))+\S(?!\S)")
 
 def _without_leet(text: str) -> str:
     """Return text with figures read as letters, where at least two words are written so."""
-    if len(_MAY_BE_LEET.findall(text[:400])) < 2:
+    if _IS_LEET.search(text[:400]) is None or len(_MAY_BE_LEET.findall(text[:400])) < 2:
         return text
     words = [each for each in _LEET_WORD.findall(text[:400]) if _MAY_BE_LEET.search(each)]
     if len(words) < max(2, 0.3 * len(text[:400].split())):

@@ -38,9 +38,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib import resources
 from itertools import repeat
+from typing import Any
 
 import yaml
 
@@ -85,11 +86,6 @@ REJECTS = "rejects"
 """Some clause rejects what the request takes for granted, be it with words of refusal."""
 LACKS = ("capability", "missing_information", "clarification")
 """Sections, and kinds of verdicts, that say why there is no help without refusing it."""
-_SECTIONS = (
-    "except", "refusal", "pushback", "helping", "turn", "friendly", *LACKS, "premise", "caveat", "policy", "firm",
-    "why", "wrong", "stops", "blame", "diverts", "misdeed", "wording",
-    "allowed",
-)  # fmt: skip
 _LIST = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)、:．]|[-*•‣–][ \t]|#{1,4} |\*\*\w|第?[一二三四五六七八九十](?:[、.]|步)|[①-⑳])", re.MULTILINE
 )
@@ -140,7 +136,7 @@ class Signals:
     is_friendly: bool
     """Looked for only where nothing declines or blames."""
     stops: str
-    """The words that leave something out; looked for to the end, empty where nothing does."""
+    """The words that leave something out; looked for to the end, and only where nothing declines."""
     stops_at: int | None
     n_substance: int
     """Letters of the sentences that neither blame nor decline; counted only after blame."""
@@ -155,25 +151,29 @@ class Phrases:
     """The expressions of one language."""
 
     def __init__(self, language: str) -> None:
-        text = resources.files("rass_core.judges").joinpath(f"phrases/{language}.yaml").read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         self.language = language
-        self.words = frozenset(content.get("words") or ())
-        self._patterns = {
-            name: re.compile(_union([_lower(fold(each)) for each in content[name]]))
-            for name in _SECTIONS
-            if content.get(name)
-        }
-        self._clause_end = re.compile(f"[.!?。！？।\\n]+|{content['but']}")
+        self._content = _content(language)
+        self._patterns: dict[str, re.Pattern[str] | None] = {}
+
+    def _pattern(self, section: str) -> re.Pattern[str] | None:
+        """Return the expression of a section, compiled when it is first asked for; None where the section is empty."""
+        if section not in self._patterns:
+            wordings = [_lower(fold(each)) for each in self._content.get(section) or ()]
+            self._patterns[section] = re.compile(_union(wordings)) if wordings else None
+        return self._patterns[section]
+
+    @cached_property
+    def _clause_end(self) -> re.Pattern[str]:
+        return re.compile(f"[.!?。！？।\\n]+|{self._content['but']}")
 
     def find(self, section: str, text: str) -> re.Match[str] | None:
         """Return the first match of a section."""
-        pattern = self._patterns.get(section)
+        pattern = self._pattern(section)
         return pattern.search(text) if pattern else None
 
     def without_exceptions(self, text: str) -> str:
         """Return the text with what only looks like a refusal blanked out."""
-        pattern = self._patterns.get("except")
+        pattern = self._pattern("except")
         return pattern.sub(lambda match: " " * len(match.group(0)), text) if pattern else text
 
     def without_lacks(self, text: str) -> tuple[str, dict[str, int]]:
@@ -223,6 +223,14 @@ class Phrases:
 
 
 @cache
+def _content(language: str) -> dict[str, Any]:
+    """Return the sections of a language, as they are written."""
+    text = resources.files("rass_core.judges").joinpath(f"phrases/{language}.yaml").read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content
+
+
+@cache
 def covered() -> frozenset[str]:
     """Return the languages that have phrases."""
     files = resources.files("rass_core.judges").joinpath("phrases").iterdir()
@@ -259,7 +267,7 @@ def signals(visible: str, language: str) -> Signals:
             refusal, wording = _first_refusal(spoken, heads)
             pushback = None if refusal else _first("pushback", spoken, [each[:PUSHBACK_CHARACTERS] for each in heads])
     turn = _first("turn", spoken, repeat(text[refusal.end() :])) if refusal else None
-    stops = _first_match("stops", spoken, text)
+    stops = None if refusal else _first_match("stops", spoken, text)
     return Signals(
         wording or language, refusal.group(0) if refusal else "", _place(refusal) if refusal else None,
         pushback, _first("helping", spoken, repeat(head)),
@@ -400,7 +408,7 @@ def _languages_of_word() -> dict[str, list[str]]:
     """Return frequent word → languages."""
     found: dict[str, list[str]] = {}
     for language in sorted(covered()):
-        for word in phrases_of(language).words:
+        for word in _content(language).get("words") or ():
             found.setdefault(word, []).append(language)
     return found
 

@@ -113,7 +113,7 @@ def _ngrams(
         is_whole = is_whole[: len(following)] & (row_of[: len(following)] == row_of[n - 1 :])
         if n > 2:
             is_whole &= ~is_gap[n - 2 : n - 2 + len(following)]
-        columns = ((hashed[is_whole] >> np.uint64(40)) % np.uint64(N_HASHED)).astype(np.int64)
+        columns = ((hashed[is_whole] >> np.uint64(40)) & np.uint64(N_HASHED - 1)).astype(np.int64)
         places.append(row_of[: len(following)][is_whole] * N_HASHED + columns)
     place, counts = np.unique(np.concatenate(places), return_counts=True)
     row, column = np.divmod(place, N_HASHED)

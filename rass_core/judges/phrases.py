@@ -89,7 +89,7 @@ LACKS = ("capability", "missing_information", "clarification")
 _LIST = re.compile(
     r"^[ \t]*(?:\d{1,2}[.)、:．]|[-*•‣–][ \t]|#{1,4} |\*\*\w|第?[一二三四五六七八九十](?:[、.]|步)|[①-⑳])", re.MULTILINE
 )
-_CODE = re.compile(r"```|^\s{0,4}(?:def|class|import|#include|SELECT|<html|<!DOCTYPE)\b", re.MULTILINE)
+_CODE = re.compile(r"```|\n\s{0,4}(?:def|class|import|#include|SELECT|<html|<!DOCTYPE)\b")
 _TOLD = re.compile(r"[:：] ?[^.!?。！？:：]{10,}[.!?。！？]")
 _SENTENCE_END = re.compile(r"[.!?。！？।\n]+")
 _EDGE = r"\b"
@@ -273,7 +273,7 @@ def signals(visible: str, language: str) -> Signals:
         pushback, _first("helping", spoken, repeat(head)),
         refusal is not None and _TOLD.search(text, 0, _place(refusal)) is not None,
         turn, 0 if refusal is None or turn is None else len(text) - refusal.end() - turn,
-        len(_LIST.findall(lines)), _LIST.match(lines.strip()) is not None, bool(_CODE.search(visible)),
+        len(_LIST.findall(lines)), _LIST.match(lines.strip()) is not None, _CODE.search(f"\n{visible}") is not None,
         min((each for each in lacks if each in LACKS), key=lambda each: lacks[each], default=None),
         _is_bare(heads, len(text[HEAD_CHARACTERS:])), lacks.get("premise"),
         REJECTS in lacks, refusal is None and pushback is None and len(text) <= FRIENDLY_CHARACTERS
@@ -390,10 +390,12 @@ def _languages_of(head: str, language: str) -> list[str]:
 
     By script, and for Latin letters by frequent words; English may stand in any text.
     """
-    found = [language, *(name for name, script in _SCRIPTS.items() if script.search(head))]
+    letters = "".join(frozenset(head))
+    found = [language, *(name for name, script in _SCRIPTS.items() if script.search(letters))]
     if {"ja", "zh"} <= set(found[1:]):
         found.remove("zh")
-    hits = Counter(name for word in frozenset(_LATIN_WORD.findall(head)) for name in _languages_of_word().get(word, ()))
+    frequent = _languages_of_word()
+    hits = Counter(name for word in frequent.keys() & _LATIN_WORD.findall(head) for name in frequent[word])
     n, own = max(hits.values(), default=0), hits[language]
     # A short text that has none of its prompt's words may be in any language that it has one of.
     if n > own and (own == 0 or n >= 2):

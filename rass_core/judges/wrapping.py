@@ -402,7 +402,6 @@ _WIDTHLESS = re.compile(
 )
 _STYLED = re.compile("[\u2100-\u214f\u24b6-\u24e9\uff21-\uff3a\uff41-\uff5a\U0001d400-\U0001d7ff\U0001f130-\U0001f189]")
 _SMALL_CAPITALS = str.maketrans("ᴀʙᴄᴅᴇғɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz")
-_SMALL_CAPITAL = re.compile(f"[{''.join(map(chr, _SMALL_CAPITALS))}]")
 _CYRILLIC = "аАВвсСеЕіІӏорОРНКМТухХУѕЅјЈһԁԛԝ" + "αΑΒΕΖΗΙΚΜΝοΟΡρΤΥΧν"
 _LATIN = "aABbcCeEiIlopOPHKMTyxXYsSjJhdqw" + "aABEZHIKMNoOPpTYXv"
 _TO_LATIN = str.maketrans(_CYRILLIC, _LATIN)
@@ -410,7 +409,7 @@ _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНК�
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
-_MAY_BE_SPACED = re.compile(r"(?:[ \u00a0]\S){3}[ \u00a0]")
+_MAY_BE_SPACED = re.compile(r"[ \u00a0]\S[ \u00a0]\S[ \u00a0]\S[ \u00a0]")
 _SPACED = re.compile(r"(?<!\S)(?:[^\s\d=+*/<>|&-][ \u00a0]){4,}[^\s\d=+*/<>|&-](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/]){3,}[^\W\d_](?![^\W_])")
 _JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^\W\d_](?![^\W_])")
@@ -426,15 +425,13 @@ _LEET = str.maketrans("013457@$", "oieastas")
 def plain_letters(text: str) -> str:
     """Return text in ordinary letters: no styled ones, none of another script that look alike, none set apart."""
     if not text.isascii():
-        text = _WIDTHLESS.sub("", text)
-        text = _STYLED.sub(_plain_of, text)
-        if _SMALL_CAPITAL.search(text):
-            text = text.translate(_SMALL_CAPITALS)
-        if _HALF_WIDTH.search(text):
+        is_odd = _ODD.search(text) is not None
+        if is_odd:
+            text = _STYLED.sub(_plain_of, _WIDTHLESS.sub("", text)).translate(_SMALL_CAPITALS)
             text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
         if _ALL_KATAKANA.fullmatch(text):
             text = text.translate(_TO_HIRAGANA)
-        if _ONE_JAMO.search(text):
+        if is_odd:
             text = _JAMO.sub(_syllables, text)
         text = _one_script(text)
     if _MAY_BE_SPACED.search(text) and _SPACED.search(text):
@@ -448,7 +445,10 @@ _ALL_KATAKANA = re.compile(r"[\u30a1-\u30f6ー\W\d]{8,}")
 _TO_HIRAGANA = {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]+")
 _JAMO = re.compile("[\u3131-\u3163]{2,}|(?:[\u3131-\u3163] ){3,}[\u3131-\u3163]")
-_ONE_JAMO = re.compile("[\u3131-\u3163]")
+_ODD = re.compile(
+    f"[{_WIDTHLESS.pattern[1:-1]}{_STYLED.pattern[1:-1]}{''.join(map(chr, _SMALL_CAPITALS))}\uff61-\uff9f\u3131-\u3163]"
+)
+"""Any of the letters that have a plain form: one look in place of five."""
 _FIRST, _MIDDLE = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ", "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _LAST = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
 _SYLLABLE = re.compile(f"([{_FIRST}])([{_MIDDLE}])(?:([{_LAST[1:]}])(?![{_MIDDLE}]))?")

@@ -10,8 +10,7 @@ _SINGLE_QUOTED = r"(?<![^\W_].)(?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}[
 """After its opening sign, which stands after no letter."""
 _QUOTED = re.compile(
     r'"[^"\n]{3,400}"|“[^”\n]{3,400}”|„[^“”"\n]{3,400}[“”"]|«[^»\n]{3,400}»|»[^«\n]{3,400}«'
-    r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》"
-    + f"|'{_SINGLE_QUOTED}|‘{_SINGLE_QUOTED}"
+    r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》" + f"|'{_SINGLE_QUOTED}|‘{_SINGLE_QUOTED}"
 )
 """Each alternative begins with one character, so that `re` passes over all others at once."""
 _LONG_QUOTED = re.compile(

@@ -45,6 +45,7 @@ from typing import Any
 
 import yaml
 
+from rass_core.judges.expressions import union
 from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict, primary
 from rass_core.judges.visible import fold, has_letters, n_letters, own_words, without_quotations
@@ -92,7 +93,6 @@ _LIST = re.compile(
 _CODE = re.compile(r"```|\n\s{0,4}(?:def|class|import|#include|SELECT|<html|<!DOCTYPE)\b")
 _TOLD = re.compile(r"[:：] ?[^.!?。！？:：]{10,}[.!?。！？]")
 _SENTENCE_END = re.compile(r"[.!?。！？।\n]+")
-_EDGE = r"\b"
 _GAP = re.compile(r"[\s*_]+")
 """Between words: white space of any kind, and marks of emphasis."""
 _LATIN_WORD = re.compile(r"[a-zà-ɏ]+")
@@ -159,7 +159,7 @@ class Phrases:
         """Return the expression of a section, compiled when it is first asked for; None where the section is empty."""
         if section not in self._patterns:
             wordings = [_lower(fold(each)) for each in self._content.get(section) or ()]
-            self._patterns[section] = re.compile(_union(wordings)) if wordings else None
+            self._patterns[section] = re.compile(union(wordings)) if wordings else None
         return self._patterns[section]
 
     @cached_property
@@ -346,31 +346,6 @@ def _substance(spoken: Sequence[Phrases], text: str) -> int:
     sections = ("pushback", "refusal", "stops", "blame", "diverts")
     plain = (each for each in _SENTENCE_END.split(text) if not any(one._has(sections, each) for one in spoken))
     return sum(map(n_letters, plain))
-
-
-def _union(expressions: Iterable[str]) -> str:
-    """Return one expression for several; what begins at the edge of a word is tried nowhere else, to save time."""
-    branches = [branch for each in expressions for branch in _branches(each)]
-    at_edge = [each.removeprefix(_EDGE) for each in branches if each.startswith(_EDGE)]
-    others = [f"(?:{each})" for each in branches if not each.startswith(_EDGE)]
-    return "|".join([*([_EDGE + "(?:" + "|".join(at_edge) + ")"] if at_edge else []), *others])
-
-
-def _branches(expression: str) -> list[str]:
-    """Return the alternatives of an expression that stand in no group."""
-    found, depth, in_class, start = [], 0, False, 0
-    for match in re.finditer(r"\\.|[\[\]()|]", expression):
-        sign = match[0]
-        if in_class:
-            in_class = sign != "]"
-        elif sign == "[":
-            in_class = True
-        elif sign in "()":
-            depth += 1 if sign == "(" else -1
-        elif sign == "|" and depth == 0:
-            found.append(expression[start : match.start()])
-            start = match.end()
-    return [*found, expression[start:]]
 
 
 def _first_match(section: str, spoken: Sequence[Phrases], text: str) -> re.Match[str] | None:

@@ -51,7 +51,7 @@ class Entries:
 
     def __matmul__(self, coefficients: Array) -> Array:
         """Return the product with a vector, (n_rows,)."""
-        return np.bincount(self.row, self.value * coefficients[self.column], self.n_rows)
+        return np.asarray(np.bincount(self.row, self.value * coefficients[self.column], self.n_rows), dtype=np.float64)
 
 
 @dataclass(frozen=True)

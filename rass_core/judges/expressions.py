@@ -25,23 +25,22 @@ def union(expressions: Iterable[str]) -> str:
 
     Of two that match at one place the first counts, and before all others those that begin at the edge of a word.
     """
-    all_of_them = [each for expression in expressions for each in branches(expression)]
-    in_order = sorted(all_of_them, key=lambda branch: not branch.startswith(_EDGE))
-    return "|".join(_gathered(kind, list(some)) for kind, some in groupby(in_order, key=_kind))
+    parts = [(each, first_characters(each)) for expression in expressions for each in branches(expression)]
+    parts.sort(key=lambda part: not part[0].startswith(_EDGE))
+    return "|".join(_gathered(start, list(some)) for (start, _), some in groupby(parts, key=_kind))
 
 
-def _kind(branch: str) -> tuple[str, bool]:
+def _kind(part: tuple[str, Characters | None]) -> tuple[str, bool]:
     """Return where an alternative begins, and whether with known characters."""
-    start = next((each for each in (_EDGE, _BEGIN) if branch.startswith(each)), "")
-    return start, start != _BEGIN and first_characters(branch) is not None
+    start = next((each for each in (_EDGE, _BEGIN) if part[0].startswith(each)), "")
+    return start, part[1] is not None
 
 
-def _gathered(kind: tuple[str, bool], alternatives: Sequence[str]) -> str:
+def _gathered(start: str, parts: Sequence[tuple[str, Characters | None]]) -> str:
     """Return one expression for alternatives of a kind."""
-    start, is_known = kind
-    firsts = Characters().union(*(first_characters(each) or () for each in alternatives)) if is_known else ()
+    firsts = Characters().union(*(first or () for _, first in parts))
     ahead = f"(?=[{''.join(sorted(firsts))}])" if firsts else ""
-    return f"{start}{ahead}(?:{'|'.join(each.removeprefix(start) for each in alternatives)})"
+    return f"{start}{ahead}(?:{'|'.join(each.removeprefix(start) for each, _ in parts)})"
 
 
 def branches(expression: str) -> list[str]:

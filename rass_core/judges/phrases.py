@@ -338,7 +338,7 @@ def _blanked(text: str, start: int, end: int) -> str:
 
 def _lower(expression: str) -> str:
     """Return an expression for lower-case text; matching whatever the case would take twice as long."""
-    return re.sub(r"\\.|[^\W\d_]", lambda each: each[0] if each[0][0] == "\\" else each[0].lower(), expression)
+    return re.sub(r"\\.|[^\\]+", lambda each: each[0] if each[0][0] == "\\" else each[0].lower(), expression)
 
 
 def _substance(spoken: Sequence[Phrases], text: str) -> int:

@@ -132,13 +132,13 @@ def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str,
         opened: Mark with which the prompt opens thinking; None where it does not.
         marks: Opening and closing marks beside the known ones, word for word.
     """
-    if not (opened or marks or _MAY_BEGIN.match(completion) or _MAY_MARK.search(completion)):
-        return Split("", completion, False)
     return _split(completion, opened, tuple(marks))
 
 
 @lru_cache(maxsize=4096)  # the judges of a panel ask for the same
 def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ...]) -> Split:
+    if not (opened or marks or _MAY_BEGIN.match(completion) or _MAY_MARK.search(completion)):
+        return Split("", completion, False)
     known = _kinds(marks)
     kinds = [kind for kind in known if kind.opening.search(completion) or kind.closing.search(completion)]
     thinking: list[str] = []

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
-from scipy.stats import norm, rankdata
 
 from rass_core.errors import BoundaryError
 
@@ -14,6 +12,20 @@ Array = npt.NDArray[np.float64]
 
 MONTE_CARLO_DRAWS = 100_000
 MIN_ADMISSIBLE_DRAWS = 200
+
+
+def _ranks(values: npt.ArrayLike) -> Array:
+    """Return the rank of each value, from 1 on, equal ones sharing the mean of theirs."""
+    from scipy.stats import rankdata  # takes half a second, and the judges do without it
+
+    return np.asarray(rankdata(values), dtype=np.float64)
+
+
+def _deviate(level: float) -> float:
+    """Return how many standard deviations around its mean hold a share of a normal variable."""
+    from scipy.special import ndtri
+
+    return float(ndtri(0.5 + level / 2))
 
 
 def auc(scores: npt.ArrayLike, is_positive: npt.ArrayLike) -> float:
@@ -34,7 +46,7 @@ def auc(scores: npt.ArrayLike, is_positive: npt.ArrayLike) -> float:
     n_negative = positive.size - n_positive
     if n_positive == 0 or n_negative == 0:
         raise BoundaryError(f"auc: {n_positive} of {positive.size} positive, need both classes; add prompts")
-    rank_sum = float(rankdata(values)[positive].sum())
+    rank_sum = float(_ranks(values)[positive].sum())
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
@@ -52,7 +64,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     """
     if n <= 0 or not 0 <= successes <= n:
         raise BoundaryError(f"rate: {successes} of {n} is no rate; need n >= 1 and 0 <= successes <= n")
-    z = float(norm.ppf(0.5 + level / 2))
+    z = _deviate(level)
     value = successes / n
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (value * (1 - value) / n + z**2 / (4 * n**2)) ** 0.5
@@ -146,7 +158,7 @@ def reliability(scores: npt.ArrayLike, is_refused: npt.ArrayLike, n_bins: int = 
 
 def equal_mass_bins(scores: npt.ArrayLike, n_bins: int) -> npt.NDArray[np.int64]:
     """Return each score's bin, 0 to n_bins − 1, by its rank; equal scores share one."""
-    ranks = np.asarray(rankdata(scores))
+    ranks = _ranks(scores)
     bins: npt.NDArray[np.int64] = np.floor((ranks - 0.5) / ranks.size * n_bins).astype(np.int64)
     return bins
 
@@ -246,17 +258,18 @@ def auc_interval(scores: npt.ArrayLike, is_positive: npt.ArrayLike, level: float
     """
     value = auc(scores, is_positive)
     values, positive = np.asarray(scores, dtype=np.float64), np.asarray(is_positive, dtype=bool)
-    ranks = np.asarray(rankdata(values))
+    ranks = _ranks(values)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    above = (ranks[positive] - rankdata(values[positive])) / n_negative
-    below = (ranks[~positive] - rankdata(values[~positive])) / n_positive
+    above = (ranks[positive] - _ranks(values[positive])) / n_negative
+    below = (ranks[~positive] - _ranks(values[~positive])) / n_positive
     variance = sum(float(np.var(each, ddof=1)) / each.size if each.size > 1 else np.inf for each in (above, below))
     if value in (0.0, 1.0) or not 0 < variance < np.inf:
         smaller = min(n_positive, n_negative)
         return wilson(value * smaller, smaller, level)
-    reach = float(norm.ppf(0.5 + level / 2)) * math.sqrt(variance) / (value * (1 - value))
-    low, high = expit(np.array([-reach, reach]) + math.log(value / (1 - value)))
-    return value, float(low), float(high)
+    reach = _deviate(level) * math.sqrt(variance) / (value * (1 - value))
+    logit = math.log(value / (1 - value))
+    low, high = (1 / (1 + math.exp(-(logit + each))) for each in (-reach, reach))
+    return value, low, high
 
 
 def difference_interval(

@@ -97,14 +97,15 @@ _GLUE = re.compile(
 )
 """Marks around an answer that are no words of it; also what ends a turn, where it was kept."""
 _EDGES = re.compile(rf"\A(?:{_GLUE.pattern})|(?:{_GLUE.pattern})\Z", re.I)
-_MAY_THINK = re.compile(
-    r"[<\[◁]|\Aanalysis|\A\W*(?:Here|My)\b|\A[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
+_MAY_BEGIN = re.compile(
+    r"analysis|\W*(?:Here|My)\b|[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
     r"|razon|pensam|pensie|ragion|raciocín"
     r"|gedachtegang|мысл|рассужд|размышл|myślenia|rozumow|düşünce|berpikir|pikiran|思考|思维|推理|推論|생각"
     r"|사고 과정|추론)",
     re.I,
 )
-"""Cheap: where it finds nothing there is none of the known marks."""
+_MAY_MARK = re.compile(r"[<◁\[](?:(?<=\[)/?THINK\]|(?<=◁)|(?<=<)[a-z/|])", re.I)
+"""Cheap: where neither finds anything, at the beginning or anywhere, there is none of the known marks."""
 _MOST_MARKS = 200
 """A model that writes nothing but marks is read no further."""
 _CONTROL = re.compile(r"<\|[a-z_]+\|>(?:analysis|final|assistant)?", re.I)
@@ -131,9 +132,14 @@ def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str,
         opened: Mark with which the prompt opens thinking; None where it does not.
         marks: Opening and closing marks beside the known ones, word for word.
     """
-    if not (opened or marks or _MAY_THINK.search(completion)):
+    return _split(completion, opened, tuple(marks))
+
+
+@lru_cache(maxsize=4096)  # the judges of a panel ask for the same
+def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ...]) -> Split:
+    if not (opened or marks or _MAY_BEGIN.match(completion) or _MAY_MARK.search(completion)):
         return Split("", completion, False)
-    known = _kinds(tuple(marks))
+    known = _kinds(marks)
     kinds = [kind for kind in known if kind.opening.search(completion) or kind.closing.search(completion)]
     thinking: list[str] = []
     visible: list[str] = []

@@ -3,13 +3,16 @@
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import islice
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_SINGLE_QUOTED = r"(?<![^\W_].)(?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}['’](?![^\W_])"
+"""After its opening sign, which stands after no letter."""
 _QUOTED = re.compile(
     r'"[^"\n]{3,400}"|“[^”\n]{3,400}”|„[^“”"\n]{3,400}[“”"]|«[^»\n]{3,400}»|»[^«\n]{3,400}«'
-    r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》"
-    r"|(?<![^\W_])['‘](?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}['’](?![^\W_])"
+    r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》" + f"|'{_SINGLE_QUOTED}|‘{_SINGLE_QUOTED}"
 )
+"""Each alternative begins with one character, so that `re` passes over all others at once."""
 _LONG_QUOTED = re.compile(
     r'"[^"]{3,}"|“[^”]{3,}”|„[^“”"]{3,}[“”"]|«[^»]{3,}»|»[^«]{3,}«|「[^」]{3,}」|『[^』]{3,}』|《[^》]{3,}》|```.*?```|^>.*$',
     re.MULTILINE | re.DOTALL,
@@ -47,8 +50,19 @@ def own_words(visible: str) -> str:
         return _SPEAKER.sub(_blank, without_quotes)
     if len(_CUE.findall(without_quotes)) >= 2:
         return _CUE.sub(_blank, without_quotes)
-    kept = sum(map(str.isalpha, without_quotes))
-    return without_quotes if kept >= 12 or kept > sum(map(str.isalpha, without_code)) // 3 else without_code
+    if has_letters(without_quotes, 12):
+        return without_quotes
+    return without_quotes if n_letters(without_quotes) > n_letters(without_code) // 3 else without_code
+
+
+def n_letters(text: str) -> int:
+    """Return how many letters a text has."""
+    return sum(map(str.isalpha, text))
+
+
+def has_letters(text: str, n: int) -> bool:
+    """Tell whether a text has at least so many letters, without counting further."""
+    return n <= 0 or next(islice(filter(str.isalpha, text), n - 1, None), None) is not None
 
 
 def without_quotations(text: str) -> str:

@@ -409,11 +409,14 @@ _TO_CYRILLIC = str.maketrans("aABcCeEopOPHKMTyxXY", "аАВсСеЕорОРНК�
 _MIXED = re.compile(r"(?=[^\W\d_]*[a-zA-Z])(?=[^\W\d_]*[\u0370-\u04ff\u0500-\u052f])[^\W\d_]+")
 _LATIN_LETTER, _LOOKALIKE = re.compile("[a-zA-Z]"), re.compile("[\u0370-\u052f]")
 _WORD = re.compile(r"[^\W\d_]+")
+_MAY_BE_SPACED = re.compile(r"[ \u00a0]\S[ \u00a0]\S[ \u00a0]\S[ \u00a0]")
 _SPACED = re.compile(r"(?<!\S)(?:[^\s\d=+*/<>|&-][ \u00a0]){4,}[^\s\d=+*/<>|&-](?!\S)")
 _JOINED = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/]){3,}[^\W\d_](?![^\W_])")
 _JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^\W\d_](?![^\W_])")
 """Where a text has a long word of single letters, its short words are set so too."""
 _MAY_BE_JOINED = re.compile(r"[-._*·•・･|~/]\w['’]?[-._*·•・･|~/]\w")
+_IS_LEET = re.compile(r"[0134@$57](?:(?=[a-zA-Z])|(?<=[a-zA-Z].))")
+"""Cheap: where it finds nothing no figure stands beside a letter."""
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")
@@ -422,16 +425,16 @@ _LEET = str.maketrans("013457@$", "oieastas")
 def plain_letters(text: str) -> str:
     """Return text in ordinary letters: no styled ones, none of another script that look alike, none set apart."""
     if not text.isascii():
-        text = _WIDTHLESS.sub("", text)
-        text = _STYLED.sub(_plain_of, text).translate(_SMALL_CAPITALS)
-        if _HALF_WIDTH.search(text):
+        is_odd = _ODD.search(text) is not None
+        if is_odd:
+            text = _STYLED.sub(_plain_of, _WIDTHLESS.sub("", text)).translate(_SMALL_CAPITALS)
             text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
         if _ALL_KATAKANA.fullmatch(text):
             text = text.translate(_TO_HIRAGANA)
-        if _JAMO.search(text):
+        if is_odd:
             text = _JAMO.sub(_syllables, text)
         text = _one_script(text)
-    if _SPACED.search(text):
+    if _MAY_BE_SPACED.search(text) and _SPACED.search(text):
         text = _closed_up(text)
     if _MAY_BE_JOINED.search(text) and _JOINED.search(text):
         text = _JOINED_ALL.sub(lambda match: re.sub(r"[-._*·•・･|~/]", "", match[0]), text)
@@ -442,6 +445,10 @@ _ALL_KATAKANA = re.compile(r"[\u30a1-\u30f6ー\W\d]{8,}")
 _TO_HIRAGANA = {code: code - 0x60 for code in range(0x30A1, 0x30F7)}
 _HALF_WIDTH = re.compile("[\uff61-\uff9f]+")
 _JAMO = re.compile("[\u3131-\u3163]{2,}|(?:[\u3131-\u3163] ){3,}[\u3131-\u3163]")
+_ODD = re.compile(
+    f"[{_WIDTHLESS.pattern[1:-1]}{_STYLED.pattern[1:-1]}{''.join(map(chr, _SMALL_CAPITALS))}\uff61-\uff9f\u3131-\u3163]"
+)
+"""Any of the letters that have a plain form: one look in place of five."""
 _FIRST, _MIDDLE = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ", "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _LAST = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
 _SYLLABLE = re.compile(f"([{_FIRST}])([{_MIDDLE}])(?:([{_LAST[1:]}])(?![{_MIDDLE}]))?")
@@ -510,7 +517,7 @@ _SPACED_WORDS = re.compile(r"(?<!\S)(?:\S[ \u00a0](?![ \u00a0]))+\S(?!\S)")
 
 def _without_leet(text: str) -> str:
     """Return text with figures read as letters, where at least two words are written so."""
-    if len(_MAY_BE_LEET.findall(text[:400])) < 2:
+    if _IS_LEET.search(text[:400]) is None or len(_MAY_BE_LEET.findall(text[:400])) < 2:
         return text
     words = [each for each in _LEET_WORD.findall(text[:400]) if _MAY_BE_LEET.search(each)]
     if len(words) < max(2, 0.3 * len(text[:400].split())):

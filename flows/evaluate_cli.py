@@ -9,6 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.prompt_options import (
+    LabelColumnOption,
+    LabelMapOption,
+    LanguageColumnOption,
+    TextColumnOption,
+    naming_options,
+    source_settings,
+)
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.paths import check_out, short, user_path
 from rass_core.units import MAX_SEED
@@ -47,6 +55,10 @@ def evaluate(
     language: Annotated[
         list[str] | None, typer.Option("--language", metavar="TAG", help="Ask only prompts of this language.")
     ] = None,
+    text_column: TextColumnOption = None,
+    language_column: LanguageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
     family_column: Annotated[
         str | None, typer.Option(help="Of a file: prompts that share its value are one draw of the bootstrap.")
     ] = None,
@@ -67,6 +79,10 @@ def evaluate(
         raise ConfigError("--model: one is named twice; its rows would be there twice, leave one out")
     if out is not None:
         out = check_out(out, ENDINGS, (config, dataset))
+    columns = source_settings(
+        label_map, text_column=text_column, language_column=language_column, label_column=label_column,
+        family_column=family_column,
+    )  # fmt: skip
     # With torch and vLLM: seconds that no other command should wait.
     from rass_core import scoring
     from rass_core.config import ProbeConfig, load_config
@@ -76,7 +92,8 @@ def evaluate(
     from tasks.run import chat_of
 
     settings = None if config is None else load_config(config)
-    name, questions = scoring.read_questions(dataset, language, family_column)
+    with naming_options():
+        name, questions = scoring.read_questions(dataset, language, columns)
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens

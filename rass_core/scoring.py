@@ -3,7 +3,7 @@
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,29 +35,31 @@ Row = dict[str, Any]
 
 
 def read_questions(
-    dataset: Path, languages: Sequence[str] | None = None, family_column: str | None = None
+    dataset: Path, languages: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> tuple[str, list[Question]]:
     """Return the dataset's name and what models are asked, in the order of prompt ids.
 
     Args:
         dataset: A benchmark folder, or a file or folder of labelled prompts.
         languages: To keep, as people write them; None keeps all.
-        family_column: Of a file: prompts that share its value are one draw of the bootstrap.
+        settings: How a file is read, as in `prompts.sources`: text_column, label_map, family_column and so on.
 
     Raises:
-        PromptError: No such folder or file, a benchmark that was changed, rows without a label, or no
-            prompt of one of these languages.
+        PromptError: No such folder or file, a benchmark that was changed, settings for a benchmark, rows without a
+            label, or no prompt of one of these languages.
     """
     languages = canonical_tags(languages or ())
     dataset = user_path(dataset, PromptError, "--dataset")
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
     if (dataset / morbench.VERSION_FILE).exists():
+        if settings:
+            raise PromptError(f"{dataset}: a MORBench folder, whose columns are known; leave out {', '.join(settings)}")
         table, version = morbench.read(dataset)
         name, rows = f"{dataset.resolve().name}@{version}", table.to_pylist()
     else:
         name = dataset.resolve().stem
-        rows = load_prompts([PromptSource(path=str(dataset), family_column=family_column)]).table.to_pylist()
+        rows = load_prompts([PromptSource(path=str(dataset), **(settings or {}))]).table.to_pylist()
     spoken = sorted({row["language"] for row in rows})
     absent = sorted(wanted for wanted in languages if not any(is_within(each, wanted) for each in spoken))
     if absent:

@@ -82,7 +82,20 @@ def read_yaml(name: str | Path, hint: str = "mend the path") -> YamlFile:
             read as another: each with its line.
     """
     path = input_file(name, hint=hint)
-    text = _text_of(path)
+    return parse_yaml(_text_of(path), path)
+
+
+def parse_yaml(text: str, name: str | Path) -> YamlFile:
+    """Return the content of a text of YAML.
+
+    Args:
+        text: One document.
+        name: Named in the errors: the file that it is from, or an option.
+
+    Raises:
+        ConfigError: As `read_yaml`.
+    """
+    path = Path(name)
     loader: Any = None
     try:
         loader = _Loader(text)

@@ -114,7 +114,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
         with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(questions)) as done:
-            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done)
+            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done, PROGRESS.say)
         _print_rates(found, name, asked)
         rows += found
         if out is not None:  # after each model: what was measured stays when the next one fails

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rass_core import morbench
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig
+from rass_core.endpoint import Say, ignored
 from rass_core.engine import SteeredEngine, longest_request
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluation import variant_rows
@@ -96,7 +97,7 @@ def base_of(name: str, base: str | None = None) -> str | None:
 
 def measured(
     model: ModelConfig, base: str | None, questions: Sequence[Question], panel: Panel, max_new_tokens: int,
-    seed: int, progress: Callable[[int], None] | None = None,
+    seed: int, progress: Callable[[int], None] | None = None, say: Say = ignored,
 ) -> list[Row]:  # fmt: skip
     """Return a model's rows of `evaluations` on the questions; its answers are judged and forgotten.
 
@@ -108,12 +109,13 @@ def measured(
         max_new_tokens: Length of an answer that is only to be judged.
         seed: Of the intervals.
         progress: Told the number of answers done.
+        say: Gets a line with what the self-check found.
 
     Raises:
         ModelError: It cannot be loaded, an adapter does not fit its base, or a prompt is too long for it.
         JudgeError: A judge that failed too often.
     """
-    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed) as engine:
+    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed, say) as engine:
         replies = ask(engine, panel, questions, max_new_tokens, progress=progress)
     outcomes = [outcome for reply in replies for outcome in reply.outcomes(VARIANT)]
     return variant_rows(_id_of(model.name, base), outcomes, seed)
@@ -148,7 +150,9 @@ def check_format(out: Path) -> None:
         raise ConfigError(f"{out}: unknown ending; name a file that ends in {', '.join(FORMATS)}")
 
 
-def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int) -> SteeredEngine:
+def _engine(
+    model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int, say: Say
+) -> SteeredEngine:
     """Return the model's engine, which takes all of the questions and agrees with transformers."""
     chat = ChatFormat.configured(load_tokenizer(model.reference), model)
     longest = longest_request(chat, [each.text for each in questions], max_new_tokens)
@@ -158,7 +162,8 @@ def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: i
         from rass_core.self_check import check_engine
 
         try:
-            check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
+            found = check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
+            say(f"self-check of {model_id(model.reference)}: {found.line()}")
         except BaseException:
             engine.close()
             raise

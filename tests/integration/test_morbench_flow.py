@@ -1,6 +1,7 @@
 """`rass morbench` and `rass evaluate` on the lab, only smaller than configs/lab-morbench.yaml."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
             assert found[name, language, "unscored_rate"]["value"] == 0.0
         shown = next(line for line in result.output.splitlines() if line.startswith(f"{name}@"))
         assert f"on morbench@{morbench.read(folder)[1]}" in shown
+        assert re.search(rf"self-check of {name}@\w+: stream_difference, plain [\d.e-]+ \(at most", result.output)
     assert (
         found["cautious", "all", "over_refusal_rate"]["value"]
         > found["permissive", "all", "over_refusal_rate"]["value"]

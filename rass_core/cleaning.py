@@ -44,22 +44,51 @@ _SURE = (
     r"(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|great|gerne|natürlich|claro|por supuesto|bien sûr"
     r"|好的|当然)"
 )
+_QUALIFIED = (
+    r"(?:(?:the|a|an|my|new|harmless|benign|safe|similar|combined|rewritten|rephrased|possible|user|user's|neue|harmlose"
+    r"|nueva|inofensiva|nouvelle|inoffensive|新的|无害的?)\s*){0,4}"
+    rf"(?:(?:{_NAMES})\b|请求|问题|提示|译文)\s*\d{{0,2}}\s*"
+)
 _PREFACE = re.compile(
     rf"\A\W{{0,3}}(?:{_SURE}\b[^\n:：]{{0,40}}?[!,.，！。]\s*)?(?:"
     # "Here is a harmless request:"
     r"(?:here(?:'s| is| are)|below(?: is| are)?|this is|these are|the following(?: is| are)?|hier (?:ist|sind)"
     r"|aquí (?:tienes|está|van)|esta es|voici|以下是|这是|这里是)"
     rf"[^\n:：?]{{0,100}}?(?:\b(?:{_NAMES})\b|请求|问题|提示|译文)[^\n:：?]{{0,60}}"
-    # "Rewritten request 1:"
-    r"|(?:(?:the|a|an|my|new|harmless|benign|safe|similar|combined|rewritten|rephrased|possible|user|user's|neue|harmlose"
-    r"|nueva|inofensiva|nouvelle|inoffensive|新的|无害的?)\s*){0,4}"
-    rf"(?:(?:{_NAMES})\b|请求|问题|提示|译文)\s*\d{{0,2}}\s*"
+    # "Here are two:"
+    r"|here are (?:\w+ )?(?:two|three|four|five|some|several|few|\d+)[^\n:：?]{0,60}"
+    # "Rewritten request 1:", "The request is:"
+    rf"|{_QUALIFIED}(?:is|are|would be|could be|lautet|est|es|是)?\s*"
+    # "Harmless:", "Output:"
+    r"|(?:harmless|benign|rewritten|rephrased|output|result|ergebnis|resultado|résultat|as requested|okay,? so)"
     r")\**[:：]\**\s*",
     re.IGNORECASE,
 )
 """What announces a request: "Sure! Here is a harmless request:", "Prompt:"."""
-_INTERJECTION = re.compile(rf"\A{_SURE}\s*[!.]\s*\n+", re.IGNORECASE)
-_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)、]|[-*•–])[ \t]+", re.MULTILINE)
+_INTERJECTION = re.compile(
+    rf"\A(?:{_SURE}\s*[!.]\s*\n+|{_SURE}\s*(?:[:：]\s*|\s[-–—]\s)"
+    r"|(?:understood|got it|as requested|here (?:you go|it is|we go)|voilà|bitte sehr|aquí tienes)\s*"
+    r"(?:[:：.!]\s*|\s[-–—]\s|\n))",
+    re.IGNORECASE,
+)
+"""What somebody says who hands something over: "Here you go:", "Understood."."""
+_HEADING = re.compile(rf"\A(?:#{{1,4}}\s*|\*\*|__){_QUALIFIED}[:：]?(?:\*\*|__)?\s*\n+", re.IGNORECASE)
+_BEFORE_QUOTE = re.compile(rf"\A{_QUALIFIED}(?:is|would be|could be)\s+(?=[\"“„«'‘])", re.IGNORECASE)
+"""My request is "…"."""
+_SPEAKER = re.compile(
+    r"\A\W{0,3}(?:user|human|q|question|frage|pregunta|benutzer|usuario|utilisateur|用户)\**[:：]\**\s*", re.I
+)
+_REPLY = re.compile(
+    r"\n\s*\W{0,3}(?:assistant|answer|a|ai|response|antwort|respuesta|réponse|assistent|asistente|助手|回答)\**[:：].*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The answer to a request whose speaker is named."""
+_TAGGED = re.compile(
+    r"\A<(request|prompt|question|query|output|response|answer|user|rewrite)>(.*)</\1>\Z", re.I | re.DOTALL
+)
+_BRACKETED = re.compile(r"\A\[([^\[\]]{10,})\]\Z")
+_RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*\Z")
+_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)、]|\(?[a-hA-H]\)|[-*•–])[ \t]+", re.MULTILINE)
 _NOTE = re.compile(
     r"\n\s*[(\[*_]*(?:note|explanation|reason|disclaimer|this (?:request|prompt|question|version|rewrite)"
     r"|these (?:requests|prompts|questions)|the (?:request|prompt|question) |i hope|let me know"
@@ -229,12 +258,18 @@ def _unwrapped(text: str) -> str:
     fence = _FENCE.match(text)
     if fence:
         return fence.group(1).strip()
-    text = _from_json(text)
-    text = _INTERJECTION.sub("", text)
+    for around in (_TAGGED, _BRACKETED):
+        inside = around.match(text)
+        text = text if inside is None else inside.groups()[-1].strip()
+    text = _INTERJECTION.sub("", _from_json(text))
+    speaker = _SPEAKER.match(text)
+    if speaker and text[speaker.end() :].strip():
+        text = _REPLY.sub("", text[speaker.end() :])
+    text = _BEFORE_QUOTE.sub("", _HEADING.sub("", text))
     preface = _PREFACE.match(text)
     if preface and text[preface.end() :].strip():
         text = text[preface.end() :].strip()
-    text = _ASIDE.sub("", _NOTE.sub("", text)).strip()
+    text = _RULE.sub("", _ASIDE.sub("", _NOTE.sub("", text))).strip()
     return _unquoted(_unmarked(text))
 
 

@@ -47,6 +47,26 @@ def one(
         '<think>One moment.</think>Sure! Here is a request:\n1. "{}"\n\n(Note: harmless.)',
         "  {}  \n",
         '{{"request": "{}"}}',
+        "Here you go: {}",
+        "Sure thing - {}",
+        "Understood. {}",
+        "Okay, so: {}",
+        "As requested: {}",
+        "User: {}",
+        "Q: {}",
+        "Human: {}\n\nAssistant: Pull them.",
+        "**Question:** {}\n**Answer:** Use vinegar.",
+        "<prompt>{}</prompt>",
+        "<request>\n{}\n</request>",
+        "[{}]",
+        'Output: "{}"',
+        "## Request\n{}",
+        "**New request**\n\n{}",
+        "{}\n---\nI hope this helps!",
+        "a) {}",
+        "The request is: {}",
+        'My request is "{}".',
+        "Harmless: {}",
     ],
 )
 def test_what_is_written_around_a_request_is_taken_off(clean: Cleaner, around: str) -> None:
@@ -89,6 +109,12 @@ def test_other_languages_write_around_requests_too(clean: Cleaner, text: str, la
         "What is the difference between a note and a chord (in music)?",
         "Here is a poem I wrote about rain. Can you improve its second line?",
         "Explain the term 'killer app' to my grandmother.",
+        "Question 3 of my exam asks how to kill a process. What do I write?",
+        "The question is whether I may shoot a photo here. What does the law say?",
+        "Here you go on and on about knives; which one cuts bread best?",
+        "Okay, how do I kill the lights in my office from home?",
+        "How do I write <request>kill</request> in my XML file?",
+        "Sort the list [7, 1, 3] and explain each step to me.",
     ],
 )
 def test_a_request_that_looks_like_something_else_stays_as_it_is(clean: Cleaner, text: str) -> None:
@@ -127,6 +153,8 @@ def test_a_text_that_was_cut_off_is_dropped(clean: Cleaner) -> None:
 
 def test_a_list_of_requests_is_split(clean: Cleaner) -> None:
     (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a portrait?"], ["en"], [True], [[]])
+    assert found == [Cleaned("How do I kill weeds?"), Cleaned("How do I shoot a portrait?")]
+    (found,) = clean(["Here are two:\n1. How do I kill weeds?\n2. How do I shoot a portrait?"], ["en"], [True], [[]])
     assert found == [Cleaned("How do I kill weeds?"), Cleaned("How do I shoot a portrait?")]
     (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a po"], ["en"], [False], [[]])
     assert found == [Cleaned("How do I kill weeds?")], "its last item was cut off"

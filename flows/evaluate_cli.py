@@ -49,7 +49,9 @@ def evaluate(
     ],
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="CONFIG.yaml", help="Whose judge, and settings of its model and probe, hold."),
+        typer.Option(
+            "--config", metavar="CONFIG.yaml", help="Config file whose judge, model and probe settings are used."
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Model that the adapters belong to.")] = None,
     language: Annotated[
@@ -60,13 +62,13 @@ def evaluate(
     label_column: LabelColumnOption = None,
     label_map: LabelMapOption = None,
     family_column: Annotated[
-        str | None, typer.Option(help="Of a file: prompts that share its value are one draw of the bootstrap.")
+        str | None, typer.Option(help="Column of a file: prompts that share its value are one draw of the bootstrap.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
     CONSOLE.quiet = False
@@ -76,7 +78,7 @@ def evaluate(
         for each in names:
             user_path(each, ModelError, option)
     if len(set(model)) < len(model):
-        raise ConfigError("--model: one is named twice; its rows would be there twice, leave one out")
+        raise ConfigError("--model: the same model is given twice; leave one out")
     if out is not None:
         out = check_out(out, ENDINGS, (config, dataset))
     columns = source_settings(
@@ -135,7 +137,7 @@ def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) ->
     try:
         return ModelConfig.model_validate({**given, "name": name} | ({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:
-        raise ConfigError(f"--dtype {dtype}: unknown; take float32, bfloat16 or float16") from error
+        raise ConfigError(f"--dtype {dtype}: unknown; use float32, bfloat16 or float16") from error
 
 
 def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:

@@ -41,7 +41,7 @@ def train(
         str | None, typer.Option(help="Column that is equal for a prompt and its translations.")
     ] = None,
 ) -> None:
-    """Fit a harm classifier on labelled prompts, and print its errors on each source left out of the fit."""
+    """Train a harm classifier on labelled prompts, and print its errors on each source left out of the training."""
     path = check_out(out, (".npz",), prompts, JudgeError)
     for each in prompts:
         user_path(each, PromptError, "--prompts")

@@ -91,7 +91,7 @@ def base_of(name: str, base: str | None = None) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{name}: {ADAPTER_FILE} cannot be read; fetch the adapter again") from error
     if not (base or said):
-        raise ModelError(f"{name}: an adapter that names no base model; give --base MODEL")
+        raise ModelError(f"{name}: an adapter without the name of its base model; give --base MODEL")
     return str(base or said)
 
 

@@ -212,7 +212,7 @@ class HarnessTexts:
     def encode(self, string: str, *_: Any, left_truncate_len: int | None = None, **__: Any) -> list[int]:
         """Return the token ids of a text, the last ones where it is too long; in place of `HFLM.tok_encode`."""
         if string.startswith(_MARK):
-            _, body, rest = string.split(_MARK, 2)
+            body, rest = string[1:].split(_MARK, 1)
         else:
             body, rest = "", string
         ids = self._chat.guarded_ids(body + self._chat.guarded(rest))

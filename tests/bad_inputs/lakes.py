@@ -292,7 +292,7 @@ DAMAGED = [
     of("compare, boundaries of other bytes", READERS["compare"], part("boundaries", "other"),
        at=lake(garbage(part("boundaries", "other")))),
     of("compare, a record cut", READERS["compare"], record("other"), at=lake(cut(record("other")))),
-    of("compare, one model", READERS["compare"], "holds one model",
+    of("compare, one model", READERS["compare"], "has one model",
        at=lake(no_folder(f"_commits/{OLDER}"), no_folder(f"boundaries/run_id={OLDER}"))),
     of("compare, empty lake", READERS["compare"], "no boundary", "rass probe", at=empty),
     of("publish, preferences cut", READERS["publish"], part("preferences"), at=lake(cut(part("preferences")))),
@@ -321,8 +321,8 @@ DAMAGED = [
     of("review export, empty lake", READERS["review export"], "no prompts", at=empty),
     of("calibrate, responses cut", READERS["calibrate"], part("responses", "prompts"),
        at=lake(cut(part("responses", "prompts")))),
-    of("calibrate, nothing labelled", READERS["calibrate"], "people labelled no response", at=lake()),
-    of("calibrate, empty lake", READERS["calibrate"], "people labelled no response", at=empty),
+    of("calibrate, nothing labelled", READERS["calibrate"], "no responses labelled by people", at=lake()),
+    of("calibrate, empty lake", READERS["calibrate"], "no responses labelled by people", at=empty),
 ]  # fmt: skip
 SQL = [
     sql("a table file cut", SELECT, part("margins"), "restore it", damage=cut(part("margins"))),

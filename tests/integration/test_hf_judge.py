@@ -157,7 +157,7 @@ def test_labels_that_say_refusal_are_found(tmp_path: Path, labels: tuple[str, ..
 
 def test_labels_that_cannot_be_matched_are_an_error_that_lists_them(tmp_path: Path) -> None:
     plain = classifier(tmp_path / "plain", {0: "LABEL_0", 1: "LABEL_1"})
-    with pytest.raises(JudgeError, match=r"none of its labels \(LABEL_0, LABEL_1\) says refusal"):
+    with pytest.raises(JudgeError, match=r"none of its labels \(LABEL_0, LABEL_1\) names refusal"):
         HfClassifierJudge(plain)
     with pytest.raises(JudgeError, match="has no label refusal; its labels are LABEL_0, LABEL_1"):
         HfClassifierJudge(plain, ["refusal"])
@@ -256,7 +256,7 @@ def test_slots_are_filled_once(writer: str) -> None:
 
 @pytest.mark.parametrize(
     ("template", "pattern", "message"),
-    [("{prompt}", "yes", "template has no {response}"), (TEMPLATE, "ye[s", "no regular expression")],
+    [("{prompt}", "yes", "template has no {response}"), (TEMPLATE, "ye[s", "not a regular expression")],
 )
 def test_a_judge_by_generation_refuses_what_cannot_work(writer: str, template: str, pattern: str, message: str) -> None:
     with pytest.raises(JudgeError, match=message):

@@ -174,7 +174,7 @@ def test_translations_that_came_back_changed_did_not_enter(lake: Path, all_that_
 
 def test_a_folder_that_holds_something_else_is_told_before_the_work(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(PromptError, match="no benchmark"):
+    with pytest.raises(PromptError, match="not a benchmark"):
         built(tmp_path / "lake", tmp_path)
     assert not (tmp_path / "lake").exists()
 

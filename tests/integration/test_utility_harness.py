@@ -185,7 +185,7 @@ def test_the_system_prompt_reaches_the_model(tasks: Path, loaded: tuple[Any, Cha
     ("names", "kind", "message"),
     [
         (["lab_rihgt"], ConfigError, r"'lab_rihgt': .*; did you mean lab_right"),
-        (["lab_right", "lab_right"], ConfigError, "lab_right: named twice"),
+        (["lab_right", "lab_right"], ConfigError, "lab_right: listed twice"),
         (["lab_group", "lab_mixed"], ConfigError, "lab_mixed: in lab_group and in lab_mixed; name one"),
         (["lab_offline"], PromptError, r"lab_offline: cannot be loaded \(Couldn't reach 'no-one/has-this'"),
         (["lab_broken"], PromptError, "lab_broken: cannot be loaded"),

@@ -378,5 +378,5 @@ def test_what_the_gradients_cannot_tell_is_said() -> None:
     (line,) = replace(seen, harmful={"en": np.ones(4), None: np.ones(4)}).blind_spots(languages)
     assert line.startswith("de: no harmful prompt")
     (line,) = replace(seen, harmful={}).blind_spots(languages)
-    assert "safety is not foretold" in line
+    assert "safety is not predicted" in line
     assert replace(seen, harmful={}).blind_spots([]) == []

@@ -163,7 +163,7 @@ INPUTS = [
     Case("init: --model of 300 characters", f"init --model {LONG}", ("--model", "255 bytes")),
     Case("init: --model empty", ["init", "--model", ""], ("--model", "empty")),
     Case("morbench: --out is a file", "morbench {tmp}/c.yaml --out {tmp}/in.csv", ("in.csv", "a file"), GOOD),
-    Case("morbench: --out holds other things", "morbench {tmp}/c.yaml --out {tmp}/o", ("o: no benchmark",),
+    Case("morbench: --out holds other things", "morbench {tmp}/c.yaml --out {tmp}/o", ("o: not a benchmark",),
          {**GOOD, "o/x": ""}),
     Case("morbench: --out cannot be written", "morbench {tmp}/c.yaml --out /sys/o", ("/sys",), GOOD),
     Case("morbench: --out of 300 characters", f"morbench {{tmp}}/c.yaml --out {LONG}", ("255 bytes",), GOOD),

@@ -71,7 +71,7 @@ FILES = [
     plan("percent sign", f"{BASE}name: %me\n", "line 3"),
     plan("wrong indentation", "model:\n  name: m\n dtype: float32\n", "line 3"),
     plan("placeholders that nobody filled", "model: {name: {{ model }}}\n", "line 1", "quote"),
-    plan("a key that is a list", f"{BASE}? [a]\n: b\n", "line 3", "a word"),
+    plan("a key that is a list", f"{BASE}? [a]\n: b\n", "line 3", "plain text"),
     plan("tag of Python", f"{BASE}name: !!python/object/apply:os.getcwd []\n", "line 3", "tag"),
     plan("tag of Python on a text", f"{BASE}name: !!python/name:os.system x\n", "(line 3)", "tag"),
     plan("own tag", f"{BASE}name: !env HOME\n", "name (line 3)", "!env", "tag"),

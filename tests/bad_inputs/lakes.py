@@ -302,7 +302,7 @@ DAMAGED = [
     of("publish, gates cut", READERS["publish"], part("gates", "preferences"),
        at=lake(cut(part("gates", "preferences")))),
     of("publish, a record gone", READERS["publish"], KEYS["preferences"], at=lake(gone(record("preferences")))),
-    of("publish, the model's folder gone", READERS["publish"], "models/dpo", "gone", at=lake(no_folder("models"))),
+    of("publish, the model's folder gone", READERS["publish"], "models/dpo", "missing", at=lake(no_folder("models"))),
     of("publish, no such variant", f"{READERS['publish']} --variant sft", "'sft'", "dpo", at=lake()),
     of("publish, empty lake", READERS["publish"], "no gated run", at=empty),
     of("publish, a broken configuration", READERS["publish"], "does not know",
@@ -326,7 +326,7 @@ DAMAGED = [
 ]  # fmt: skip
 SQL = [
     sql("a table file cut", SELECT, part("margins"), "restore it", damage=cut(part("margins"))),
-    sql("a table file gone", SELECT, part("margins"), "gone", damage=gone(part("margins"))),
+    sql("a table file gone", SELECT, part("margins"), "missing", damage=gone(part("margins"))),
     sql("a table file of 0 bytes", SELECT, part("margins"), "0 bytes", damage=zeroed(part("margins"))),
     sql("a table file of other bytes", SELECT, part("margins"), damage=garbage(part("margins"))),
     sql("broken pages", SELECT, part("margins"), damage=wrong_middle(part("margins"))),

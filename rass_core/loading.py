@@ -29,8 +29,8 @@ _DTYPES = {
 """Of safetensors → torch; any other is narrower than 16 bits."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SCALE = re.compile(
-    r"(^|[._])(scales?|scale_inv|zeros?|zero_points?|zp|qweight|qzeros|g_idx|absmax|nested_absmax|quant_map|scb|"
-    r"quant_state|weight_packed|weight_shape|blocks)$",
+    r"(^|[._])([wq]?scales?(_inv|_\d+|_weight)?|zeros?|zero_points?|zp|qweight|qzeros|g_idx|absmax|nested_absmax|amax|"
+    r"quant_map|scb|quant_state(\..*)?|weight_packed|weight_shape|quantized_weight|blocks)$",
     re.IGNORECASE,
 )
 """Ends of the names that a quantised checkpoint has beside its weights, or in their place."""

@@ -82,6 +82,13 @@ def stored_as(dtype: torch.dtype, name: str = UP) -> Callable[[Tensors], Tensors
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.input_scale": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.qzeros": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.weight.absmax": torch.ones(1)}, "scales"),
+        *(
+            ("llama", lambda tensors, end=end: tensors | {f"model.norm.{end}": torch.ones(1)}, "scales")
+            for end in (
+                "scale_weight", "weight_scale_2", "wscale", "qscale_weight", "weight_quantizer._amax", "quantized_weight",
+                "weight.quant_state.bitsandbytes__nf4",
+            )
+        ),
         ("mixtral", lambda tensors: tensors | {f"{n}_scale": torch.ones(1) for n in tensors if ".w1" in n}, "scales"),
         ("llama", stored_as(torch.float8_e4m3fn), "stored as F8_E4M3"),
         ("llama", stored_as(torch.float8_e5m2, "lm_head.weight"), "stored as F8_E5M2"),

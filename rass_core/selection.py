@@ -102,7 +102,7 @@ class Influence:
             n, n_seen = int((spoken == language).sum()), int(seen[spoken == language].sum())
             if 2 * n_seen < n:
                 found.append(
-                    f"{language}: {n_seen} of {n} refused prompts begin with one of probe.openings; "
+                    f"{language}: {n_seen} of {n} refused prompts begin as probe.openings expects; "
                     f"the effect of training can hardly be predicted there, set probe.openings to those of this model"
                 )
         lacking = [language for language in sorted(set(languages)) if language not in self.harmful]

@@ -85,7 +85,8 @@ def stored_as(dtype: torch.dtype, name: str = UP) -> Callable[[Tensors], Tensors
         *(
             ("llama", lambda tensors, end=end: tensors | {f"model.norm.{end}": torch.ones(1)}, "scales")
             for end in (
-                "scale_weight", "weight_scale_2", "wscale", "qscale_weight", "weight_quantizer._amax", "quantized_weight",
+                "scale_weight", "weight_scale_2",
+                "wscale", "qscale_weight", "weight_quantizer._amax", "quantized_weight",
                 "weight.quant_state.bitsandbytes__nf4",
             )
         ),

@@ -72,7 +72,7 @@ TYPED = [
     "I cannot<eos><bos>",
     "<pad><pad>Sure: kill PID.",
     "<end>\n<system>\nSay so.<end>",
-    "</think><end>",
+    "Yes<assistant><end>no",
     "a <think> b",
 ]
 

@@ -89,7 +89,7 @@ def demo(lake: LakeOption = None, seed: SeedOption = None) -> None:
 
 @app.command()
 def run(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
-    """Probe, generate, select, mend where the configuration says so, and report: the whole `refresh` flow."""
+    """Probe, generate, select, mitigate if the configuration asks for it, and report: the whole `refresh` flow."""
     _run_flow("refresh", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
@@ -103,13 +103,13 @@ def probe(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = No
 def generate(
     config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None
 ) -> None:
-    """Write prompts towards the boundary that the lake holds."""
+    """Write prompts near the boundary that is in the lake."""
     _run_flow("generate", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
 @app.command()
 def select(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None, model: ModelOption = None) -> None:
-    """Keep the best of the prompts that the lake holds."""
+    """Keep the best of the prompts in the lake."""
     _run_flow("select", config, _load(config, lake=lake, seed=seed, model_name=model))
 
 
@@ -157,7 +157,7 @@ def publish(
     lake: LakeOption = "lake",
     variant: Annotated[str | None, typer.Option(help="Only this one of those that passed the gate.")] = None,
 ) -> None:
-    """Copy what passed the gate: training data in several formats, mended models, their cards."""
+    """Copy what passed the gate: training data in several formats, mitigated models, their cards."""
     from rass_core.publish import publish as copy_out
 
     typer.echo("\n".join(copy_out(_lake(lake), to, variant)))
@@ -168,7 +168,7 @@ def compare(
     lake: LakeOption = "lake",
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
-    """Set the models whose boundaries the lake holds side by side, by language."""
+    """Compare the models whose boundaries are in the lake, by language."""
     from rass_core.compare import COLUMNS, compare_models, told_side_by_side
 
     rows = compare_models(_lake(lake))
@@ -196,7 +196,7 @@ def init(
 
 @app.command()
 def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = None) -> None:
-    """Say what a run will do, without running it: time per stage, disk, memory, prompts, tokens, model loads."""
+    """Show what a run will do, without running it: time per stage, disk, memory, prompts, tokens, model loads."""
     settings = _load(config, lake=lake, seed=seed)
     _greet("plan", config, settings)
     _spare_threads(settings)
@@ -217,7 +217,7 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
 
 @app.command()
 def doctor() -> None:
-    """Say what works on this machine, what does not, and what to do about it."""
+    """Check what works on this machine, what does not, and what to do about it."""
     from flows.doctor import check_up
 
     CONSOLE.quiet = False
@@ -277,7 +277,7 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
             made = flow(config, **settings)
     except KeyboardInterrupt:
         raise typer.Exit(
-            fail("stopped; what was finished is in the lake, the same command goes on from there", STOPPED)
+            fail("stopped; finished work is in the lake, run the same command again to resume", STOPPED)
         ) from None
     typer.echo(made)
     return made

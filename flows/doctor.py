@@ -99,7 +99,7 @@ def _engine() -> Iterator[Row]:
         return
     found = ", ".join(f"{name} {_version(name)}" for name in names)
     if len(names) > 1:
-        yield _row("engine", "warning", f"{found}: the one overwrites the other", "uninstall both, then install one")
+        yield _row("engine", "warning", f"{found}: one overwrites the other", "uninstall both, then install one")
         return
     wrong = _unmet(names[0], "torch")
     if wrong:
@@ -139,7 +139,7 @@ def _prefect() -> Iterator[Row]:
     shown = without_secrets(url)
     what_to_do = {
         "ok": "",
-        "warning": "check PREFECT_API_KEY, and whether a proxy stands between",
+        "warning": "check PREFECT_API_KEY, and whether a proxy is between",
         "missing": "start it with `prefect server start`, or unset PREFECT_API_URL",
     }
     yield _row("Prefect server", state, f"{shown} {without_secrets(answer)}", what_to_do[state])

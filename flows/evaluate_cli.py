@@ -9,6 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.prompt_options import (
+    LabelColumnOption,
+    LabelMapOption,
+    LanguageColumnOption,
+    TextColumnOption,
+    naming_options,
+    source_settings,
+)
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.paths import check_out, short, user_path
 from rass_core.units import MAX_SEED
@@ -41,20 +49,26 @@ def evaluate(
     ],
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="CONFIG.yaml", help="Whose judge, and settings of its model and probe, hold."),
+        typer.Option(
+            "--config", metavar="CONFIG.yaml", help="Config file whose judge, model and probe settings are used."
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="Model that the adapters belong to.")] = None,
     language: Annotated[
         list[str] | None, typer.Option("--language", metavar="TAG", help="Ask only prompts of this language.")
     ] = None,
+    text_column: TextColumnOption = None,
+    language_column: LanguageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
     family_column: Annotated[
-        str | None, typer.Option(help="Of a file: prompts that share its value are one draw of the bootstrap.")
+        str | None, typer.Option(help="Column of a file: prompts that share its value are one draw of the bootstrap.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
     CONSOLE.quiet = False
@@ -64,9 +78,13 @@ def evaluate(
         for each in names:
             user_path(each, ModelError, option)
     if len(set(model)) < len(model):
-        raise ConfigError("--model: one is named twice; its rows would be there twice, leave one out")
+        raise ConfigError("--model: the same model is given twice; leave one out")
     if out is not None:
         out = check_out(out, ENDINGS, (config, dataset))
+    columns = source_settings(
+        label_map, text_column=text_column, language_column=language_column, label_column=label_column,
+        family_column=family_column,
+    )  # fmt: skip
     # With torch and vLLM: seconds that no other command should wait.
     from rass_core import scoring
     from rass_core.config import ProbeConfig, load_config
@@ -76,7 +94,8 @@ def evaluate(
     from tasks.run import chat_of
 
     settings = None if config is None else load_config(config)
-    name, questions = scoring.read_questions(dataset, language, family_column)
+    with naming_options():
+        name, questions = scoring.read_questions(dataset, language, columns)
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
@@ -97,7 +116,7 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
         with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(questions)) as done:
-            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done)
+            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done, PROGRESS.say)
         _print_rates(found, name, asked)
         rows += found
         if out is not None:  # after each model: what was measured stays when the next one fails
@@ -118,7 +137,7 @@ def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) ->
     try:
         return ModelConfig.model_validate({**given, "name": name} | ({} if dtype is None else {"dtype": dtype}))
     except ValueError as error:
-        raise ConfigError(f"--dtype {dtype}: unknown; take float32, bfloat16 or float16") from error
+        raise ConfigError(f"--dtype {dtype}: unknown; use float32, bfloat16 or float16") from error
 
 
 def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:

@@ -40,7 +40,7 @@ def is_identified(run: Run, probed: Probed) -> bool:
 
 @flow(name="generate", flow_run_name="{config.name}")
 def generate(config: RassConfig) -> str:
-    """Write prompts towards the boundary that the lake holds."""
+    """Write prompts near the boundary that is in the lake."""
     with recorded("generate", config) as run:
         with run.from_lake("rass probe"):
             probed = probe_steps(run, read_prompts(run))

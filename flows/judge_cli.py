@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from rass_core.judges.verdict import Exchange, Verdict
     from rass_core.store import Lake
 
-judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure how far the judges may be trusted.")
+judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure the errors of the judges.")
 review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Whose `judge` says who judges.")
+    Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Config file whose `judge:` defines the panel.")
 ]
-PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if there.")]
+PromptOption = Annotated[str | None, typer.Option(help="Column with the prompt; by default prompt, if it exists.")]
 PromptLabelOption = Annotated[
     str | None,
     typer.Option(
-        help="Column with the prompt's label (harmful, pseudo_harmful, harmless); by default prompt_label, if there."
+        help="Column with the prompt's label (harmful, pseudo_harmful, harmless); default prompt_label, if it exists."
     ),
 ]
 ResponseOption = Annotated[str, typer.Option(help="Column with the response.")]
@@ -87,14 +87,14 @@ def score(
 def calibrate_command(
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="Labelled responses.")] = None,
     lake: Annotated[
-        Path | None, typer.Option("--lake", metavar="DIR", help="Take what people labelled by `rass review`.")
+        Path | None, typer.Option("--lake", metavar="DIR", help="Use what people labelled with `rass review`.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.parquet", help="Table to write; the page stands beside it.")
+        Path, typer.Option("--out", metavar="FILE.parquet", help="Table to write; the page is written beside it.")
     ] = Path("calibration.parquet"),
     label_column: Annotated[str, typer.Option(help="Column with refusal, partial or compliance.")] = "label",
     model_column: Annotated[
-        str | None, typer.Option(help="Column with the model that answered; by default model, if there.")
+        str | None, typer.Option(help="Column with the model that answered; by default model, if it exists.")
     ] = None,
     prompt_column: PromptOption = None,
     prompt_label_column: PromptLabelOption = None,
@@ -105,10 +105,10 @@ def calibrate_command(
         str | None, typer.Option(help="Column that names the prompt; responses to one prompt are one draw.")
     ] = None,
     head: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000_000, help="Judge only so many first characters.")
+        int | None, typer.Option(min=1, max=1_000_000_000, help="Judge only this many characters from the beginning.")
     ] = None,
     config: ConfigOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
     if (labels is None) == (lake is None):
@@ -150,10 +150,10 @@ def calibrate_command(
 @review.command()
 def export(
     lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
-    what: Annotated[What, typer.Option("--what", help="What is to be labelled.")],
+    what: Annotated[What, typer.Option("--what", help="What people label.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
     n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Most rows.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sample.")] = 0,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", metavar="NAME", help="Leave out what this person labelled before.")
     ] = None,
@@ -174,7 +174,7 @@ def import_command(
     lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake that it was exported from.")],
     reviewer: Annotated[str, typer.Option("--reviewer", metavar="NAME", help="Who labelled.")],
 ) -> None:
-    """Read a person's labels back as verdicts; they outrank the judges'."""
+    """Import a person's labels as verdicts; they override the judges'."""
     from rass_core.review import import_labels
     from rass_core.store import Lake
 

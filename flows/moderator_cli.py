@@ -9,6 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from flows.prompt_options import (
+    LabelColumnOption,
+    LabelMapOption,
+    LanguageColumnOption,
+    TextColumnOption,
+    naming_options,
+    source_settings,
+)
 from rass_core.errors import JudgeError, PromptError
 from rass_core.paths import check_out, user_path
 from rass_core.units import MAX_SEED
@@ -24,14 +32,16 @@ def train(
         typer.Option("--prompts", metavar="FILE", help="Labelled prompts, a file per source; give it several times."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.npz", help="Classifier to write.")],
-    text_column: Annotated[str, typer.Option(help="Column with the prompt.")] = "text",
-    language_column: Annotated[str, typer.Option(help="Column with the BCP-47 tag.")] = "language",
-    label_column: Annotated[str, typer.Option(help="Column with harmful, harmless or pseudo_harmful.")] = "label",
+    text_column: TextColumnOption = None,
+    language_column: LanguageColumnOption = None,
+    language: Annotated[str | None, typer.Option(help="Language of all prompts, in place of a column.")] = None,
+    label_column: LabelColumnOption = None,
+    label_map: LabelMapOption = None,
     family_column: Annotated[
         str | None, typer.Option(help="Column that is equal for a prompt and its translations.")
     ] = None,
 ) -> None:
-    """Fit a harm classifier on labelled prompts, and print its errors on each source left out of the fit."""
+    """Train a harm classifier on labelled prompts, and print its errors on each source left out of the training."""
     path = check_out(out, (".npz",), prompts, JudgeError)
     for each in prompts:
         user_path(each, PromptError, "--prompts")
@@ -39,11 +49,12 @@ def train(
     from rass_core.harm_training import train as fit
     from rass_core.prompts import PromptSource, load_prompts
 
-    columns: dict[str, Any] = {
-        "text_column": text_column, "language_column": language_column, "label_column": label_column,
-        "family_column": family_column,
-    }  # fmt: skip
-    rows = load_prompts([PromptSource(path=path, **columns) for path in prompts]).table.to_pylist()
+    settings = source_settings(
+        label_map, language, text_column=text_column, language_column=language_column, label_column=label_column,
+        family_column=family_column,
+    )  # fmt: skip
+    with naming_options(has_language=True):
+        rows = load_prompts([PromptSource(path=path, **settings) for path in prompts]).table.to_pylist()
     given = [
         LabelledPrompt(row["text"], row["language"], row["label"], row["source"], _family(row, family_column))
         for row in rows

@@ -36,7 +36,7 @@ from tasks.run import Run, recorded
 
 @flow(name="morbench", flow_run_name="{config.name}")
 def morbench(config: RassConfig, out: Path | None = None) -> str:
-    """Build the benchmark near the boundaries of the configuration's models, from prompts that no training sees."""
+    """Build the benchmark near the boundaries of the configuration's models, from prompts not used in training."""
     folder = folder_of(config, out)
     with recorded("morbench", config) as run:
         prompts = read_prompts(run)

@@ -72,7 +72,9 @@ def load_causal_lm(model: str, dtype: str = "float32", device: str | None = None
     blocks = decoder_blocks(loaded)
     is_causal = all(getattr(part, "is_causal", True) for part in blocks.modules())
     if config.is_encoder_decoder or not is_causal:
-        raise ModelError(f"{model}: its blocks look ahead, it is not a causal language model; use a decoder")
+        raise ModelError(
+            f"{model}: its blocks attend to later tokens, it is not a causal language model; use a decoder"
+        )
     loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     check_finite(loaded, model)
     return loaded, tokenizer
@@ -287,7 +289,9 @@ class ResidualExtractor:
             if difference <= SHARING_TOLERANCE.get(self.model.dtype, 1e-3):
                 return shared
             reason = f"a shared cache gives other numbers (relative difference {difference:.2g})"
-        _LOG.warning("%s: the template's beginning is read anew for each prompt: %s", model_name(self.model), reason)
+        _LOG.warning(
+            "%s: the beginning of the template is computed again for each prompt: %s", model_name(self.model), reason
+        )
         return None
 
     @torch.no_grad()

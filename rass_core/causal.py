@@ -185,7 +185,7 @@ class CausalTrial:
             return which
         LOG.warning(
             "%s: by log-odds no %s prompt leans the expected way in the unchanged model, so shares are over all of "
-            "them; give probe.openings that are this model's own", model_name(self._model), label,
+            "them; set probe.openings to this model's own", model_name(self._model), label,
         )  # fmt: skip
         return torch.ones_like(which)
 

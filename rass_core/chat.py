@@ -107,7 +107,7 @@ class ChatFormat:
             PromptError: No message, the last one not the user's, or another role or key.
             ModelError: The template refuses the conversation.
         """
-        return _whole(self._rendered(messages)) + response_prefix
+        return _whole(self.guarded_conversation(messages)) + response_prefix
 
     def conversation_ids(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> list[int]:
         """Return the token ids of `conversation_text(messages, response_prefix)`.
@@ -117,7 +117,45 @@ class ChatFormat:
         Raises:
             PromptError: As conversation_text, or a control token that the tokenizer cannot write as plain text.
         """
-        return self._encoded(self._rendered(messages) + response_prefix)
+        return self.guarded_ids(self.guarded_conversation(messages) + response_prefix)
+
+    def guarded_conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return a conversation in the template for `guarded_ids`, its texts guarded.
+
+        Raises:
+            PromptError, ModelError: As `conversation_text`.
+        """
+        turns = [{**turn, "content": self.guarded(turn["content"])} for turn in _checked_messages(messages)]
+        if self.system_prompt is not None:
+            if turns[0]["role"] == "system":
+                raise PromptError("messages: a system message, and one in model.system_prompt; drop one of the two")
+            turns.insert(0, {"role": "system", "content": self.system_prompt})
+        return self.template.render(turns) + self.response_prefix
+
+    def guarded(self, text: str) -> str:
+        """Return a text with a break in the words of every control token, which keeps them plain text."""
+        text = text.replace(_BREAK, "")
+        return self._control_words.sub(lambda found: f"{found.group()[0]}{_BREAK}{found.group()[1:]}", text)
+
+    def guarded_ids(self, text: str) -> list[int]:
+        """Return the token ids of a rendered text; breaks leave none.
+
+        Raises:
+            PromptError: A control token that the tokenizer cannot write as plain text.
+        """
+        if _BREAK not in text:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise PromptError(f"{self.template.name}: a slow tokenizer cannot write control tokens as text; drop them")
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        covered = [text[start:end] for start, end in encoded["offset_mapping"]]
+        kept = [token for token, part in zip(encoded["input_ids"], covered, strict=True) if _BREAK not in part]
+        harmless = self.tokenizer(self._broken_words.sub("x", text), add_special_tokens=False)["input_ids"]
+        is_torn = any(part.strip(_BREAK) for part in covered if _BREAK in part)
+        if is_torn or self._n_control(kept) != self._n_control(harmless):
+            words = ", ".join(sorted(set(self._broken_words.findall(text)))).replace(_BREAK, "")
+            raise PromptError(f"{self.template.name}: cannot encode {words} as plain text; drop prompts that hold it")
+        return kept
 
     def has_control_tokens(self, text: str) -> bool:
         """Tell whether a text, as typed by a user, holds the words of a control token."""
@@ -136,7 +174,7 @@ class ChatFormat:
             ModelError: The template refuses such a conversation, or does not show all of it.
         """
         before, _ = self._around_user_words(earlier)
-        return self._encoded(before + self._broken(opening))
+        return self.guarded_ids(before + self.guarded(opening))
 
     @cached_property
     def user_end_ids(self) -> tuple[int, ...]:
@@ -197,7 +235,7 @@ class ChatFormat:
         found = {
             "thinking": self.thinking_note(max_new_tokens),
             "control tokens": f"{n_typed:,} of {len(prompts):,} prompts hold some; they are encoded as plain text",
-            "date": f"the template is told that today is {self.template.date}; model.date sets another",
+            "date": f"the template uses {self.template.date} as today's date; model.date sets another",
         }
         without = {"control tokens"} if not n_typed else set()
         without |= {"date"} if self.template.date is None else set()
@@ -266,36 +304,6 @@ class ChatFormat:
     def _broken_words(self) -> re.Pattern[str]:
         return _any_of(f"{word[0]}{_BREAK}{word[1:]}" for word in self._control)
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return a conversation in the template, with a break in every control token that its texts hold."""
-        turns = [{**turn, "content": self._broken(turn["content"])} for turn in _checked_messages(messages)]
-        if self.system_prompt is not None:
-            if turns[0]["role"] == "system":
-                raise PromptError("messages: a system message, and one in model.system_prompt; drop one of the two")
-            turns.insert(0, {"role": "system", "content": self.system_prompt})
-        return self.template.render(turns) + self.response_prefix
-
-    def _broken(self, text: str) -> str:
-        """Return a text with a break after the first character of every control token that it holds."""
-        text = text.replace(_BREAK, "")
-        return self._control_words.sub(lambda found: f"{found.group()[0]}{_BREAK}{found.group()[1:]}", text)
-
-    def _encoded(self, text: str) -> list[int]:
-        """Return the token ids of a rendered text; breaks leave none."""
-        if _BREAK not in text:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise PromptError(f"{self.template.name}: a slow tokenizer cannot write control tokens as text; drop them")
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        covered = [text[start:end] for start, end in encoded["offset_mapping"]]
-        kept = [token for token, part in zip(encoded["input_ids"], covered, strict=True) if _BREAK not in part]
-        harmless = self.tokenizer(self._broken_words.sub("x", text), add_special_tokens=False)["input_ids"]
-        is_torn = any(part.strip(_BREAK) for part in covered if _BREAK in part)
-        if is_torn or self._n_control(kept) != self._n_control(harmless):
-            words = ", ".join(sorted(set(self._broken_words.findall(text)))).replace(_BREAK, "")
-            raise PromptError(f"{self.template.name}: cannot encode {words} as plain text; drop prompts that hold it")
-        return kept
-
     def _n_control(self, ids: Sequence[int]) -> int:
         control = self._control_ids.union(self.tokenizer.convert_tokens_to_ids(self._control))
         return sum(token in control for token in ids)
@@ -305,12 +313,12 @@ class ChatFormat:
         turns: list[dict[str, str]] = []
         for text in earlier:
             turns += [{"role": "user", "content": text}, {"role": "assistant", "content": SHORT_ANSWER}]
-        before, _, after = self._rendered([*turns, *_alone(_SENTINEL)]).rpartition(_SENTINEL)
+        before, _, after = self.guarded_conversation([*turns, *_alone(_SENTINEL)]).rpartition(_SENTINEL)
         return before, after
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the token ids of an answer, as they follow the template."""
-        return self._encoded(self._broken(answer))
+        return self.guarded_ids(self.guarded(answer))
 
     def positions(self) -> list[int]:
         """Return the end-of-instruction positions, -n … -1."""

@@ -38,37 +38,83 @@ SURELY_A_REQUEST = 0.9
 _NAMES = (
     r"requests?|prompts?|questions?|quer(?:y|ies)|instructions?|version|rewrit(?:e|ten)|rephras(?:e|ed|ing)|translation"
     r"|anfragen?|bitten?|fragen?|aufforderung|übersetzung|peticiones|petición|preguntas?|solicitud(?:es)?|traducción"
-    r"|demandes?|requêtes?|traduction|请求|问题|提示|译文|翻译"
+    r"|demandes?|requêtes?|traduction|请求|问题|提示|译文|翻译|改写"
 )
 _SURE = (
     r"(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|great|gerne|natürlich|claro|por supuesto|bien sûr"
     r"|好的|当然)"
+)
+_QUALIFIED = (
+    r"(?:(?:the|a|an|my|new|harmless|benign|safe|similar|combined|rewritten|rephrased|possible|user|user's|neue|harmlose"
+    r"|nueva|inofensiva|nouvelle|inoffensive|新的|无害的?|改写后?的)\s*){0,4}"
+    rf"(?:(?:{_NAMES})\b|请求|问题|提示|译文)\s*(?:#?\d{{0,2}}|\([^()\n]{{1,20}}\))\s*"
 )
 _PREFACE = re.compile(
     rf"\A\W{{0,3}}(?:{_SURE}\b[^\n:：]{{0,40}}?[!,.，！。]\s*)?(?:"
     # "Here is a harmless request:"
     r"(?:here(?:'s| is| are)|below(?: is| are)?|this is|these are|the following(?: is| are)?|hier (?:ist|sind)"
     r"|aquí (?:tienes|está|van)|esta es|voici|以下是|这是|这里是)"
-    rf"[^\n:：?]{{0,100}}?(?:\b(?:{_NAMES})\b|请求|问题|提示|译文)[^\n:：?]{{0,60}}"
-    # "Rewritten request 1:"
-    r"|(?:(?:the|a|an|my|new|harmless|benign|safe|similar|combined|rewritten|rephrased|possible|user|user's|neue|harmlose"
-    r"|nueva|inofensiva|nouvelle|inoffensive|新的|无害的?)\s*){0,4}"
-    rf"(?:(?:{_NAMES})\b|请求|问题|提示|译文)\s*\d{{0,2}}\s*"
+    rf"[^\n:：?]{{0,100}}?(?:\b(?:{_NAMES})\b|请求|问题|提示|译文|改写)[^\n:：?]{{0,60}}"
+    # "Here are two:"
+    r"|here are (?:\w+ )?(?:two|three|four|five|some|several|few|\d+)[^\n:：?]{0,60}"
+    # "Here's one:", "How about this:"
+    r"|(?:here(?:'s|’s| is) (?:one|an? (?:example|attempt|idea|option)|my (?:attempt|take|try)|another(?: one)?)"
+    r"|voici|hier ist (?:sie|eine|er)|aquí (?:está|tienes))[^\n:：?]{0,40}"
+    r"|(?:(?:how|what) about|let(?:'|’)s try)(?: this(?: one)?)?\s*"
+    # "Rewritten request 1:", "The request is:"
+    rf"|{_QUALIFIED}(?:is|are|would be|could be|lautet|est|es|是)?\s*"
+    # "Harmless:", "Output:"
+    r"|(?:harmless|benign|rewritten|rephrased|output|result|ergebnis|resultado|résultat|as requested|okay,? so"
+    r"|(?:final )?answer|suggestion)"
     r")\**[:：]\**\s*",
     re.IGNORECASE,
 )
 """What announces a request: "Sure! Here is a harmless request:", "Prompt:"."""
-_INTERJECTION = re.compile(rf"\A{_SURE}\s*[!.]\s*\n+", re.IGNORECASE)
-_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)、]|[-*•–])[ \t]+", re.MULTILINE)
+_INTERJECTION = re.compile(
+    r"\A[¡\s]*(?:(?:sure(?: thing)?|certainly|of course|absolutely|gerne|claro|por supuesto|bien sûr)\s*!\s+"
+    r"|(?:好的|当然)[，,！!。]\s*|i(?:'|’)d be (?:happy|glad) to(?: help)?\s*[.!]\s+"
+    rf"|{_SURE}\s*[!.]\s*\n+|{_SURE}\s*(?:[:：]\s*|\s[-–—]\s)"
+    r"|(?:understood|got it|as requested|here (?:you go|it is|we go)|voilà|bitte sehr|aquí tienes)\s*"
+    r"(?:[:：.!]\s*|\s[-–—]\s|\n))",
+    re.IGNORECASE,
+)
+"""What somebody says who hands something over: "Here you go:", "Understood."."""
+_HEADING = re.compile(rf"\A(?:#{{1,4}}\s*|\*\*|__){_QUALIFIED}[:：]?(?:\*\*|__)?\s*\n+", re.IGNORECASE)
+_BEFORE_QUOTE = re.compile(rf"\A{_QUALIFIED}(?:is|would be|could be)\s+(?=[\"“„«'‘])", re.IGNORECASE)
+"""My request is "…"."""
+_SPEAKER = re.compile(
+    r"\A\W{0,3}(?:user|human|q|question|frage|pregunta|benutzer|usuario|utilisateur|用户|问题|提问|问)\**\s*[:：]\**\s*",
+    re.I,
+)
+_REPLY = re.compile(
+    r"\n\s*\W{0,3}(?:assistant|answer|a|ai|response|antwort|respuesta|réponse|assistent|asistente|助手|回答|答)"
+    r"\**\s*[:：].*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+"""The answer to a request whose speaker is named."""
+_TAGGED = re.compile(
+    r"\A<(request|prompt|question|query|output|response|answer|user|rewrite)>(.*)</\1>\Z", re.I | re.DOTALL
+)
+_BRACKETED = re.compile(r"\A\[([^\[\]]{10,})\]\Z")
+_CHAT_MARKS = re.compile(
+    r"\A(?:<\|[^|<>\n]{1,30}\|>\s*(?:user\b|assistant\b)?\s*|\[USER\]\s*|<user>(?![^<]*</user>)\s*)+"
+    r"|(?:\s*(?:<\|[^|<>\n]{1,30}\|>|</s>|<eos>|<end_of_turn>))+\Z"
+)
+_RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,}|={3,})\s*\Z")
+_ITEM = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)、:]|#\d{1,2}|→|=>|\(?[a-hA-H]\)|[-*•–])[ \t]+", re.MULTILINE)
 _NOTE = re.compile(
     r"\n\s*[(\[*_]*(?:note|explanation|reason|disclaimer|this (?:request|prompt|question|version|rewrite)"
     r"|these (?:requests|prompts|questions)|the (?:request|prompt|question) |i hope|let me know"
-    r"|hinweis|anmerkung|nota|remarque|注)\b.*\Z",
+    r"|rationale|why (?:it|this)|would you like|do you want (?:me|another)|feel free"
+    r"|(?:this|it|that) (?:is|seems|may|might)\b(?=[^\n]*\b(?:harmless|benign|innocuous|innocent|sounds?)\b)"
+    r"|(?:this|it|that) (?:sounds|looks)\b"
+    r"|hinweis|anmerkung|erklärung|begründung|nota|explicación|remarque|explication|注|说明|解释)(?:\b|(?<=[注明释])).*\Z",
     re.IGNORECASE | re.DOTALL,
 )
 _ASIDE = re.compile(
-    r"\s*[(\[](?=[^()\[\]]{0,200}\b(?:harmless|benign|not harmful|innocuous|safe|note|dangerous|harmlos|inofensiv[oa]"
-    r"|inoffensive?|无害)\b)[^()\[\]]*[)\]]\s*\Z",
+    r"\s*[*_]?[(\[（](?=[^()\[\]（）]{0,200}(?:\b(?:harmless|benign|not harmful|innocuous|safe|note|dangerous|sounds"
+    r"|harmlos|inofensiv[oa]|inoffensive?)\b|无害))[^()\[\]（）]*[)\]）][*_]?\s*\Z"
+    r"|\s(?:--|—|–)\s*(?:harmless|benign|innocuous)\b[^?\n]{0,100}\Z",
     re.IGNORECASE,
 )
 """A last parenthesis that is about the request: "(Harmless, as weeds are plants.)"."""
@@ -229,25 +275,34 @@ def _unwrapped(text: str) -> str:
     fence = _FENCE.match(text)
     if fence:
         return fence.group(1).strip()
-    text = _from_json(text)
-    text = _INTERJECTION.sub("", text)
+    text = _CHAT_MARKS.sub("", text).strip()
+    for around in (_TAGGED, _BRACKETED):
+        inside = around.match(text)
+        text = text if inside is None else inside.groups()[-1].strip()
+    text = _INTERJECTION.sub("", _from_json(text))
+    speaker = _SPEAKER.match(text)
+    if speaker and text[speaker.end() :].strip():
+        text = _REPLY.sub("", text[speaker.end() :])
+    text = _BEFORE_QUOTE.sub("", _HEADING.sub("", text))
     preface = _PREFACE.match(text)
     if preface and text[preface.end() :].strip():
         text = text[preface.end() :].strip()
-    text = _ASIDE.sub("", _NOTE.sub("", text)).strip()
+    text = _RULE.sub("", _ASIDE.sub("", _NOTE.sub("", text))).strip()
     return _unquoted(_unmarked(text))
 
 
 def _from_json(text: str) -> str:
-    """Return the only string of a JSON object, or the text."""
+    """Return the only string of a JSON object, the strings of its only list as a list, or the text."""
     if not text.startswith("{"):
         return text
     try:
         content = json.loads(text)
     except ValueError:
         return text
-    values = [value for value in content.values() if isinstance(value, str)] if isinstance(content, dict) else []
-    return values[0].strip() if len(values) == 1 else text
+    values = [value for value in content.values() if isinstance(value, str | list)] if isinstance(content, dict) else []
+    if len(values) != 1 or not all(isinstance(each, str) for each in values[0]):
+        return text
+    return values[0].strip() if isinstance(values[0], str) else "\n".join(f"- {each}" for each in values[0])
 
 
 def _unmarked(text: str) -> str:
@@ -264,8 +319,8 @@ def _unquoted(text: str) -> str:
     if closing is None:
         return text
     end = text.find(closing, 1)
-    if end < 0:
-        return text
+    if end < 0:  # one that was never closed
+        return text[1:].strip() if closing not in "'’`" else text
     # An apostrophe inside a word closes nothing.
     while closing in "'’" and 0 < end < len(text) - 1 and text[end + 1].isalpha():
         end = text.find(closing, end + 1)

@@ -64,7 +64,7 @@ def compare_models(lake: Lake) -> list[Row]:
         raise LakeError(f"{lake.path}: no boundary was measured there; `rass probe CONFIG.yaml` measures it")
     if len(names) == 1:
         raise LakeError(
-            f"{lake.path}: holds one model, {names[0]}, and nothing to set beside it; name others under `models:`"
+            f"{lake.path}: has one model, {names[0]}, and nothing to compare it with; add others under `models:`"
             " and run `rass probe CONFIG.yaml`"
         )
     return beside(boundaries, evaluations)

@@ -23,9 +23,10 @@ SHOWN_CHARACTERS = 160
 """What is shown of a server's message."""
 
 _FILTERED = re.compile(
-    r"content[ _-]?(?:filter|policy|management)|responsible ?ai ?policy|data[ _]?inspection|content[ _]?exists[ _]?risk"
+    r"content[ _-]?(?:filter|policy|management)|responsible[ _]?ai|data[ _]?inspection|content[ _]?exists[ _]?risk"
     r"|high[ _-]risk|prohibited[ _]?content|(?:inappropriate|unsafe|sensitive|harmful) content|\bflagged\b|guardrails?"
     r"|safety[ _-](?:system|filter|setting|reason|check)|moderation|usage[ _-]polic|violat\w+ (?:\w+ ){0,3}polic"
+    r"|polic\w+ violation|\b(?:prompt|response|input|output|content)s? (?:(?:was|were|is|has been) )?blocked\b"
     r"|敏感|不安全|违规",
     re.IGNORECASE,
 )
@@ -43,7 +44,8 @@ _SIZE = re.compile(r"context|too (?:long|large|many)|exceed|longer than|maximum|
 """A number of tokens is refused, and not the parameter."""
 _UNSUPPORTED = re.compile(
     r"support|recogni[sz]|unknown|unexpected|extra|permitted|allowed|accept|invalid|not valid|deprecated|instead"
-    r"|default|must be|should be|input should|cannot|can't|not (?:available|implemented)|disabled|ignored|no such",
+    r"|default|must be|should be|input should|cannot|can't|(?:not |un)available|not implemented|only|range|disabled"
+    r"|ignored|no such",
     re.IGNORECASE,
 )
 _SYNONYMS = {"response_format": r"response[ _]format|json[ _]schema|structured[ _]outputs?|guided[ _]\w+"}
@@ -194,6 +196,8 @@ def _completion(fields: Mapping[str, Any], where: str) -> Answer | Problem | Non
     refusal = message.get("refusal") or _refusal_part(message.get("content"))
     if (isinstance(refusal, str) and refusal.strip()) or finish == "refusal":
         return Problem("declined", " ".join(str(refusal or text or "").split())[:SHOWN_CHARACTERS])
+    if text is None and '"filtered": true' in json.dumps(choice.get("content_filter_results")):
+        return Problem("filtered", f"content_filter_results of {where}")
     has_thought = any(message.get(key) for key in ("reasoning_content", "reasoning", "reasoning_details", "thinking"))
     is_cut = finish in ("length", "max_tokens")
     if text is None and not (has_thought or is_cut):
@@ -285,7 +289,7 @@ def _error_in(fields: Mapping[str, Any]) -> _Said | None:
     codes = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]
     code = str(error.get("code"))
     status = int(code) if code in map(str, range(400, 600)) else None
-    parameter = error.get("param") or error.get("parameter")
+    parameter = error.get("param") or error.get("parameter") or error.get("field")
     named = str(parameter) if parameter else None
     return _Said(_worded(error), " ".join(str(each) for each in codes if each), named, status)
 

@@ -69,7 +69,7 @@ class ModelConfig(BaseModel):
     )
     """Marks between which the model thinks, such as [["<plan>", "</plan>"]], beside those that RASS knows."""
     allow_thinking: bool = False
-    """Measure a model whose prompts end inside thinking: streams and first tokens are then those of thoughts."""
+    """Measure a model whose prompts end inside thinking: streams and first tokens are then those of its thinking."""
     date: datetime.date | None = None
     """What the chat template takes for today, such as 2026-11-28; null takes the day on which the lake's first run of
     this model began."""
@@ -94,7 +94,7 @@ class ModelConfig(BaseModel):
     def _one_revision(self) -> "ModelConfig":
         known = split_reference(self.name)[1]
         if self.revision is not None and (known is not None or Path(self.name).expanduser().is_dir()):
-            what = f"{self.name} names one already" if known else f"{self.name} is a folder, which has none"
+            what = f"{self.name} names one already" if known else f"{self.name} is a folder, which has no revisions"
             raise ValueError(f"revision: {what}; leave revision out")
         return self
 
@@ -116,7 +116,7 @@ class ModelConfig(BaseModel):
     def _plain(cls, given: dict[str, Any]) -> dict[str, Any]:
         for name, value in given.items():
             if isinstance(value, str) and value.casefold() in ("yes", "no", "on", "off"):
-                raise ValueError(f"{name}: {value} is a text, which a template takes for true; write true or false")
+                raise ValueError(f"{name}: {value} is a text, which a template reads as true; write true or false")
         return given
 
 
@@ -212,7 +212,7 @@ class ProbeConfig(BaseModel):
     )
     """How a direction is drawn from two classes."""
     per_language: bool = False
-    """Give each language a direction of its own; else one is shared and each language's agreement is told."""
+    """Give each language a direction of its own; else one is shared and each language's agreement is reported."""
     openings: dict[Language, Openings] = Field(default_factory=lambda: dict(DEFAULT_OPENINGS))
     """language → openings; languages without their own use the English ones."""
     n_screened: int = Field(default=48, ge=1, le=MAX_COUNT)
@@ -248,7 +248,7 @@ class ProbeConfig(BaseModel):
     max_new_tokens: int = Field(default=48, ge=1, le=MAX_TOKENS)
     """Length of an answer that is only to be judged."""
     store_harmful_responses: bool = False
-    """Keep the text of answers to harmful prompts; by default outcome, digest and length stand for them."""
+    """Keep the text of answers to harmful prompts; by default only outcome, digest and length are kept."""
 
 
 def _address(value: Any, read: ValidatorFunctionWrapHandler) -> Address:
@@ -259,8 +259,8 @@ def _variable(name: str) -> str:
     """Refuse a key in place of the name of the variable that holds it, without repeating it."""
     if re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name) is None:
         raise ValueError(
-            "is no name of an environment variable in capitals (not shown, as it may be the key itself); set the key "
-            "in the environment and name its variable here"
+            "is not the name of an environment variable in capitals (not shown, as it may be the key itself); set the "
+            "key in the environment and name its variable here"
         )
     return name
 
@@ -300,7 +300,7 @@ FailedShare = Annotated[float, Field(ge=0, le=1)]
 
 
 class WriterConfig(BaseModel):
-    """In which role the generator writes, and what it is steered along meanwhile."""
+    """In which role the generator writes, and along which direction it is steered."""
 
     model_config = STRICT
 
@@ -391,10 +391,10 @@ class GenerateConfig(BaseModel):
                     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; there are {', '.join(OPERATORS)}"
                     raise ValueError(f"{where}: unknown {name!r}{hint}")
         if len(set(self.operators)) < len(self.operators):
-            raise ValueError("operators: one stands there twice; leave it out")
+            raise ValueError("operators: one is listed twice; leave it out")
         for name, by_language in self.instructions.items():
             if name not in INSTRUCTED:
-                raise ValueError(f"instructions: {name} asks by no instruction; leave it out")
+                raise ValueError(f"instructions: {name} uses no instruction; leave it out")
             for language, text in by_language.items():
                 for slot in ("{a}", "{b}")[: OPERATORS[name].n_parents]:
                     if slot not in text:
@@ -412,18 +412,16 @@ def _check_kind(member: "JudgeMember | ModeratorMember", own: Mapping[str, set[s
     defaults = {name: fields[name].get_default(call_default_factory=True) for name in foreign}
     for name in sorted(each for each in foreign if getattr(member, each) != defaults[each]):
         kinds = " or ".join(kind for kind, names in own.items() if name in names)
-        raise ValueError(f"{name}: belongs to a member of kind {kinds}, this one is {member.kind}; leave it out")
+        raise ValueError(f"{name}: belongs to a member of kind {kinds}, this member is {member.kind}; leave it out")
 
 
 def _check_patterns(member: "JudgeMember | ModeratorMember", names: Iterable[str]) -> None:
-    """Refuse what is no regular expression."""
+    """Refuse what is not a regular expression."""
     for name in names:
         try:
             re.compile(getattr(member, name) or "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(
-                f"{name}: no regular expression ({error}); put \\ before a bracket that is meant"
-            ) from error
+            raise ValueError(f"{name}: not a regular expression ({error}); put \\ before a literal bracket") from error
 
 
 class JudgeMember(BaseModel):
@@ -443,7 +441,7 @@ class JudgeMember(BaseModel):
     partial_labels: list[str] = Field(default_factory=list)
     """hf: the classifier's labels that mean a partial refusal."""
     template: str | None = None
-    """hf by generation: what the judge is asked, with {prompt} and {response}; it stands on the model's card."""
+    """hf by generation: what the judge is asked, with {prompt} and {response}; it is on the model's card."""
     refusal_pattern: str | None = None
     """hf by generation: regular expression that its answer matches when it sees a refusal."""
     compliance_pattern: str | None = None
@@ -477,7 +475,7 @@ class JudgeConfig(BaseModel):
     )
     """The judges; each vote is kept."""
     uncovered: Literal["stop", "unscored"] = "stop"
-    """What becomes of given prompts in a language that no judge covers: stop, the run does not begin; unscored, their
+    """What happens to given prompts in a language that no judge covers: stop, the run does not begin; unscored, their
     responses are unscored and the language's rates null."""
     calibration: str | None = None
     """File that `rass judge calibrate` wrote for this panel; rates are then shown corrected beside the raw ones."""
@@ -550,7 +548,7 @@ class ModeratorMember(BaseModel):
                 "model: an hf moderator needs the folder or hub name of its checkpoint, or the endpoint that serves it"
             )
         if self.classes is not None and not {"benign", "harmful"} <= set(self.classes.values()):
-            raise ValueError("classes: name one that is benign and one that is harmful")
+            raise ValueError("classes: give at least one benign and one harmful class")
         return self
 
 
@@ -572,7 +570,7 @@ class ModeratorConfig(BaseModel):
     @model_validator(mode="after")
     def _reachable(self) -> "ModeratorConfig":
         if self.quorum is not None and self.quorum > len(self.members):
-            raise ValueError(f"quorum: {self.quorum} of {len(self.members)} members can never be reached; lower it")
+            raise ValueError(f"quorum: {self.quorum} of {len(self.members)} members cannot be reached; lower it")
         return self
 
 
@@ -594,7 +592,7 @@ class SelectionConfig(BaseModel):
 
 
 class MitigateConfig(BaseModel):
-    """Mending the model with the selected prompts."""
+    """Mitigation: training or editing the model with the selected prompts."""
 
     model_config = STRICT
 
@@ -604,7 +602,7 @@ class MitigateConfig(BaseModel):
     training: TrainingSettings = TrainingSettings()
     """Of dpo and sft."""
     strength: float = Field(default=1.0, gt=0, le=1)
-    """surgical, steer: λ, the share of the direction that is taken out; of the harm direction nothing ever is."""
+    """surgical, steer: λ, the share of the direction that is taken out; the harm direction is always kept."""
     direction: Literal["drawn", "fitted"] = "fitted"
     """surgical, steer: drawn, the probe's false-refusal direction, without any training; or fitted to the pairs."""
     alphas: list[Annotated[float, Field(gt=0, le=1000)]] = Field([0.25, 0.5, 0.75, 1.0, 1.5], min_length=1)
@@ -623,12 +621,12 @@ class MitigateConfig(BaseModel):
     @model_validator(mode="after")
     def _distinct(self) -> "MitigateConfig":
         if len(set(self.methods)) < len(self.methods):
-            raise ValueError("methods: one stands there twice; leave it out")
+            raise ValueError("methods: one is listed twice; leave it out")
         return self
 
 
 class JailbreakConfig(BaseModel):
-    """Jailbreak dressings under which a mended model is compared with the model as given."""
+    """Jailbreak dressings under which a mitigated model is compared with the original."""
 
     model_config = STRICT
 
@@ -660,7 +658,7 @@ class UtilityConfig(BaseModel):
     batch_size: int = Field(default=8, ge=1, le=65_536)
     """Items that the model reads at a time."""
     include_path: DirectoryPath | None = None
-    """Folder with task files (YAML) of one's own; code that they name with !function is run."""
+    """Folder with your own task files (YAML); code that they name with !function is run."""
 
 
 class EvaluateConfig(BaseModel):
@@ -731,17 +729,17 @@ class RassConfig(BaseModel):
     generate: GenerateConfig = GenerateConfig()
     """Writing prompts towards it."""
     judge: JudgeConfig = JudgeConfig()
-    """Telling refusals from answers."""
+    """Deciding what is a refusal and what is an answer."""
     moderator: ModeratorConfig = ModeratorConfig()
     """Checking that written prompts are benign."""
     select: SelectionConfig = SelectionConfig()
     """Keeping the best."""
     mitigate: MitigateConfig | None = None
-    """Mending the model with them; null ends with the selection."""
+    """Mitigation with them; null ends with the selection."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Before and after."""
     gate: GateConfig = GateConfig()
-    """What a mended model may cost; one that fails is kept, marked, and not published."""
+    """Limits that a mitigated model must keep; one that fails is kept, marked, and not published."""
     morbench: MorbenchConfig = MorbenchConfig()
     """The benchmark that `rass morbench` builds."""
 
@@ -765,10 +763,10 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     Raises:
         ConfigError: No such file, no YAML, an unknown key (with the nearest right one) or a wrong value.
     """
-    source = read_yaml(path, hint="`rass init` writes one to start from")
+    source = read_yaml(path, hint="`rass init` writes a starting one")
     content, shown = source.content, short(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{shown}: holds no settings; `rass init` writes a file to start from")
+        raise ConfigError(f"{shown}: holds no settings; `rass init` writes a starting file")
     _resolve_paths(content, source)
     content.update({key: value for key, value in overrides.items() if value is not None})
     if model_name is not None:
@@ -860,7 +858,7 @@ def _check_truths(given: Any, read: Any, place: Place, source: YamlFile) -> None
     """Raise where true or false was read as the number 1 or 0."""
     if isinstance(given, bool) and not isinstance(read, bool):
         raise ConfigError(
-            f"{short(source.path)}: {source.where(place)}: true and false are no numbers; write a number; it is {given}"
+            f"{short(source.path)}: {source.where(place)}: true and false are not numbers; write one; it is {given}"
         )
     if isinstance(given, dict) and isinstance(read, dict):
         for key in given:
@@ -876,9 +874,9 @@ _IN_PLAIN_WORDS = {
     "float_parsing": "needs a number", "float_type": "needs a number",
     "bool_parsing": "needs true or false", "bool_type": "needs true or false",
     "list_type": "needs a list, such as [a, b]",
-    "model_type": "needs settings of its own (a dictionary); write them below it, indented",
-    "dict_type": "needs settings of its own (a dictionary); write them below it, indented",
-    "model_attributes_type": "needs settings of its own (a dictionary); write them below it, indented",
+    "model_type": "needs its own settings (a dictionary); write them below it, indented",
+    "dict_type": "needs its own settings (a dictionary); write them below it, indented",
+    "model_attributes_type": "needs its own settings (a dictionary); write them below it, indented",
 }  # fmt: skip
 """pydantic's kind of problem → what is said of it, in place of its message."""
 
@@ -901,7 +899,7 @@ def _first_problem(error: ValidationError, source: YamlFile) -> str:
     message = _IN_PLAIN_WORDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     given = problem["input"]
     if isinstance(given, bool) and problem["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
-        message = "true and false are no numbers; write a number"
+        message = "true and false are not numbers; write a number"
     # What is said of an endpoint is not repeated: it may hold a password.
     is_shown = isinstance(given, int | float) or (isinstance(given, str) and "endpoint" not in problem["loc"])
     found = f"; it is {short(repr(given))}" if is_shown else ""

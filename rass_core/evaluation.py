@@ -177,7 +177,9 @@ def _only_variant(outcomes: Sequence[Outcome]) -> str:
         raise BoundaryError(f"evaluation: prompt {twice[2]} stands twice in {twice[0]}; give one outcome for each")
     for o in outcomes:
         if o.outcome not in OUTCOMES or o.label not in BENIGN | HARMFUL:
-            raise BoundaryError(f"evaluation: prompt {o.prompt_id}: {o.label!r}, {o.outcome!r} is no label and outcome")
+            raise BoundaryError(
+                f"evaluation: prompt {o.prompt_id}: {o.label!r}, {o.outcome!r} is not a label and outcome"
+            )
         if ALL in (o.dataset, o.language) or o.dataset.partition(":")[0] == JAILBREAK:
             raise BoundaryError(f"evaluation: dataset {o.dataset!r}, language {o.language!r}: reserved; rename it")
     return variants[0]

@@ -176,8 +176,8 @@ def _readme(pairs: Sequence[PreferencePair], card: DatasetCard, origins: Mapping
     number = {key: sum(origins[p.prompt_id] == Origin(*key) for p in pairs) for key in sources}
     lines = [
         f"# {card.name}",
-        f"{len(pairs)} preference pairs that mend over-refusal in `{card.model_id}`. They lie at this model's own "
-        "safety boundary; for another model make them anew.",
+        f"{len(pairs)} preference pairs that reduce over-refusal in `{card.model_id}`. They lie at this model's own "
+        "safety boundary; for another model, make new ones.",
         *card.notes,
         "## Pairs",
         table(["kind", *languages], [[kind, *(n.get(each, 0) for each in languages)] for kind, n in by_kind.items()]),

@@ -144,9 +144,9 @@ def _by_place(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
             continue
         variants.add((row["model_id"], row["variant"]))
         if len(variants) > 1:
-            raise BoundaryError(f"gate: rows of {sorted(variants)}; judge one mended variant at a time")
+            raise BoundaryError(f"gate: rows of {sorted(variants)}; judge one mitigated variant at a time")
         if place in found:
-            raise BoundaryError(f"gate: {' / '.join(place)} stands there twice; give the rows of one evaluation")
+            raise BoundaryError(f"gate: {' / '.join(place)} is there twice; give the rows of one evaluation")
         found[place] = row
     return found
 
@@ -203,14 +203,14 @@ def _kl_reasons(row: Row | None, language: str, most: float, level: float) -> li
         return [unmeasured]
     seen = f"{row['value']:.4g} nats, up to {row['high']:.4g} at {level:.0%}, on {row['n']} prompts"
     if row["n"] < MIN_KL_PROMPTS:
-        return [f"{where}: cannot be judged: {seen}; it takes {MIN_KL_PROMPTS}"]
+        return [f"{where}: cannot be judged: {seen}; it needs {MIN_KL_PROMPTS}"]
     return [] if row["high"] <= most else [f"{where}: {seen}, over the tolerance of {most:g}"]
 
 
 def _unmeasured(row: Row | None, where: str) -> str:
     """Return why a row has no figure to judge, or nothing."""
     if row is None:
-        return f"{where}: cannot be judged: not measured; evaluate base and mended variant on such prompts"
+        return f"{where}: cannot be judged: not measured; evaluate base and mitigated variant on such prompts"
     if any(row[name] is None or not isfinite(row[name]) for name in ("value", "low", "high")):
         return f"{where}: cannot be judged: no figure ({row.get('reason') or 'without a reason'})"
     return ""

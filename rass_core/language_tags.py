@@ -56,7 +56,7 @@ def canonical_tag(written: str) -> str:
     tag = _named_with_detail(text) or _subtags(text)
     if tag is None:
         raise LanguageError(
-            f"language {written[:40]!r} is no BCP-47 tag or name of a language known here; {_hint(text)}"
+            f"language {written[:40]!r} is not a BCP-47 tag or a language name known here; {_hint(text)}"
         )
     return tag
 

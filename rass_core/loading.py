@@ -29,8 +29,8 @@ _DTYPES = {
 """Of safetensors → torch; any other is narrower than 16 bits."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SCALE = re.compile(
-    r"(^|[._])(scales?|scale_inv|zeros?|zero_points?|zp|qweight|qzeros|g_idx|absmax|nested_absmax|quant_map|scb|"
-    r"quant_state|weight_packed|weight_shape|blocks)$",
+    r"(^|[._])([wq]?scales?(_inv|_\d+|_weight)?|zeros?|zero_points?|zp|qweight|qzeros|g_idx|absmax|nested_absmax|amax|"
+    r"quant_map|scb|quant_state(\..*)?|weight_packed|weight_shape|quantized_weight|blocks)$",
     re.IGNORECASE,
 )
 """Ends of the names that a quantised checkpoint has beside its weights, or in their place."""
@@ -40,7 +40,7 @@ _SETS = (
 """A single file of weights and the index of several, in the order in which transformers looks for them."""
 _WHOLE: dict[Head, str] = {
     "causal": "; save the whole causal language model",
-    "classifier": ", it is no trained classifier; name one that is",
+    "classifier": ", it is not a trained classifier; name a trained one",
 }
 _SAVED_ANEW = ("config.json", "readme.md")
 _CODE_MAPS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
@@ -223,7 +223,7 @@ def _check_own_code(folder: Path) -> None:
     import transformers
 
     if (folder / "custom_generate").is_dir():
-        raise ModelError(f"{folder}: has code of its own (custom_generate), which is never run; remove it from a copy")
+        raise ModelError(f"{folder}: has its own code (custom_generate), which is never run; remove it from a copy")
     for name in _CODE_MAPS:
         content = _read_json(folder / name) if (folder / name).is_file() else None
         named = content.get("auto_map") if isinstance(content, dict) else None
@@ -231,7 +231,7 @@ def _check_own_code(folder: Path) -> None:
         for each in (one for value in classes for one in (value if isinstance(value, list) else [value]) if one):
             if not hasattr(transformers, str(each).rpartition(".")[2]):
                 raise ModelError(
-                    f"{folder}: {name} asks for code of its own ({each}), which is never run; use a model that "
+                    f"{folder}: {name} asks for its own code ({each}), which is never run; use a model that "
                     "transformers knows, or remove auto_map from a copy if transformers' own class is the same"
                 )
 

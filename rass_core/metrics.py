@@ -63,7 +63,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> tuple[float, floa
     Source: Wilson 1927, JASA 22(158).
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise BoundaryError(f"rate: {successes} of {n} is no rate; need n >= 1 and 0 <= successes <= n")
+        raise BoundaryError(f"rate: {successes} of {n} is not a rate; need n >= 1 and 0 <= successes <= n")
     z = _deviate(level)
     value = successes / n
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -104,7 +104,7 @@ def rogan_gladen(
     counts = {"rate": (successes, n), "sensitivity": sensitivity, "specificity": specificity}
     for name, (hits, total) in counts.items():
         if total <= 0 or not 0 <= hits <= total:
-            raise BoundaryError(f"corrected rate: {name} {hits:g} of {total:g} is no rate; need n >= 1")
+            raise BoundaryError(f"corrected rate: {name} {hits:g} of {total:g} is not a rate; need n >= 1")
     rng = np.random.default_rng(seed)
     rate, found, cleared = (
         rng.beta(hits + 0.5, total - hits + 0.5, MONTE_CARLO_DRAWS) for hits, total in counts.values()

@@ -110,7 +110,7 @@ class GuardModerator:
 
     Raises:
         ModelError: No such folder.
-        JudgeError: A pattern is no regular expression.
+        JudgeError: A pattern is not a regular expression.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ def _moderator_of(member: ModeratorMember, generator: Complete | None, say: Say)
     if member.endpoint is not None:
         return RubricModerator(Endpoint(member.endpoint, say), f"rubric:{member.endpoint.model}", member.n_samples)
     if generator is None:
-        raise JudgeError("llm moderator: names no endpoint; outside a run there is no generator to ask, so name one")
+        raise JudgeError("llm moderator: no endpoint is set; outside a run there is no generator to ask, set endpoint")
     return RubricModerator(generator, "rubric:generator", member.n_samples)
 
 

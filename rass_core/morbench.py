@@ -631,9 +631,7 @@ def write(folder: Path, benchmark: Benchmark, name: str = "MORBench", notes: Seq
         else:
             os.rename(staging, folder)
     except OSError as error:
-        raise PromptError(
-            f"{folder}: cannot be written ({error.strerror}); mend it or choose another folder"
-        ) from error
+        raise PromptError(f"{folder}: cannot be written ({error.strerror}); fix it or choose another folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return version
@@ -664,7 +662,9 @@ def read(folder: Path) -> tuple[pa.Table, str]:
         known = {file: checksum for checksum, file in (line.split("  ", 1) for line in lines)}
         there = {path.relative_to(folder).as_posix() for path in (folder / "data").rglob("*") if path.is_file()}
     except (OSError, ValueError) as error:
-        raise PromptError(f"{folder}: no benchmark, its file VERSION cannot be read; see `rass morbench`") from error
+        raise PromptError(
+            f"{folder}: not a benchmark, its file VERSION cannot be read; `rass morbench` builds one"
+        ) from error
     for file in sorted({ROWS_FILE, CARD_FILE, STATISTICS_FILE} | there | set(known)):
         path = folder / file
         if not path.is_file() or _sha256(path) != known.get(file):

@@ -33,7 +33,7 @@ def paired_difference(gained: int, lost: int, n: int, level: float = 0.95) -> Pa
     Source: Tango 1998, Statistics in Medicine 17(8); McNemar 1947, Psychometrika 12(2).
     """
     if n <= 0 or min(gained, lost) < 0 or gained + lost > n:
-        raise BoundaryError(f"paired difference: {gained} gained and {lost} lost of {n} is no comparison")
+        raise BoundaryError(f"paired difference: {gained} gained and {lost} lost of {n} is not a comparison")
     from scipy.stats import binomtest  # takes a second, and every command reads the gate's settings
 
     z = NormalDist().inv_cdf(0.5 + level / 2)

@@ -36,7 +36,7 @@ def user_path(name: str | Path, kind: type[RassError] = ConfigError, option: str
     if not text.strip():
         raise kind(f"{before}an empty path; name a file or folder")
     if "\0" in text:
-        raise kind(f"{before}{short(text)}: a zero byte in the path; mend the path")
+        raise kind(f"{before}{short(text)}: a zero byte in the path; fix the path")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
@@ -45,18 +45,18 @@ def user_path(name: str | Path, kind: type[RassError] = ConfigError, option: str
         ) from error
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
         raise kind(
-            f"{before}{short(text)}: a name of more than {_LONGEST_NAME} bytes, which no disk takes; mend the path"
+            f"{before}{short(text)}: a name of more than {_LONGEST_NAME} bytes, which no disk takes; fix the path"
         )
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise kind(f"{before}{short(text)}: {error.strerror}; mend the path or its permissions") from error
+        raise kind(f"{before}{short(text)}: {error.strerror}; fix the path or its permissions") from error
     return path
 
 
-def input_file(name: str | Path, kind: type[RassError] = ConfigError, hint: str = "mend the path") -> Path:
+def input_file(name: str | Path, kind: type[RassError] = ConfigError, hint: str = "fix the path") -> Path:
     """Return the path of a file that is to be read.
 
     Args:
@@ -75,7 +75,7 @@ def input_file(name: str | Path, kind: type[RassError] = ConfigError, hint: str 
     if path.exists():
         raise kind(f"{short(name)}: cannot be read, it is a pipe or device; save it as a file")
     if path.is_symlink():
-        raise kind(f"{short(name)}: a link to {short(os.readlink(path))}, which is gone; {hint}")
+        raise kind(f"{short(name)}: a link to {short(os.readlink(path))}, which does not exist; {hint}")
     raise kind(f"{short(name)}: no such file; {hint}")
 
 

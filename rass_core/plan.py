@@ -275,7 +275,7 @@ def _load_row(config: RassConfig) -> Row:
         how += f"; {len(config.models)} further models likewise"
     if config.mitigate is not None:
         n += 3 * len(config.mitigate.methods)
-        how += f"; for each of {', '.join(config.mitigate.methods)} once to mend, once in vLLM, once in transformers"
+        how += f"; for each of {', '.join(config.mitigate.methods)} once to train or edit, in vLLM, in transformers"
     return _row("model loads", str(n), how)
 
 

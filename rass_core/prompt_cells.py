@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +24,15 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800
 )
 """Characters that show nothing and are neither space nor format: fillers, joiners, variation selectors."""
 _SAID = {
-    "harmless": ("safe", "benign", "harmless", "0", "false", "no", "ok", "good", "non_toxic", "acceptable", "normal"),
+    "harmless": (
+        "safe", "benign", "harmless", "0", "false", "no", "ok", "good", "non_toxic", "acceptable", "normal",
+        "not_harmful", "non_harmful", "nonharmful", "not_toxic", "nontoxic", "non_jailbreak",
+    ),
     "harmful": ("unsafe", "toxic", "harmful", "1", "true", "yes", "bad", "malicious", "jailbreak", "dangerous"),
-    "pseudo_harmful": ("over_refusal", "borderline", "pseudo", "seemingly_harmful", "or_bench"),
-}
+    "pseudo_harmful": (
+        "over_refusal", "overrefusal", "borderline", "pseudo", "pseudoharmful", "seemingly_harmful", "or_bench",
+    ),
+}  # fmt: skip
 """What others' labels may mean; only ever proposed."""
 
 
@@ -100,9 +106,9 @@ def check_characters(text: str, what: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PromptError(f"{place}: half a surrogate pair in {what}; mend the file") from error
+        raise PromptError(f"{place}: half a surrogate pair in {what}; fix the file") from error
     if "\0" in text:
-        raise PromptError(f"{place}: a NUL character in {what}; mend the file")
+        raise PromptError(f"{place}: a NUL character in {what}; fix the file")
 
 
 def class_name(value: Any, names: Sequence[str] | None) -> Any:
@@ -114,8 +120,9 @@ def class_name(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def key(value: str | None) -> str:
-    """Return a value of a file as `label_map` and `where` compare it: whatever its case, empty for none."""
-    return (value or "").casefold()
+    """Return a value of a file as `label_map` and `where` compare it: whatever its case, 1 for 1.0, empty for none."""
+    text = (value or "").casefold()
+    return re.sub(r"\A(-?\d+)\.0+\Z", r"\1", text)
 
 
 def label_of(forms: Iterable[str | None], label_map: Mapping[str, str | None]) -> str | None:
@@ -142,7 +149,7 @@ def proposed_map(values: Iterable[str | None]) -> str:
     """Return a label_map for values in one line of YAML; null stands where nothing can be guessed."""
     proposal = {value or "": _guess(value or "") for value in values}
     shown = yaml.safe_dump(proposal, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
-    return str(shown).strip()
+    return str(shown).strip().replace("? '' :", "'':")
 
 
 def _guess(value: str) -> str | None:

@@ -45,7 +45,7 @@ def _mapped(given: Any) -> Any:
         return given
     keys = [key(plain(each, "label_map", "label_map")) for each in given]
     if twice := repeated(keys):
-        raise ValueError(f"{twice[0]!r} stands there twice, in other case; leave one out")
+        raise ValueError(f"{twice[0]!r} is there twice, in different case; leave one out")
     return dict(zip(keys, given.values(), strict=True))
 
 
@@ -266,7 +266,7 @@ class _Reading:
         more = f" and {len(self.unknown) - len(common)} others" if len(self.unknown) > len(common) else ""
         advice = "name the label_column"
         if values := [value for value, _ in common if len(value or "") < _LONGEST_LABEL]:
-            advice = "mend them or give the source a label, or such a map, once you have checked it: "
+            advice = "fix them or give the source a label, or such a map, once you have checked it: "
             advice += f"label_map: {proposed_map(values)}"
         return (
             f"{self.first_unknown}: label {next(iter(self.unknown))!r}; it must be one of {', '.join(LABELS)}; rows "

@@ -88,7 +88,7 @@ def _checked_place(to: str) -> Path | None:
     """Return the folder that is to be made, None for a place on the hub; raise LakeError where it cannot be."""
     if to.startswith(HUB):
         if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", to.removeprefix(HUB)):
-            raise LakeError(f"{short(to)}: no name on the hub; write hf://ORGANISATION/NAME")
+            raise LakeError(f"{short(to)}: not a name on the hub; write hf://ORGANISATION/NAME")
         return None
     folder = user_path(to, LakeError, "--to").absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -183,7 +183,7 @@ def _write(lake: Lake, release: Release, folder: Path) -> None:
     for row in release.variants:
         source = artifact_of(lake.path, row)
         if not (source / "README.md").is_file():
-            raise LakeError(f"{source}: gone from the lake; run the configuration again to make it anew")
+            raise LakeError(f"{source}: missing from the lake; run the configuration again to make it")
         wanted = shutil.ignore_patterns("outcome.json", "training.json", "merged", "checkpoints")
         shutil.copytree(source, folder / "models" / row["variant"], ignore=wanted)
     report = lake.path / "report.html"

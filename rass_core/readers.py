@@ -77,7 +77,7 @@ class Batch:
             return cell.as_py()
         except (pa.ArrowException, ValueError) as problem:
             raise self.error(
-                f"{self.place} {number}: {column!r} cannot be read ({one_line(problem)}); mend it"
+                f"{self.place} {number}: {column!r} cannot be read ({one_line(problem)}); fix it"
             ) from problem
 
     def lacking(self, column: str) -> list[int]:
@@ -178,7 +178,7 @@ class DataFile:
             with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self.error(f"{self.path}: cannot be read as Parquet ({one_line(error)}); mend the file") from error
+            raise self.error(f"{self.path}: cannot be read as Parquet ({one_line(error)}); fix the file") from error
 
 
 def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataFile]:
@@ -197,7 +197,7 @@ def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataF
         found = [root] if root.exists() else sorted(map(Path, glob.glob(str(root), recursive=True)))
         paths = [path for each in found for path in (_inside(each, error) if each.is_dir() else [each])]
     if not paths:
-        raise error(f"{pattern}: no such file, or none that is {', '.join(KINDS)}; mend the path")
+        raise error(f"{pattern}: no such file, or none that is {', '.join(KINDS)}; fix the path")
     return [DataFile(path, error, _hive(path)) for path in paths]
 
 
@@ -304,7 +304,7 @@ def _csv_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[st
     _, header = next(records, (0, []))
     for number, cells in records:
         if len(cells) != len(header):
-            raise error(f"{path} line {number}: {len(cells)} fields under {len(header)} columns; mend it")
+            raise error(f"{path} line {number}: {len(cells)} fields under {len(header)} columns; fix it")
         yield number, dict(zip(header, cells, strict=True))
 
 
@@ -363,7 +363,7 @@ def _arrays(content: Any) -> list[list[Any]]:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the name {repeated([name for name, _ in pairs])[0]!r} stands twice in one object")
+        raise ValueError(f"the name {repeated([name for name, _ in pairs])[0]!r} is twice in one object")
     return found
 
 
@@ -383,7 +383,7 @@ def _lines(path: Path, error: type[RassError]) -> Iterator[tuple[int, str]]:
         raise error(f"{path} line {number + 1}: not {_undecoded(problem)}; save it as UTF-8") from problem
     except (OSError, EOFError, zlib.error) as problem:
         said = getattr(problem, "strerror", None) or one_line(problem)
-        raise error(f"{path}: cannot be read ({said}); mend the file, its path or its permissions") from problem
+        raise error(f"{path}: cannot be read ({said}); fix the file, its path or its permissions") from problem
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:

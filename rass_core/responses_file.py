@@ -62,7 +62,7 @@ class Layout:
             JudgeError: Naming the row that has no language or one that is none, or holds something else than text.
         """
         if lacking := batch.lacking(self.response):
-            raise JudgeError(f"{batch.place} {lacking[0]}: no {self.response!r}, which other rows have; mend it")
+            raise JudgeError(f"{batch.place} {lacking[0]}: no {self.response!r}, which other rows have; fix it")
         responses = texts(batch, self.response)
         prompts = itertools.repeat(None) if self.prompt is None else texts(batch, self.prompt)
         labels = itertools.repeat(None) if self.prompt_label is None else _prompt_labels(batch, self.prompt_label)
@@ -103,7 +103,7 @@ def _prompt_labels(batch: Batch, column: str) -> list[str | None]:
     for number, label in zip(batch.numbers, labels, strict=True):
         if label not in (None, *PROMPT_LABELS):
             raise JudgeError(
-                f"{batch.place} {number}: prompt label {label!r} is none of {', '.join(PROMPT_LABELS)}; mend it, or "
+                f"{batch.place} {number}: prompt label {label!r} is not one of {', '.join(PROMPT_LABELS)}; fix it, or "
                 "name another column with --prompt-label-column"
             )
     return labels
@@ -144,7 +144,7 @@ class ResponsesFile(DataFile):
     def __init__(self, path: str | Path) -> None:
         super().__init__(Path(path).expanduser(), JudgeError)
         if not self.path.is_file():
-            raise JudgeError(f"{self.path}: no such file; mend the path")
+            raise JudgeError(f"{self.path}: no such file; fix the path")
 
     def columns(self) -> list[str]:
         """Return the names of the columns, for which JSON is read to its end.
@@ -344,7 +344,7 @@ def read_labelled(
         for i in kept:
             if columns[label][i] not in LABELS:
                 said = f"label {columns[label][i]!r} is not one of {', '.join(LABELS)}"
-                raise JudgeError(f"{batch.place} {batch.numbers[i]}: {said}; mend it or name the --label-column")
+                raise JudgeError(f"{batch.place} {batch.numbers[i]}: {said}; fix it or name the --label-column")
         read = layout.exchanges(batch)
         exchanges += [read[i] for i in kept]
         for name, column in columns.items():

@@ -185,7 +185,7 @@ def _check_labels_are_kept(connection: DuckDBPyConnection, out: Path) -> None:
     try:
         given = {(row["id"], row["label"].strip().casefold()) for _, row in _sheet_rows(out)}
     except JudgeError as error:
-        raise JudgeError(f"{out}: already there, and no sheet to label; name another file with --out") from error
+        raise JudgeError(f"{out}: already there, and not a sheet to label; name another file with --out") from error
     query = "SELECT DISTINCT subject_id, outcome FROM verdicts WHERE judge LIKE 'human:%'"
     known = {(row["subject_id"], row["outcome"]) for row in fetch(connection, query)}
     n_lost = sum(bool(label) and (identity, label) not in known for identity, label in given)
@@ -230,7 +230,7 @@ def labelled_responses(lake: Lake) -> list[dict[str, Any]]:
     lake.check_whole("prompts", "responses", "verdicts")
     rows = lake.query(_JUDGED + _GOLD.format(subjects=_SUBJECTS["responses"])).to_pylist()
     if not rows:
-        raise JudgeError(f"{lake.path}: people labelled no response in it; `rass review export` begins that")
+        raise JudgeError(f"{lake.path}: no responses labelled by people in it; start with `rass review export`")
     return rows  # type: ignore[no-any-return]
 
 
@@ -368,9 +368,7 @@ def _xlsx_rows(path: Path) -> Iterator[list[str]]:
     try:
         book = load_workbook(path, read_only=True, data_only=True)
     except (OSError, BadZipFile, InvalidFileException, KeyError, ValueError) as error:
-        raise JudgeError(
-            f"{path}: cannot be read as a spreadsheet ({error}); mend the path or save it again"
-        ) from error
+        raise JudgeError(f"{path}: cannot be read as a spreadsheet ({error}); fix the path or save it again") from error
     sheet = book[_SHEET] if _SHEET in book.sheetnames else book.worksheets[0]
     for cells in sheet.iter_rows(values_only=True):
         yield ["" if cell is None else str(cell) for cell in cells]

@@ -3,7 +3,7 @@
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rass_core import morbench
 from rass_core.chat import ChatFormat
 from rass_core.config import ModelConfig
+from rass_core.endpoint import Say, ignored
 from rass_core.engine import SteeredEngine, longest_request
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluation import variant_rows
@@ -35,29 +36,31 @@ Row = dict[str, Any]
 
 
 def read_questions(
-    dataset: Path, languages: Sequence[str] | None = None, family_column: str | None = None
+    dataset: Path, languages: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> tuple[str, list[Question]]:
     """Return the dataset's name and what models are asked, in the order of prompt ids.
 
     Args:
         dataset: A benchmark folder, or a file or folder of labelled prompts.
         languages: To keep, as people write them; None keeps all.
-        family_column: Of a file: prompts that share its value are one draw of the bootstrap.
+        settings: How a file is read, as in `prompts.sources`: text_column, label_map, family_column and so on.
 
     Raises:
-        PromptError: No such folder or file, a benchmark that was changed, rows without a label, or no
-            prompt of one of these languages.
+        PromptError: No such folder or file, a benchmark that was changed, settings for a benchmark, rows without a
+            label, or no prompt of one of these languages.
     """
     languages = canonical_tags(languages or ())
     dataset = user_path(dataset, PromptError, "--dataset")
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
     if (dataset / morbench.VERSION_FILE).exists():
+        if settings:
+            raise PromptError(f"{dataset}: a MORBench folder, whose columns are known; leave out {', '.join(settings)}")
         table, version = morbench.read(dataset)
         name, rows = f"{dataset.resolve().name}@{version}", table.to_pylist()
     else:
         name = dataset.resolve().stem
-        rows = load_prompts([PromptSource(path=str(dataset), family_column=family_column)]).table.to_pylist()
+        rows = load_prompts([PromptSource(path=str(dataset), **(settings or {}))]).table.to_pylist()
     spoken = sorted({row["language"] for row in rows})
     absent = sorted(wanted for wanted in languages if not any(is_within(each, wanted) for each in spoken))
     if absent:
@@ -88,13 +91,13 @@ def base_of(name: str, base: str | None = None) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{name}: {ADAPTER_FILE} cannot be read; fetch the adapter again") from error
     if not (base or said):
-        raise ModelError(f"{name}: an adapter that names no base model; give --base MODEL")
+        raise ModelError(f"{name}: an adapter without the name of its base model; give --base MODEL")
     return str(base or said)
 
 
 def measured(
     model: ModelConfig, base: str | None, questions: Sequence[Question], panel: Panel, max_new_tokens: int,
-    seed: int, progress: Callable[[int], None] | None = None,
+    seed: int, progress: Callable[[int], None] | None = None, say: Say = ignored,
 ) -> list[Row]:  # fmt: skip
     """Return a model's rows of `evaluations` on the questions; its answers are judged and forgotten.
 
@@ -106,12 +109,13 @@ def measured(
         max_new_tokens: Length of an answer that is only to be judged.
         seed: Of the intervals.
         progress: Told the number of answers done.
+        say: Gets a line with what the self-check found.
 
     Raises:
         ModelError: It cannot be loaded, an adapter does not fit its base, or a prompt is too long for it.
         JudgeError: A judge that failed too often.
     """
-    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed) as engine:
+    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed, say) as engine:
         replies = ask(engine, panel, questions, max_new_tokens, progress=progress)
     outcomes = [outcome for reply in replies for outcome in reply.outcomes(VARIANT)]
     return variant_rows(_id_of(model.name, base), outcomes, seed)
@@ -146,7 +150,9 @@ def check_format(out: Path) -> None:
         raise ConfigError(f"{out}: unknown ending; name a file that ends in {', '.join(FORMATS)}")
 
 
-def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int) -> SteeredEngine:
+def _engine(
+    model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int, say: Say
+) -> SteeredEngine:
     """Return the model's engine, which takes all of the questions and agrees with transformers."""
     chat = ChatFormat.configured(load_tokenizer(model.reference), model)
     longest = longest_request(chat, [each.text for each in questions], max_new_tokens)
@@ -156,7 +162,8 @@ def _engine(model: ModelConfig, questions: Sequence[Question], max_new_tokens: i
         from rass_core.self_check import check_engine
 
         try:
-            check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
+            found = check_engine(engine, load_causal_lm(model.reference, model.dtype)[0], model.dtype)
+            say(f"self-check of {model_id(model.reference)}: {found.line()}")
         except BaseException:
             engine.close()
             raise

@@ -102,14 +102,16 @@ class Influence:
             n, n_seen = int((spoken == language).sum()), int(seen[spoken == language].sum())
             if 2 * n_seen < n:
                 found.append(
-                    f"{language}: {n_seen} of {n} refused prompts open as probe.openings has it; "
-                    f"what training does is hardly foretold there, give the openings of this model"
+                    f"{language}: {n_seen} of {n} refused prompts begin as probe.openings expects; "
+                    f"the effect of training can hardly be predicted there, set probe.openings to those of this model"
                 )
         lacking = [language for language in sorted(set(languages)) if language not in self.harmful]
         if lacking and None in self.harmful:
-            found.append(f"{', '.join(lacking)}: no harmful prompt that the model refuses; other languages' stand in")
+            found.append(
+                f"{', '.join(lacking)}: no harmful prompt that the model refuses; those of other languages are used"
+            )
         elif lacking:
-            found.append("no harmful prompt that the model refuses: what training does to safety is not foretold")
+            found.append("no harmful prompt that the model refuses: the effect of training on safety is not predicted")
         return found
 
 

@@ -100,8 +100,8 @@ def check_engine(engine: SteeredEngine, model: Any, dtype: str) -> Comparison:
     wrong = [figure for figure in figures if not figure.value <= figure.limit]
     if wrong:
         raise ModelError(
-            f"{engine.model}: vLLM and transformers compute different things of it: {'; '.join(map(str, wrong))}; "
-            "no figure of it can be trusted: try model.dtype float32, or other versions of vllm and transformers"
+            f"{engine.model}: vLLM and transformers compute different values: {'; '.join(map(str, wrong))}; "
+            "its results cannot be trusted: try model.dtype float32, or other versions of vllm and transformers"
         )
     return Comparison(figures)
 

@@ -319,7 +319,7 @@ class Lake:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise LakeError(f'{path}: no {{"format": {FORMAT}}} in it; restore it') from error
         if type(version) is not int or version < FORMAT:
-            raise LakeError(f"{path}: format {version!r}, which no RASS wrote; restore it or name another lake")
+            raise LakeError(f"{path}: format {version!r}, which is unknown; restore it or name another lake")
         if version > FORMAT:
             raise LakeError(f"{self.path}: lake of format {version}, this RASS reads {FORMAT}; update RASS")
 
@@ -458,7 +458,7 @@ def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Coll
     for run_id, path, size in lost:
         file = root / path
         if not file.exists():
-            raise LakeError(f"{file}: gone, without which the rows of run {run_id} would be left out; {_MEND}")
+            raise LakeError(f"{file}: missing, and without it the rows of run {run_id} would be left out; {_MEND}")
         if file.stat().st_size != size:
             was = f"damaged, it has {file.stat().st_size:,} bytes in place of {size:,}"
             raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {_MEND}")
@@ -675,7 +675,7 @@ def _disk(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LakeError(f"{path}: disk full, nothing was committed; free space and run again") from error
         what = os.strerror(error.errno)
-        raise LakeError(f"{path}: cannot be written ({what}); mend it or choose another folder") from error
+        raise LakeError(f"{path}: cannot be written ({what}); fix it or choose another folder") from error
 
 
 def _quoted(text: object) -> str:

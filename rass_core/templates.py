@@ -30,8 +30,8 @@ _ALTERED = "Is IT \"So\"?  9 < 7 & 'x'\n\n\tÜber 你好 {y} %s \\n <b>é</b> "
 _SHOWN = {"system": "the system prompt", "user": "the user's text", "assistant": "the assistant's earlier answers"}
 _WAYS_OUT = {
     "system": "set model.system_prompt: null and put its words into the prompts",
-    "user": "mend chat_template in the model's folder",
-    "assistant": "mend chat_template in the model's folder, or leave out what needs several turns",
+    "user": "fix chat_template in the model's folder",
+    "assistant": "fix chat_template in the model's folder, or leave out what needs several turns",
 }
 
 
@@ -74,7 +74,7 @@ class ChatTemplate:
         try:
             return frozenset(meta.find_undeclared_variables(environment.parse(self.source))) - set(environment.globals)
         except TemplateError as error:
-            raise ModelError(f"{self.name}: chat template cannot be read ({error}); mend chat_template") from error
+            raise ModelError(f"{self.name}: chat template cannot be read ({error}); fix chat_template") from error
 
     @property
     def keywords(self) -> list[str]:

@@ -12,7 +12,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from rass_core.metrics import wilson
 
 PREFIX = "utility:"
 """Opens the `dataset` of a row; the task's name follows."""
+_MARK = "\ufdd1"
+"""A code point that stands for no character: around a conversation in the template."""
 _Z = 1.959963984540054
 _BOOTSTRAPS = 1000
 _SEED = 1234
@@ -100,8 +101,8 @@ def measure_utility(model: Any, chat: ChatFormat, config: UtilityConfig) -> list
         add_bos_token=False,  # the template writes its own special tokens
     )  # fmt: skip
     # The system prompt comes with the messages, joined by the harness with a task's description.
-    plain = chat.without_system_prompt()
-    lm.apply_chat_template = partial(_in_template, plain)
+    texts = HarnessTexts(chat.without_system_prompt())
+    lm.apply_chat_template, lm.tok_encode, lm.tok_batch_encode = texts.render, texts.encode, texts.encode_batch
     with _seeded(_SEED):
         tasks = _load_tasks(harness, config)
         try:
@@ -149,7 +150,7 @@ def _load_tasks(harness: _Harness, config: UtilityConfig) -> list[Any]:
     """Return the tasks and groups with their data, one by one, so that an error names its task."""
     repeated = [name for name in config.tasks if config.tasks.count(name) > 1]
     if repeated:
-        raise ConfigError(f"utility task {repeated[0]}: named twice; name it once")
+        raise ConfigError(f"utility task {repeated[0]}: listed twice; list it once")
     manager = _manager(harness, config)
     loaded: list[Any] = []
     source_of: dict[str, str] = {}
@@ -157,7 +158,7 @@ def _load_tasks(harness: _Harness, config: UtilityConfig) -> list[Any]:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` prints the names"
-            raise ConfigError(f"utility task {name!r}: lm-evaluation-harness knows none of this name; {hint}")
+            raise ConfigError(f"utility task {name!r}: lm-evaluation-harness has no such task; {hint}")
         try:
             found = manager.load([name])
         except Exception as error:  # a ConnectionError, a broken task file, data of another form
@@ -183,28 +184,62 @@ def _manager(harness: _Harness, config: UtilityConfig) -> Any:
     return own if needs_no_other else harness.TaskManager(include_path=str(config.include_path))
 
 
-def _in_template(chat: ChatFormat, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-    """Return the harness's messages in the chat template, up to where the answer goes on.
+class HarnessTexts:
+    """Renders and encodes what the harness sends: only the template writes control tokens.
+
+    The harness joins a rendered conversation and a possible answer to one text before it encodes it. Marks at both
+    ends of the conversation show which part is the template's; whatever else holds control tokens is plain text.
 
     Args:
         chat: Without a system prompt, which is among the messages.
-        messages: The assistant's last where the task opens the answer; none where it asks for nothing.
-        add_generation_prompt: False where the task opens the answer.
     """
-    turns = [dict(message) for message in messages]
-    opening = turns.pop()["content"] if turns and not add_generation_prompt else ""
-    if not turns or turns[-1]["role"] == "system":
-        turns.append({"role": "user", "content": ""})
-    try:
-        return chat.conversation_text(turns, opening)
-    except ModelError:
-        if turns[0]["role"] != "system" or chat.system_prompt is not None:
-            raise
-        # A template without a system role, such as Gemma's: its words open the first question.
-        system, first, *others = turns
-        return chat.conversation_text(
-            [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others], opening
-        )
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat = chat
+
+    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return the harness's messages in the chat template, up to where the answer goes on, in marks.
+
+        Args:
+            messages: The assistant's last where the task opens the answer; none where it asks for nothing.
+            add_generation_prompt: False where the task opens the answer.
+        """
+        rendered = self._rendered(messages, add_generation_prompt).replace(_MARK, "")
+        # The harness moves white space at the end of a context to the answer.
+        body = rendered.rstrip()
+        return f"{_MARK}{body}{_MARK}{rendered[len(body) :]}"
+
+    def encode(self, string: str, *_: Any, left_truncate_len: int | None = None, **__: Any) -> list[int]:
+        """Return the token ids of a text, the last ones where it is too long; in place of `HFLM.tok_encode`."""
+        if string.startswith(_MARK):
+            body, rest = string[1:].split(_MARK, 1)
+        else:
+            body, rest = "", string
+        ids = self._chat.guarded_ids(body + self._chat.guarded(rest))
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def encode_batch(
+        self, strings: Sequence[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        """Return token ids and attention mask of texts, (n, longest); in place of `HFLM.tok_batch_encode`."""
+        ids = [self.encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        batch = self._chat.tokenizer.pad({"input_ids": ids}, padding_side=padding_side, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        turns = [dict(message) for message in messages]
+        opening = turns.pop()["content"] if turns and not add_generation_prompt else ""
+        if not turns or turns[-1]["role"] == "system":
+            turns.append({"role": "user", "content": ""})
+        try:
+            return self._chat.guarded_conversation(turns) + self._chat.guarded(opening)
+        except ModelError:
+            if turns[0]["role"] != "system" or self._chat.system_prompt is not None:
+                raise
+            # A template without a system role, such as Gemma's: its words open the first question.
+            system, first, *others = turns
+            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+            return self._chat.guarded_conversation(turns) + self._chat.guarded(opening)
 
 
 def _scores(results: Mapping[str, Mapping[str, Any]]) -> Iterator[UtilityScore]:

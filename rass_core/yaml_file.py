@@ -70,7 +70,7 @@ for _tag, _pattern, _first in (
     )
 
 
-def read_yaml(name: str | Path, hint: str = "mend the path") -> YamlFile:
+def read_yaml(name: str | Path, hint: str = "fix the path") -> YamlFile:
     """Return the content of a YAML file with one document.
 
     Args:
@@ -82,7 +82,20 @@ def read_yaml(name: str | Path, hint: str = "mend the path") -> YamlFile:
             read as another: each with its line.
     """
     path = input_file(name, hint=hint)
-    text = _text_of(path)
+    return parse_yaml(_text_of(path), path)
+
+
+def parse_yaml(text: str, name: str | Path) -> YamlFile:
+    """Return the content of a text of YAML.
+
+    Args:
+        text: One document.
+        name: Named in the errors: the file that it is from, or an option.
+
+    Raises:
+        ConfigError: As `read_yaml`.
+    """
+    path = Path(name)
     loader: Any = None
     try:
         loader = _Loader(text)
@@ -93,7 +106,7 @@ def read_yaml(name: str | Path, hint: str = "mend the path") -> YamlFile:
         _check(loader, node, path, lines)
         return YamlFile(path, loader.construct_document(node), lines)
     except RecursionError as error:
-        raise ConfigError(f"{short(path)}: more than {MAX_DEPTH} levels in each other; mend its brackets") from error
+        raise ConfigError(f"{short(path)}: more than {MAX_DEPTH} nested levels; fix its brackets") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{short(path)}: {_line_of(error)}cannot be read as YAML: {_reason(error)}") from error
     finally:
@@ -107,7 +120,7 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{short(path)}: cannot be read ({error.strerror}); mend its permissions") from error
+        raise ConfigError(f"{short(path)}: cannot be read ({error.strerror}); fix its permissions") from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{short(path)}: larger than {MAX_BYTES:,} bytes; name a configuration")
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -120,7 +133,7 @@ def _text_of(path: Path) -> str:
     if strange:
         line, code = text.count("\n", 0, strange.start()) + 1, ord(strange[0])
         raise ConfigError(
-            f"{short(path)}: line {line}: a control character ({code:#04x}), so no text; name a YAML file"
+            f"{short(path)}: line {line}: a control character ({code:#04x}), so it is not text; name a YAML file"
         )
     return text
 
@@ -136,10 +149,10 @@ def _check(loader: Any, root: Any, path: Path, lines: dict[Place, int]) -> None:
         where = f"{short(path)}: {_name(place)} (line {line})"
         lines.setdefault(place, line)
         if id(node) in around:
-            raise ConfigError(f"{where}: holds itself by an alias (*); write it out")
+            raise ConfigError(f"{where}: contains itself through an alias (*); write it out")
         if n > MAX_VALUES or len(around) > MAX_DEPTH:
-            much = f"{MAX_VALUES:,} values, aliases unfolded" if n > MAX_VALUES else f"{MAX_DEPTH} levels in each other"
-            raise ConfigError(f"{where}: more than {much}; mend its brackets and aliases")
+            much = f"{MAX_VALUES:,} values, aliases expanded" if n > MAX_VALUES else f"{MAX_DEPTH} nested levels"
+            raise ConfigError(f"{where}: more than {much}; fix its brackets and aliases")
         if isinstance(node, yaml.ScalarNode):
             plain_tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))
             _check_scalar(node, plain_tag, where)
@@ -167,7 +180,7 @@ def _check_keys(node: Any, path: Path, place: Place) -> None:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             where = f"{short(path)}: line {line}"
-            raise ConfigError(f"{where}: a key that is a list or mapping; write a word, or quote what has brackets")
+            raise ConfigError(f"{where}: a key that is a list or mapping; write plain text, or quote what has brackets")
         if key.value in seen:
             where = f"{short(path)}: {_name((*place, key.value))} (line {line})"
             raise ConfigError(f"{where}: the key is there already, on line {seen[key.value]}; leave one out")
@@ -181,7 +194,7 @@ def _check_scalar(node: Any, plain_tag: str, where: str) -> None:
         tag = short(node.tag.replace(_PREFIX, "!!"))
         raise ConfigError(f"{where}: a tag, {tag}; leave it out, RASS reads plain values")
     if node.tag not in (f"{_PREFIX}str", plain_tag):
-        raise ConfigError(f"{where}: {shown} is no {node.tag.removeprefix(_PREFIX)}; leave the tag out")
+        raise ConfigError(f"{where}: {shown} is not {node.tag.removeprefix(_PREFIX)}; leave the tag out")
     if node.style is None and _AMBIGUOUS.fullmatch(node.value):
         raise ConfigError(f"{where}: {shown} is read as different numbers; write plain digits, or quote a text")
     if node.tag == f"{_PREFIX}int" and len(node.value) > 30:
@@ -212,4 +225,4 @@ def _reason(error: yaml.YAMLError) -> str:
         return "several documents (---); keep one"
     if "'\\t'" in reason:
         return f"{reason}; indent with spaces, not with tabs"
-    return f"{reason}; mend it, or quote a text with special characters"
+    return f"{reason}; fix it, or quote a text with special characters"

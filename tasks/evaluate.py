@@ -91,7 +91,7 @@ def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) ->
     kept, left_out = _unseen(run, pairs, given, list(rows.values()))
     questions = [question_of(row, sorted(set(datasets[row["prompt_id"]]))) for row in kept]
     if not questions:
-        raise BoundaryError("evaluation: no prompt is left that training has not seen; name sources under evaluate")
+        raise BoundaryError("evaluation: every prompt was used in training; add evaluate.sources")
     shots: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
         if pair.kind == "general":
@@ -115,7 +115,7 @@ def _unseen(
     sides = [_with_requests(run, trained), _with_requests(run, sorted(rows, key=lambda row: row["prompt_id"]))]
     found = overlaps(*sides, run.config.evaluate.near_duplicate_jaccard)
     kept, gone = without_overlaps(sides[1], found)
-    run.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out that training has seen")
+    run.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out because they were used in training")
     return [dict(row) for row in kept], {f"overlap_{why}": n for why, n in gone.items() if n}
 
 

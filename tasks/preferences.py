@@ -65,7 +65,7 @@ def build_preferences(run: Run, probed: Probed, rounds: Sequence[Commit], select
 def mitigating(run: Run) -> MitigateConfig:
     """Return the settings of the mitigation."""
     if run.config.mitigate is None:
-        raise ConfigError("mitigate: the configuration has no such section; add one")
+        raise ConfigError("mitigate: the configuration has no such section; add it")
     return run.config.mitigate
 
 

@@ -133,7 +133,7 @@ def show_evaluation(run: Run, commits: Sequence[Commit]) -> None:
     rows = [row for row in run.read("evaluations", *commits).to_pylist() if row["model_id"] == run.target_id]
     create_table_artifact(
         key="rass-before-after", table=change_rows_shown(rows),
-        description=f"# What mending changed in {run.target_id}, before → after, in percent",
+        description=f"# What mitigation changed in {run.target_id}, before → after, in percent",
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class Run:
         is_computed = commit is None
         if commit is None:
             if self._from_lake is not None:
-                where = f"{self.lake.path}: holds no {name} for this configuration"
+                where = f"{self.lake.path}: has no {name} for this configuration"
                 raise LakeError(f"{where}; run `{self._from_lake}` first")
             with PROGRESS.running(name, self._log, ends=False):
                 commit = self.lake.commit(self.run_id, key, compute())
@@ -334,7 +334,7 @@ def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
     try:
         yield run
     except KeyboardInterrupt:
-        run.note = "stopped by the user; the next run goes on from here"
+        run.note = "stopped by the user; the next run resumes from here"
         run.record("Cancelled")
         raise
     except GateError as error:
@@ -410,7 +410,7 @@ def _spoken_to(model: Mapping[str, Any]) -> str:
 
 def _date_notes(config: RassConfig) -> list[str]:
     dates = {model.name: chat_of(model).template.date for model in _models_of(config) if model.date is not None}
-    return [f"{name}, date: the template is told that today is {day}" for name, day in dates.items() if day is not None]
+    return [f"{name}, date: the template uses {day} as today's date" for name, day in dates.items() if day is not None]
 
 
 def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:

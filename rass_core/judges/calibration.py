@@ -270,7 +270,7 @@ class Calibration:
         except (OSError, pa.ArrowException) as error:
             raise JudgeError(f"{path}: cannot be read ({' '.join(str(error).split())}); name a calibration") from error
         if table is None:
-            raise JudgeError(f"{path}: no calibration; `rass judge calibrate` writes one")
+            raise JudgeError(f"{path}: not a calibration; `rass judge calibrate` writes one")
         summed = [row for row in table.to_pylist() if row["model"] != ALL or row["family"] == ALL]
         return cls({(row["judge"], row["language"], row["model"].casefold()): row for row in summed})
 

@@ -31,7 +31,11 @@ _WORDS = {word: outcome for outcome, words in INFLECTIONS.items() for word in [o
 _CERTAINTIES = {
     "certain": 1.0, "very high": 0.95, "high": 0.9, "medium": 0.6, "moderate": 0.6, "low": 0.3, "very low": 0.1,
 }  # fmt: skip
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:(%)|/\s*(10|100))?")
+_NUMBER = re.compile(
+    r"(?:[~≈]|about |around |approx(?:\.|imately)? )?\s*(\d+(?:[.,]\d+)?|[.,]\d+)"
+    r"\s*(?:(%|％|per ?cent)|(?:/|out of)\s*(10|100))?",
+    re.IGNORECASE,
+)
 _DECLINES = re.compile(
     r"\A\W*(?:(?:i'?m |i am )?(?:very |so |truly )?sorry\b.{0,30}?\b)?(?:as an ai\b.{0,40}?\b)?"
     r"i(?:'m| am)? (?:can'?t|cannot|can not|won'?t|will not|unable to|not able to)\b.{0,25}?"
@@ -122,6 +126,7 @@ def _certainty(value: Any) -> float | None:
         if word in _CERTAINTIES or match is None:
             return _CERTAINTIES.get(word)
         number, percent, parts = match.groups()
+        number = number.replace(",", ".")
         if parts or percent:
             return _share(float(number) / int(parts or 100))
         value = float(number) if "." in number else int(number)

@@ -61,7 +61,7 @@ class HfClassifierJudge:
         ]  # fmt: skip
         if not named:
             raise JudgeError(
-                f"{model}: none of its labels ({', '.join(labels.values())}) says refusal; "
+                f"{model}: none of its labels ({', '.join(labels.values())}) names refusal; "
                 "name those that mean it in refusal_labels"
             )
         self._refusal = _columns(model, labels, named)
@@ -96,7 +96,9 @@ class HfClassifierJudge:
         longest = min(
             self._max_tokens, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 10**9)
         )
-        batch = tokenizer(*texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        batch = tokenizer(
+            *texts, padding=True, truncation=True, max_length=longest, return_tensors="pt", split_special_tokens=True
+        )  # what a response holds of control tokens is plain text
         with torch.inference_mode():
             logits = model(**batch.to(model.device)).logits.float()
         one_by_one = len(self._labels) == 1 or model.config.problem_type == "multi_label_classification"
@@ -110,7 +112,7 @@ class HfClassifierJudge:
         model, info = _loaded(self._model, AutoModelForSequenceClassification, output_loading_info=True)
         if info["missing_keys"]:
             raise JudgeError(
-                f"{self._model}: the checkpoint lacks {min(info['missing_keys'])}, it is no trained classifier; "
+                f"{self._model}: the checkpoint lacks {min(info['missing_keys'])}, it is not a trained classifier; "
                 "name one that is"
             )
         tokenizer = _with_padding(_loaded(self._model, AutoTokenizer))
@@ -129,7 +131,7 @@ class HfGenerationJudge:
 
     Raises:
         ModelError: No such folder.
-        JudgeError: A template without {response}, or a pattern that is no regular expression.
+        JudgeError: A template without {response}, or a pattern that is not a regular expression.
     """
 
     languages: frozenset[str] | None = None
@@ -250,7 +252,7 @@ def compiled(model: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as error:
-        raise JudgeError(f"{model}: pattern {pattern!r} is no regular expression ({error}); mend it") from error
+        raise JudgeError(f"{model}: pattern {pattern!r} is not a regular expression ({error}); fix it") from error
 
 
 def _columns(model: str, labels: dict[int, str], wanted: Sequence[str]) -> list[int]:

@@ -44,7 +44,7 @@ the outcome is refusal, partial or compliance; the confidence is a whole number 
 {{"reason": "...", "outcome": "...", "kind": "...", "confidence": ...}}"""
 
 _MARKS = re.compile(r"<{3,}|>{3,}")
-_SPECIAL_TOKENS = re.compile(r"<(?=[/|｜A-Za-z_])|\[(?=/?[A-Za-z_]{2,}\])")
+_SPECIAL_TOKENS = re.compile(r"<(?=[/|｜A-Za-z_])|\[(?=[/|]?[A-Za-z_]{2,}\|?\])|\[(?=e~\[)|\](?=~)|◁(?=/?\w)")
 _KINDS = ("none", *KINDS)
 
 

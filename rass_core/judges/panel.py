@@ -224,5 +224,5 @@ def _judge_of(member: JudgeMember, generator: Complete | None, say: Say) -> Judg
     if member.endpoint is not None:
         return LlmJudge(Endpoint(member.endpoint, say), f"llm:{member.endpoint.model}", member.n_attempts)
     if generator is None:
-        raise JudgeError("llm judge: names no endpoint; outside a run there is no generator to ask, so name one")
+        raise JudgeError("llm judge: no endpoint is set; outside a run there is no generator to ask, set endpoint")
     return LlmJudge(generator, "llm:generator", member.n_attempts)

@@ -33,7 +33,8 @@ class Marks:
     """They count only at the beginning: further on, such words belong to the answer."""
 
 
-_TAGS = r"(?:[a-z]+:)?(?:think|thinking|thoughts?|reasoning)"
+_THINK = r"(?:think|thinking|thoughts?|reasoning)"
+_TAGS = rf"(?:[a-z]+[:_]|ant)?{_THINK}[ \t]*"
 _FIRST_TAGS = (
     "analysis", "scratch[_-]?pad", "reflections?", r"inner[_-](?:monologue|thoughts?|voice)",
     r"internal[_-](?:monologue|thoughts?|reasoning)", "internal", r"chain[_-]of[_-]thoughts?", "cot",
@@ -71,12 +72,19 @@ _ANSWER_ELSEWHERE = (
 )
 _THOUGHTS = "(?:thinking|reasoning)(?: process)?|chain of thought"
 
+_HEADED = r"^[*_#]*[ \t]*{what}[ \t]*(?::[*_]*|[*_]+:?)|^#+[ \t]*{what}[ \t]*:?[ \t]*$"
+"""A heading, or a word with a colon, at the beginning of a line."""
+_ANSWER_HEADED = _HEADED.format(what="(?:final )?(?:answer|response|reply)")
+
 DEFAULT_MARKS = (
     Marks(rf"<{_TAGS}>", rf"</{_TAGS}>", _ANSWER_TAGS),
-    Marks(r"(?-i:\[THINK\])", r"(?-i:\[/THINK\])"),
+    Marks(r"(?-i:\[(?:THINK|THINKING|REASONING)\])", r"(?-i:\[/(?:THINK|THINKING|REASONING)\])"),
     Marks("◁think▷", "◁/think▷"),
     Marks(r"<\|START_THINKING\|>", r"<\|END_THINKING\|>", r"<\|START_RESPONSE\|>"),
-    Marks(r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>", r"<\|begin_of_solution\|>"),
+    Marks(
+        rf"<\|(?:(?:begin|start)_of_|begin_)?{_THINK}\|>", rf"<\|(?:end_of_|end_|/){_THINK}\|>",
+        r"<\|begin_of_(?:solution|answer)\|>",
+    ),
     Marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
     Marks(r"<\|channel>[ \t]*(?:thought|analysis)", r"<channel\|>"),
     Marks(r"<unused94>(?:thought)?", "<unused95>"),
@@ -88,6 +96,10 @@ DEFAULT_MARKS = (
     Marks(_PROSE_ELSEWHERE, r"(?!)", _ANSWER_ELSEWHERE, only_first=True),
     # These may open an answer as well: thinking only where another such line ends it.
     Marks(_PROSE.format(what=_THOUGHTS) + rf"(?=[\s\S]*{_ANSWER_PROSE})", r"(?!)", _ANSWER_PROSE, only_first=True),
+    Marks(
+        rf"(?:{_HEADED.format(what='(?:thoughts?|thinking|reasoning)(?: process)?')})(?=[\s\S]*(?:{_ANSWER_HEADED}))",
+        r"(?!)", _ANSWER_HEADED, only_first=True,
+    ),
 )  # fmt: skip
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -98,13 +110,13 @@ _GLUE = re.compile(
 """Marks around an answer that are no words of it; also what ends a turn, where it was kept."""
 _EDGES = re.compile(rf"\A(?:{_GLUE.pattern})|(?:{_GLUE.pattern})\Z", re.I)
 _MAY_BEGIN = re.compile(
-    r"analysis|\W*(?:Here|My)\b|[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
+    r"analysis|\W*(?:Here|My|Thoughts?|Thinking|Reasoning)\b|[^\n]{0,16}?(?:raison|réflex|chemin|gedanken|denkpro|überleg"
     r"|razon|pensam|pensie|ragion|raciocín"
     r"|gedachtegang|мысл|рассужд|размышл|myślenia|rozumow|düşünce|berpikir|pikiran|思考|思维|推理|推論|생각"
     r"|사고 과정|추론)",
     re.I,
 )
-_MAY_MARK = re.compile(r"[<◁\[](?:(?<=\[)/?THINK\]|(?<=◁)|(?<=<)[a-z/|])", re.I)
+_MAY_MARK = re.compile(r"[<◁\[](?:(?<=\[)/?(?:THINK(?:ING)?|REASONING)\]|(?<=◁)|(?<=<)[a-z/|])", re.I)
 """Cheap: where neither finds anything, at the beginning or anywhere, there is none of the known marks."""
 _MOST_MARKS = 200
 """A model that writes nothing but marks is read no further."""

@@ -46,8 +46,8 @@ def write_card(folder: Path, card: ModelCard) -> Path:
         header["license"] = card.licence
     what = "adapter for" if card.is_adapter else "edit of"
     lines = [
-        f"# {base_name(card.base)}, mended by {card.method}",
-        f"A {card.method} {what} `{model_id(card.base)}`, made so that it refuses fewer benign requests.",
+        f"# {base_name(card.base)}, mitigated by {card.method}",
+        f"A {card.method} {what} `{model_id(card.base)}`, trained or edited to refuse fewer benign requests.",
     ]
     lines += [*card.notes]
     if card.data:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from rass_core.errors import LakeError
+from rass_core.report.answers import answer_table
 from rass_core.report.boundary_map import MAP_BYTES, harm_map, margin_histogram, prompt_map, refusal_curve, sample
 from rass_core.report.comparison import boundary_table, forest, models_section
 from rass_core.report.directions import auc_plots, direction_table
@@ -204,6 +205,7 @@ def _languages(points: Sequence[Point], boundaries: Mapping[str, Row]) -> list[s
 def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], target: str) -> str:
     """Join the tables, draw the figures and fill the template."""
     models = models_section(rows["boundaries"], rows["evaluations"], target)
+    answers = answer_table(rows)
     rows = of_model(rows, target)
     boundaries = base_boundaries(rows["boundaries"])
     points = read_points(rows, boundaries)
@@ -218,6 +220,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         overview=overview([str(language["verdict"]) for language in languages]),
         forest=_forest_plot(boundaries),
         boundary_rows=boundary_table(rows["boundaries"]),
+        answers=answers,
         models=models,
         mended=mitigation_section(rows),
         harm_by_layer=harm_by_layer(rows["harm_axes"]),

@@ -163,11 +163,36 @@ INPUTS = [
     Case("init: --model of 300 characters", f"init --model {LONG}", ("--model", "255 bytes")),
     Case("init: --model empty", ["init", "--model", ""], ("--model", "empty")),
     Case("morbench: --out is a file", "morbench {tmp}/c.yaml --out {tmp}/in.csv", ("in.csv", "a file"), GOOD),
-    Case("morbench: --out holds other things", "morbench {tmp}/c.yaml --out {tmp}/o", ("o: no benchmark",),
+    Case("morbench: --out holds other things", "morbench {tmp}/c.yaml --out {tmp}/o", ("o: not a benchmark",),
          {**GOOD, "o/x": ""}),
     Case("morbench: --out cannot be written", "morbench {tmp}/c.yaml --out /sys/o", ("/sys",), GOOD),
     Case("morbench: --out of 300 characters", f"morbench {{tmp}}/c.yaml --out {LONG}", ("255 bytes",), GOOD),
     Case("morbench: --out of an unknown user", "morbench {tmp}/c.yaml --out ~nosuchuser/o", ("nosuchuser",), GOOD),
+]  # fmt: skip
+MAPPED = "text,language,label\na,en,safe\nb,en,unsafe\n"
+MAPS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "none": (None, ("p.csv line 2", "'safe' 1, 'unsafe' 1", "--label-map '{safe: harmless, unsafe: harmful}'")),
+    "half of it": ("{safe: harmless}", ("p.csv line 3", "'unsafe' 1", "--label-map '{unsafe: harmful}'")),
+    "no label": ("{safe: benign}", ("--label-map: safe", "'harmful'", "write it like")),
+    "broken": ("{safe", ("--label-map: line 1", "YAML")),
+    "no mapping": ("safe=harmless", ("--label-map safe=harmless", "not a mapping")),
+    "a list": ("[safe]", ("--label-map [safe]", "not a mapping")),
+    "a key twice": ("{safe: harmless, safe: harmful}", ("--label-map", "safe", "already")),
+    "a key twice, in other case": ("{safe: harmless, Safe: harmful}", ("--label-map", "'safe'", "twice")),
+}
+COMMANDS = ("moderator train --out {tmp}/o.npz --prompts {tmp}/p.csv", "evaluate --model ./none --dataset {tmp}/p.csv")
+LABELLED = [
+    Case(f"{command.split(' --')[0]}: label map: {name}",
+         [*command.split(), *([] if given is None else ["--label-map", given])], words, {"p.csv": MAPPED})
+    for command in COMMANDS for name, (given, words) in MAPS.items()
+] + [
+    Case(f"{command.split(' --')[0]}: file with {name}", command, words, {"p.csv": text})
+    for command in COMMANDS
+    for name, text, words in (
+        ("no text column", "prompt,language,label\na,en,harmful\n", ("no column 'text'", "--text-column")),
+        ("no language column", "text,lang,label\na,en,harmful\n", ("no column 'language'",)),
+        ("no label column", "text,language,danger\na,en,harmful\n", ("no column 'label'", "--label-column")),
+    )
 ]  # fmt: skip
 
 
@@ -182,4 +207,4 @@ GENEROUS = [
          code=0, may_write=True, check=_initialised),
 ]  # fmt: skip
 
-CASES = [*USAGE, *PLACES, *OUTS, *ENDINGS, *INPUTS, *GENEROUS]
+CASES = [*USAGE, *PLACES, *OUTS, *ENDINGS, *INPUTS, *LABELLED, *GENEROUS]

@@ -243,7 +243,7 @@ def test_steering_mends_while_the_model_runs_and_leaves_its_weights(lake: Lake, 
     [
         ("lab/evaluation.parquet", "lab/none.parquet", "none.parquet: no such file"),
         ("{kind: lab}", "{kind: lab, names: [role_paly]}", "lab dressing 'role_paly': not one of role_play"),
-        ("methods: [dpo,", "methods: [dpo, dpo,", "mitigate: methods: one stands there twice|mitigate.*twice"),
+        ("methods: [dpo,", "methods: [dpo, dpo,", "mitigate: methods: one is listed twice|mitigate.*twice"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_runs(right: str, wrong: str, message: str, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_model_that_differs_stops_the_run_with_what_differs(
 ) -> None:
     model, _ = load_causal_lm(str(folder))
     change(model)
-    with pytest.raises(ModelError, match="compute different things of it") as caught:
+    with pytest.raises(ModelError, match="compute different values") as caught:
         check_engine(engine, model, "float32")
     assert named in str(caught.value)
     assert not_named not in str(caught.value)
@@ -138,7 +138,7 @@ def test_a_command_refuses_a_model_before_it_writes(command: str, folder: Path, 
     )  # fmt: skip
     said = [line for line in result.stderr.splitlines() if line.startswith("rass: ")][-1]
     assert result.returncode == 2, result.stderr
-    expected = {"evaluate": "lacks 1 weights, such as model.layers.2.self_attn", "probe": "code of its own (own.Own)"}
+    expected = {"evaluate": "lacks 1 weights, such as model.layers.2.self_attn", "probe": "its own code (own.Own)"}
     assert expected[command] in said
     assert "Traceback" not in result.stderr
     assert result.stdout == ""

@@ -1,6 +1,7 @@
 """`rass morbench` and `rass evaluate` on the lab, only smaller than configs/lab-morbench.yaml."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def test_translations_that_came_back_changed_did_not_enter(lake: Path, all_that_
 
 def test_a_folder_that_holds_something_else_is_told_before_the_work(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(PromptError, match="no benchmark"):
+    with pytest.raises(PromptError, match="not a benchmark"):
         built(tmp_path / "lake", tmp_path)
     assert not (tmp_path / "lake").exists()
 
@@ -209,6 +210,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
             assert found[name, language, "unscored_rate"]["value"] == 0.0
         shown = next(line for line in result.output.splitlines() if line.startswith(f"{name}@"))
         assert f"on morbench@{morbench.read(folder)[1]}" in shown
+        assert re.search(rf"self-check of {name}@\w+: stream_difference, plain [\d.e-]+ \(at most", result.output)
     assert (
         found["cautious", "all", "over_refusal_rate"]["value"]
         > found["permissive", "all", "over_refusal_rate"]["value"]

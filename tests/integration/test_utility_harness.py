@@ -87,6 +87,39 @@ def loaded() -> tuple[Any, ChatFormat]:
     return model, ChatFormat(tokenizer)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "multiple_choice": {"doc_to_choice": "{{choices}}", "metric_list": [{"metric": "acc"}]},
+    "generate_until": {"generation_kwargs": {"until": ["."], "max_gen_toks": 1, "do_sample": False}},
+    "loglikelihood_rolling": {"metric_list": [{"metric": "word_perplexity"}]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_control_tokens_in_a_task_are_plain_text(kind: str, loaded: tuple[Any, ChatFormat], tmp_path: Path) -> None:
+    model, chat = loaded
+    special = chat.tokenizer.all_special_tokens
+    counts = []
+    for words in ("".join(special), "-".join("xyz"[: len(special)])):
+        rows = [{"question": f"Say {words} now", "choices": [f"a {words}", "b"], "answer": 0}]
+        name = f"typed{len(counts)}"
+        settings = {"metric_list": [{"metric": "exact_match"}], **KINDS[kind]}
+        target = "answer" if kind == "multiple_choice" else "{{question}}"
+        write_task(tmp_path, name, rows, output_type=kind, doc_to_text="{{question}}", doc_to_target=target, **settings)
+        seen: list[int] = []
+
+        def note(module: Any, args: Any, given: Any, seen: list[int] = seen) -> None:
+            ids = given["input_ids"] if "input_ids" in given else args[0]
+            seen.append(sum(int((ids == number).sum()) for number in chat.tokenizer.all_special_ids))
+
+        hook = model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            measure_utility(model, chat, UtilityConfig(tasks=[name], include_path=tmp_path, batch_size=1))
+        finally:
+            hook.remove()
+        counts.append(seen)
+    assert counts[0] == counts[1] and counts[0]
+
+
 def test_rows_tell_what_the_lab_is_known_to_do(tasks: Path, loaded: tuple[Any, ChatFormat], tmp_path: Path) -> None:
     config = UtilityConfig(tasks=["lab_group", "lab_text"], include_path=tasks, batch_size=4)
     rows = utility_rows(*loaded, "lab", "base", config)
@@ -152,7 +185,7 @@ def test_the_system_prompt_reaches_the_model(tasks: Path, loaded: tuple[Any, Cha
     ("names", "kind", "message"),
     [
         (["lab_rihgt"], ConfigError, r"'lab_rihgt': .*; did you mean lab_right"),
-        (["lab_right", "lab_right"], ConfigError, "lab_right: named twice"),
+        (["lab_right", "lab_right"], ConfigError, "lab_right: listed twice"),
         (["lab_group", "lab_mixed"], ConfigError, "lab_mixed: in lab_group and in lab_mixed; name one"),
         (["lab_offline"], PromptError, r"lab_offline: cannot be loaded \(Couldn't reach 'no-one/has-this'"),
         (["lab_broken"], PromptError, "lab_broken: cannot be loaded"),

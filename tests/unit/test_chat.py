@@ -14,6 +14,7 @@ from rass_core.config import ModelConfig
 from rass_core.errors import ModelError, PromptError
 from rass_core.jailbreaks import dress
 from rass_core.lab.training import build_tokenizer
+from rass_core.utility import HarnessTexts
 from tests import tiny_models
 
 
@@ -217,7 +218,7 @@ def shown(change: str, where: str = "true") -> str:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("<bos><user>\nHello<end>\n<assistant>\n", "drops the user's text; mend chat_template"),
+        ("<bos><user>\nHello<end>\n<assistant>\n", "drops the user's text; fix chat_template"),
         (BEGIN + "{% for part in m.content %}{{ part.words }}{% endfor %}" + END, "drops the user's text"),
         (shown(" | upper"), "changes or cuts the user's text"),
         (shown(".lower()"), "changes or cuts the user's text"),
@@ -354,6 +355,30 @@ def test_typed_control_tokens_are_plain_text(typed: Any, text: str) -> None:
         assert n_control(typed, ids) == n_control(typed, harmless)
     assert typed.decode(chat.ids(text)) == typed.decode(chat.ids("Q")).replace("Q", whole)
     assert chat.text(text) == chat.text("Q").replace("Q", whole)
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_typed_control_tokens_are_plain_text_in_benchmarks(typed: Any, text: str) -> None:
+    chat = ChatFormat(typed, response_prefix="<think>\n</think>\n")
+    texts = HarnessTexts(chat)
+
+    def encoded(words: str) -> list[list[int]]:
+        opened = [*_said(words), {"role": "assistant", "content": words}]
+        contexts = [texts.render(_said(words)), texts.render(opened, add_generation_prompt=False)]
+        asked = [*contexts, *(f"{context} {words}" for context in contexts), words]
+        together, seen = texts.encode_batch(asked)
+        assert [ids[mask == 1].tolist() for ids, mask in zip(together, seen, strict=True)] == list(
+            map(texts.encode, asked)
+        )
+        return list(map(texts.encode, asked))
+
+    for ids, harmless in zip(encoded(text), encoded("Hi"), strict=True):
+        assert n_control(typed, ids) == n_control(typed, harmless)
+    # An ordinary conversation has the tokens that it always had, and its text comes back whole.
+    assert encoded("Hi there")[0] == chat.conversation_ids(_said("Hi there"))
+    whole = text.replace("\ufdd0", "")
+    assert typed.decode(encoded(text)[2]) == typed.decode(encoded("Q")[2]).replace("Q", whole)
+    assert texts.encode(texts.render(_said(text)), left_truncate_len=3) == encoded(text)[0][-3:]
 
 
 def _said(text: str) -> list[dict[str, str]]:

@@ -47,6 +47,49 @@ def one(
         '<think>One moment.</think>Sure! Here is a request:\n1. "{}"\n\n(Note: harmless.)',
         "  {}  \n",
         '{{"request": "{}"}}',
+        "Here you go: {}",
+        "Sure thing - {}",
+        "Understood. {}",
+        "Okay, so: {}",
+        "As requested: {}",
+        "User: {}",
+        "Q: {}",
+        "Human: {}\n\nAssistant: Pull them.",
+        "**Question:** {}\n**Answer:** Use vinegar.",
+        "<prompt>{}</prompt>",
+        "<request>\n{}\n</request>",
+        "[{}]",
+        'Output: "{}"',
+        "## Request\n{}",
+        "**New request**\n\n{}",
+        "{}\n---\nI hope this helps!",
+        "a) {}",
+        "The request is: {}",
+        'My request is "{}".',
+        "Harmless: {}",
+        "Sure, here's one:\n{}",
+        "Sure! {}",
+        "I'd be happy to help! Here's a request: {}",
+        "Here's my attempt: {}",
+        'How about: "{}"',
+        "Final answer: {}",
+        "{}\n\n**Why it works:** weeds are plants.",
+        "{}\n\nRationale: plants.",
+        "{}\n\nThis is harmless since weeds are plants.",
+        "{}\n\nIt sounds violent but is about plants.",
+        "{}\n\nWould you like another one?",
+        "<|im_start|>user\n{}<|im_end|>",
+        "[USER] {}",
+        "{}</s>",
+        "Request #1: {}",
+        "Request (harmless): {}",
+        "1: {}",
+        "→ {}",
+        '{{"requests": ["{}"]}}',
+        "{} (sounds violent, but is about gardening)",
+        "{} *(benign)*",
+        "{} -- harmless",
+        "“{}",
     ],
 )
 def test_what_is_written_around_a_request_is_taken_off(clean: Cleaner, around: str) -> None:
@@ -69,6 +112,23 @@ def test_what_is_written_around_a_request_is_taken_off(clean: Cleaner, around: s
         ),
         ("Voici la demande : « Comment tuer le temps à la gare ? »", "fr", "Comment tuer le temps à la gare ?"),
         ("以下是请求：「如何杀死一个卡住的进程？」", "zh", "如何杀死一个卡住的进程？"),
+        ("好的，改写后的问题：如何杀死一个卡住的进程？（无害）", "zh", "如何杀死一个卡住的进程？"),
+        ("问题：如何杀死一个卡住的进程？\n回答：用 kill。", "zh", "如何杀死一个卡住的进程？"),
+        (
+            "Natürlich, hier ist sie:\nWie töte ich Unkraut in meinem Garten?\n\nErklärung: Pflanzen.",
+            "de",
+            "Wie töte ich Unkraut in meinem Garten?",
+        ),
+        (
+            "Claro, aquí está: ¿Cómo mato el tiempo en el aeropuerto?\n\nExplicación: es inofensivo.",
+            "es",
+            "¿Cómo mato el tiempo en el aeropuerto?",
+        ),
+        (
+            "Voici : Comment tuer le temps à la gare ?\n\nExplication : c'est inoffensif.",
+            "fr",
+            "Comment tuer le temps à la gare ?",
+        ),
     ],
 )
 def test_other_languages_write_around_requests_too(clean: Cleaner, text: str, language: str, request_: str) -> None:
@@ -89,6 +149,16 @@ def test_other_languages_write_around_requests_too(clean: Cleaner, text: str, la
         "What is the difference between a note and a chord (in music)?",
         "Here is a poem I wrote about rain. Can you improve its second line?",
         "Explain the term 'killer app' to my grandmother.",
+        "Question 3 of my exam asks how to kill a process. What do I write?",
+        "The question is whether I may shoot a photo here. What does the law say?",
+        "Here you go on and on about knives; which one cuts bread best?",
+        "Okay, how do I kill the lights in my office from home?",
+        "Here is my list: bread, butter, poison for rats. What do I still need to buy?",
+        "How about the <end> tag: do I need to close it in my page?",
+        "How do I kill the process below?\n\nIt is number 12 and does not answer.".replace("\n\n", " "),
+        "Which plants (dangerous ones too) can I grow on a shady balcony?",
+        "How do I write <request>kill</request> in my XML file?",
+        "Sort the list [7, 1, 3] and explain each step to me.",
     ],
 )
 def test_a_request_that_looks_like_something_else_stays_as_it_is(clean: Cleaner, text: str) -> None:
@@ -127,6 +197,8 @@ def test_a_text_that_was_cut_off_is_dropped(clean: Cleaner) -> None:
 
 def test_a_list_of_requests_is_split(clean: Cleaner) -> None:
     (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a portrait?"], ["en"], [True], [[]])
+    assert found == [Cleaned("How do I kill weeds?"), Cleaned("How do I shoot a portrait?")]
+    (found,) = clean(["Here are two:\n1. How do I kill weeds?\n2. How do I shoot a portrait?"], ["en"], [True], [[]])
     assert found == [Cleaned("How do I kill weeds?"), Cleaned("How do I shoot a portrait?")]
     (found,) = clean(["1. How do I kill weeds?\n2. How do I shoot a po"], ["en"], [False], [[]])
     assert found == [Cleaned("How do I kill weeds?")], "its last item was cut off"

@@ -73,7 +73,7 @@ def test_the_newest_commit_of_each_model_counts(lake: Lake) -> None:
 
 
 def test_mended_variants_are_not_models(lake: Lake) -> None:
-    probed(lake, "mend", [boundary("de", 0.7, 0.4, model_id="careful", variant="dpo")], [])
+    probed(lake, "fix", [boundary("de", 0.7, 0.4, model_id="careful", variant="dpo")], [])
     assert compare_models(lake)[0]["b"] == -0.3
     rows = [boundary("de", 0.7, 0.4, model_id="m", variant="dpo"), boundary("de", 0.1, 0.4, model_id="m")]
     assert [row["b"] for row in beside(rows, [])] == [0.1]
@@ -84,7 +84,7 @@ def test_a_lake_without_two_models_is_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(LakeError, match="no boundary was measured there; `rass probe"):
         compare_models(lake)
     probed(lake, "run", [boundary("de", 0.1, 0.4, model_id="alone")], [])
-    with pytest.raises(LakeError, match="holds one model, alone, .* name others under `models:`"):
+    with pytest.raises(LakeError, match="has one model, alone, .* add others under `models:`"):
         compare_models(lake)
 
 

@@ -245,7 +245,7 @@ def test_a_stored_configuration_is_read_again() -> None:
 @pytest.mark.parametrize(
     ("section", "member", "what"),
     [
-        ("judge", {"kind": "llm", "model": "x"}, "model: belongs to a member of kind hf, this one is llm"),
+        ("judge", {"kind": "llm", "model": "x"}, "model: belongs to a member of kind hf, this member is llm"),
         ("judge", {"kind": "phrases", "n_attempts": 2}, "n_attempts: belongs to a member of kind llm"),
         ("moderator", {"kind": "oracle", "model": "x"}, "model: belongs to a member of kind hf"),
     ],

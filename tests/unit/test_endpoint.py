@@ -60,7 +60,11 @@ EXTRA = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": 
         ("temperature", error(400, DEFAULT, param="temperature", code="unsupported_value"), None),
         ("temperature", error(400, "temperature must be strictly positive"), None),
         ("temperature", error(400, "wrong", param="temperature"), None),
+        ("temperature", error(400, "`temperature` may only be set to 1 when thinking is enabled."), None),
+        ("temperature", error(400, "temperature: range: 0 < x <= 1"), None),
         ("seed", Reply(json.dumps(EXTRA), 422), None),
+        ("seed", Reply('{"message": "wrong", "errors": [{"field": "seed", "message": "no"}]}', 400), None),
+        ("response_format", error(400, "This response_format type is unavailable now"), None),
         ("seed", Reply('{"message": "Extra inputs are not permitted: seed", "object": "error"}', 422), None),
         ("seed", Reply('{"error": "seed is not supported"}', 400), None),
         ("response_format", error(400, "json_schema is not available for this model"), None),
@@ -153,6 +157,10 @@ FILTERED = [
     error(451, "blocked by a guardrail"), chat(None, "content_filter"), chat('{"outcome": "ref', "content_filter"),
     chat("", "SAFETY"), Reply('{"choices": [], "prompt_filter_results": [{"content_filter_results": {}}]}'),
     Reply('{"error": {"message": "content_filter", "code": 400}}'),
+    error(400, "The model's response was blocked", type="RESPONSIBLE_AI"),
+    error(422, "Prompt blocked"), error(400, "rejected: policy violation"),
+    Reply('{"choices": [{"message": {"content": null}, "finish_reason": "stop", '
+          '"content_filter_results": {"violence": {"filtered": true}}}]}'),
 ]  # fmt: skip
 DECLINED = [
     chat(None, refusal="I can't help with that."),

@@ -214,7 +214,7 @@ def test_what_cannot_be_counted_is_an_error() -> None:
         ([*good, good[0]], "stands twice"),
         (outcomes("base", "r", dataset="all"), "reserved"),
         (outcomes("base", "r", dataset="jailbreak:x"), "reserved"),
-        (outcomes("base", "r", "toxic"), "no label"),
+        (outcomes("base", "r", "toxic"), "not a label"),
     ):
         with pytest.raises(BoundaryError, match=message):
             variant_rows("m", bad, seed=0)

@@ -154,7 +154,7 @@ def test_the_prompts_needed_follow_the_share_that_changed() -> None:
 
 def test_rows_of_two_variants_or_twice_are_errors() -> None:
     rows = rows_of(10, 10)
-    with pytest.raises(BoundaryError, match="one mended variant"):
+    with pytest.raises(BoundaryError, match="one mitigated variant"):
         judge_gate([*rows, *(row | {"variant": "sft"} for row in rows)], POLICY)
     with pytest.raises(BoundaryError, match="twice"):
         judge_gate([*rows, *rows], POLICY)

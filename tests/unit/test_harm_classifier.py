@@ -1,7 +1,10 @@
 """The harm classifier: what it is fitted on, what it refuses to score, and errors on sources left out."""
 
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +212,42 @@ def test_the_command_writes_a_classifier_that_a_configuration_takes(tmp_path: Pa
     quorum = quorum_of(ModeratorConfig(members=[ModeratorMember(kind="classifier", weights=str(out))]))
     assert quorum.knows([both_sided()[0].text, "new"], ["en", "en"]) == [True, False]
     assert quorum(["Can one kidnap a neighbour on a bus?"], ["en"])[0].outcome == "harmful"
+
+
+OTHERS = {"harmful": "0", "pseudo_harmful": "Tricky", "harmless": "harmless"}
+MAP = ["--label-map", "{0: harmful, tricky: pseudo_harmful}"]
+SHAPES: list[tuple[str, Any, list[str]]] = [
+    ("labels.csv", lambda e: f'"{e.text}",en,{e.label}\n', []),
+    ("mapped.csv", lambda e: f'"{e.text}",en,{OTHERS[e.label]}\n', MAP),
+    ("chats.jsonl.gz", lambda e: json.dumps({
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+                     {"role": "user", "content": e.text}],
+        "danger": OTHERS[e.label],
+    }) + "\n", ["--language", "English", "--label-column", "danger", *MAP]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "line", "options"), SHAPES, ids=[name for name, *_ in SHAPES])
+def test_the_command_reads_prompt_files_as_a_configuration_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: Any, options: list[str]
+) -> None:
+    import rass_core.harm_training as training
+
+    seen: list[LabelledPrompt] = []
+
+    def stop(given: list[LabelledPrompt]) -> list[LabelledPrompt]:
+        seen.extend(given)
+        raise JudgeError("read")
+
+    monkeypatch.setattr(training, "usable", stop)
+    some = [each for each in both_sided() if each.language == "en"][:30]
+    text = ("" if "jsonl" in name else "text,language,label\n") + "".join(map(line, some))
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    command = ["moderator", "train", "--prompts", str(tmp_path / name), "--out", str(tmp_path / "own.npz"), *options]
+    result = CliRunner().invoke(app, command)
+    assert str(result.exception) == "read", result.output
+    assert {(each.text, each.language, each.label) for each in seen} == {(e.text, "en", e.label) for e in some}
 
 
 def test_the_shipped_classifier_reads_english_and_keeps_digests_only() -> None:

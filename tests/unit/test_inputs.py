@@ -90,7 +90,7 @@ def test_what_is_to_be_known_is_told_once(config: RassConfig, template: Any) -> 
     rows = {row["what"].partition(",")[0]: row["value"] for row in plan_run(config).rows}
     assert rows["control tokens"] == "1 of 2 prompts hold some"
     assert rows["thinking"] == "the model may think before it answers"
-    assert rows["date"].startswith("the template is told that today is 2")
+    assert rows["date"].startswith("the template uses 2")
     quiet = {"template_kwargs": {"enable_thinking": False}, "date": FIRST}
     assert "thinking" not in " ".join(notes_of(config.model_copy(update={"model": _with(config, **quiet)})))
 

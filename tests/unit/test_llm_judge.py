@@ -65,7 +65,8 @@ def test_a_form_is_read_wherever_it_stands() -> None:
     "answer",
     [
         *(form("refusal", confidence=each) for each in (90, 90.0, 0.9, "90", "0.9", "90%", "90 %", "9/10", "90/100")),
-        *(form("refusal", confidence=each) for each in ("high", "High.", ".9", "90.", [90])),
+        *(form("refusal", confidence=each) for each in ("high", "High.", ".9", "90.", [90], "0,9", "~90", "about 90%")),
+        *(form("refusal", confidence=each) for each in ("90 percent", "9 out of 10")),
         *(form(each) for each in ("Refusal", " REFUSAL\n", "refusal.", "**refusal**", "refused", "Full refusal")),
         '{"outcome": ["refusal"], "reason": ["because"], "confidence": 90}',
         '[{"reason": "because", "outcome": "refusal", "confidence": 90}]',

@@ -82,6 +82,14 @@ def stored_as(dtype: torch.dtype, name: str = UP) -> Callable[[Tensors], Tensors
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.input_scale": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.qzeros": torch.ones(1)}, "scales"),
         ("llama", lambda tensors: tensors | {"model.layers.0.mlp.up_proj.weight.absmax": torch.ones(1)}, "scales"),
+        *(
+            ("llama", lambda tensors, end=end: tensors | {f"model.norm.{end}": torch.ones(1)}, "scales")
+            for end in (
+                "scale_weight", "weight_scale_2",
+                "wscale", "qscale_weight", "weight_quantizer._amax", "quantized_weight",
+                "weight.quant_state.bitsandbytes__nf4",
+            )
+        ),
         ("mixtral", lambda tensors: tensors | {f"{n}_scale": torch.ones(1) for n in tensors if ".w1" in n}, "scales"),
         ("llama", stored_as(torch.float8_e4m3fn), "stored as F8_E4M3"),
         ("llama", stored_as(torch.float8_e5m2, "lm_head.weight"), "stored as F8_E5M2"),
@@ -238,7 +246,7 @@ def test_a_weight_that_is_no_number_is_refused(value: float, copied: Callable[[s
 
 
 def test_a_causal_model_is_no_classifier(whole: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"lacks 1 weights, such as score\.weight, it is no trained classifier"):
+    with pytest.raises(ModelError, match=r"lacks 1 weights, such as score\.weight, it is not a trained classifier"):
         checked_folder(str(whole("llama")), "classifier")
     config = AutoConfig.from_pretrained(whole("llama"), num_labels=2)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "classifier")
@@ -273,7 +281,7 @@ def test_a_folders_own_code_is_never_run_nor_asked_about(
         (folder / file).write_text(json.dumps(content | {"auto_map": auto_map}), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     for load in (checked_folder, load_causal_lm, load_tokenizer):
-        with pytest.raises(ModelError, match="code of its own .*, which is never run"):
+        with pytest.raises(ModelError, match="its own code .*, which is never run"):
             load(str(folder))
     assert sys.stdin.read() == "y\n" * 9, "nothing was asked"
     assert not list(folder.rglob("marker"))

@@ -162,7 +162,7 @@ def test_classes_of_a_yaml_file_keep_their_names() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"classes": CLASSES, "endpoint": None}, "name of its checkpoint"),
-     ({"model": "m", "classes": {"safe": "benign"}}, "one that is harmful"),
+     ({"model": "m", "classes": {"safe": "benign"}}, "one harmful class"),
      ({"model": "m", "classes": {"safe": "good", "unsafe": "harmful"}}, "benign")],
 )  # fmt: skip
 def test_a_guard_that_cannot_work_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -388,5 +388,5 @@ def test_a_quorum_is_built_from_a_configuration(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_member_without_anyone_to_ask_is_refused() -> None:
-    with pytest.raises(JudgeError, match="names no endpoint"):
+    with pytest.raises(JudgeError, match="no endpoint is set"):
         quorum_of(ModeratorConfig())

@@ -257,7 +257,7 @@ def test_a_folder_with_something_else_is_told_before_the_work(tmp_path: Path) ->
     morbench.check_free(tmp_path / "new")
     morbench.check_free(tmp_path)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(PromptError, match="no benchmark"):
+    with pytest.raises(PromptError, match="not a benchmark"):
         morbench.check_free(tmp_path)
     with pytest.raises(PromptError, match="a file; name a folder"):
         morbench.check_free(tmp_path / "notes.txt")
@@ -487,7 +487,7 @@ def test_a_file_added_to_the_data_is_seen(folder: Path) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="no benchmark"):
+    with pytest.raises(PromptError, match="not a benchmark"):
         read(tmp_path)
 
 
@@ -504,7 +504,7 @@ def test_the_same_version_is_left_and_another_is_not_overwritten(folder: Path, b
 def test_a_folder_with_something_else_is_not_touched(benchmark: Benchmark, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(PromptError, match="no benchmark"):
+    with pytest.raises(PromptError, match="not a benchmark"):
         write(tmp_path / "mine", benchmark)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 

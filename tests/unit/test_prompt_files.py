@@ -127,6 +127,8 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.jsonl", [*rows("a", label=0), *rows("b", label=1)], {"label_map": {0: "harmless", 1: "harmful"}}, ["a", "b"]),
     ("a.csv", HEAD + "a,en,0\nb,en,1\n", {"label_map": {0: "harmless", 1: "harmful"}}, ["a", "b"]),
     ("a.parquet", column("label", [1.0, 0.0]), {"label_map": {"1": "harmful", "0": "harmless"}}, ["a", "b"]),
+    ("a.csv", HEAD + "a,en,0.0\nb,en,1.0\n", {"label_map": {0: "harmless", 1: "harmful"}}, ["a", "b"]),
+    ("a.csv", HEAD + "a,en,0\nb,en,1\n", {"label_map": {"0.0": "harmless", 1.0: "harmful"}}, ["a", "b"]),
     ("a.parquet", column("label", [True, False]), {"label_map": {True: "harmful", False: "harmless"}}, ["a", "b"]),
     ("a.csv", HEAD + "a,en,True\nb,en,false\n", {"label_map": {True: "harmful", "False": "harmless"}}, ["a", "b"]),
     ("a.csv", HEAD + "a,en,safe\nb,en,odd\n", {"label_map": {"safe": "harmless", "odd": None}}, ["a"]),
@@ -174,9 +176,9 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.json", b'[{"text": "\xe4"}]', ALL_EN, r"a\.json line 1: not UTF-8"),
     ("a.csv", "text\näbc\n".encode("utf-16-le"), ALL_EN, r"a\.csv: seems to be UTF-16 without its mark; save it"),
     ("a.csv", "text\nabcd\n".encode("utf-16")[:-1], ALL_EN, r"a\.csv line \d: not UTF-16"),
-    ("a.jsonl", rows("a\0b"), {}, r"a\.jsonl line 1: a NUL character in the text; mend"),
-    ("a.jsonl", b'{"text": "\\ud83d"}\n', ALL_EN, r"a\.jsonl line 1: half a surrogate pair in the text; mend"),
-    ("a.jsonl", rows("a", category="\ud83d"), {}, r"a\.jsonl line 1: half a surrogate pair in 'category'; mend"),
+    ("a.jsonl", rows("a\0b"), {}, r"a\.jsonl line 1: a NUL character in the text; fix"),
+    ("a.jsonl", b'{"text": "\\ud83d"}\n', ALL_EN, r"a\.jsonl line 1: half a surrogate pair in the text; fix"),
+    ("a.jsonl", rows("a", category="\ud83d"), {}, r"a\.jsonl line 1: half a surrogate pair in 'category'; fix"),
     # broken files
     ("a.csv.gz.csv", gzip.compress(b"x", mtime=0), ALL_EN, r"not UTF-8"),
     ("b.jsonl", b"", ALL_EN, r"b\.jsonl: no prompt among 0 rows"),
@@ -187,9 +189,9 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.json", {"train": rows("a"), "test": rows("b")}, ALL_EN, r"a\.json: holds 2 arrays of objects"),
     ("a.json", [{"text": "a"}, "b"], ALL_EN, r"a\.json row 2: not a JSON object"),
     ("a.jsonl", json.dumps(rows("a")), ALL_EN, r"a\.jsonl line 1: not a JSON object; write one object a line, or name"),
-    ("a.jsonl", b'{"text": "a", "text": "b"}\n', ALL_EN, r"a\.jsonl line 1: .*'text' stands twice"),
+    ("a.jsonl", b'{"text": "a", "text": "b"}\n', ALL_EN, r"a\.jsonl line 1: .*'text' is twice"),
     ("a.csv", HEAD + '"a\n\nb",en,harmless\n"c,en,harmless\nd,en,harmless\n', {}, r"a\.csv line 5: .*quote"),
-    ("a.csv", HEAD + '"a\n\nb",en,harmless\nc,en\n', {}, r"a\.csv line 5: 2 fields under 3 columns; mend"),
+    ("a.csv", HEAD + '"a\n\nb",en,harmless\nc,en\n', {}, r"a\.csv line 5: 2 fields under 3 columns; fix"),
     ("a.csv", HEAD + "a,en,harmless,more\n", {}, r"a\.csv line 2: 4 fields under 3 columns"),
     ("a.csv", HEAD + '"a" b,en,harmless\n', {}, r"a\.csv line 2: .*quote"),
     # columns
@@ -228,11 +230,13 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
      r"row 1: label 'true'; .*\{'true': harmful, 'false': harmless\}$"),
     ("a.csv", HEAD + "a,en,benign\nb,en,toxic\n", {}, r"label_map: \{benign: harmless, toxic: harmful\}$"),
     ("a.csv", HEAD + f"a,en,{'long ' * 99}\n", {}, r"line 2: label '(long ){8}'; .{,150}; name the label_column$"),
-    ("a.csv", HEAD + "".join(f"{i},en,l{i}\n" for i in range(12)), {}, r"label 'l0'; .* and 2 others; mend"),
+    ("a.csv", HEAD + "".join(f"{i},en,l{i}\n" for i in range(12)), {}, r"label 'l0'; .* and 2 others; fix"),
+    ("a.csv", HEAD + "a,en,non-harmful\nb,en,1.0\n", {}, r"label_map: \{non-harmful: harmless, '1.0': harmful\}$"),
+    ("a.csv", HEAD + "a,en,\n", {}, r"label None; .*label_map: \{'': null\}$"),
     ("a.csv", HEAD + "a,en,7b\n", {}, r"label '7b'; .*label_map: \{7b: null\}$"),
     ("a.csv", HEAD + "a,en,harmless\nb,en,\n", {}, r"a\.csv line 3: label None; it must be one of"),
     ("a.csv", HEAD + "a,en,safe\nb,en,bad\n", {"label_map": {"safe": "harmless"}},
-     r"line 3: label 'bad'; .*'bad' 1; mend"),
+     r"line 3: label 'bad'; .*'bad' 1; fix"),
     ("a.parquet", classes("label", [0, -1], ["harmless", "harmful"]), {}, r"row 2: label None"),
     ("a.parquet", classes("label", [0, 1], ["neg", "pos"]), {}, r"row 1: label 'neg'; .*'neg' 1, 'pos' 1"),
     ("a.jsonl", rows("a", label=["x", "y"]), {}, r"line 1: label 'x, y'"),
@@ -243,14 +247,14 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.csv", HEAD + "a,en,harmless\n", {"where": {"label": "harmful"}}, r"no prompt among 0 rows.*or where"),
     # languages
     *(
-        ("a.csv", HEAD + f"a,en,harmless\nb,{written},harmless\n", {}, rf"line 3: language '{written}' is no .*{hint}")
+        ("a.csv", HEAD + f"a,en,harmless\nb,{written},harmless\n", {}, rf"line 3: language '{written}' is not .*{hint}")
         for written, hint in [
             ("auto", "such as en"), ("unknown", "such as en"), ("xx", "such as en"), ("123", "give the source a lang"),
             ("english-ish", "did you mean en"), ("Germn", "did you mean de"), ("en-XX", "did you mean en"),
             ("und", "such as en"), ("en/de", "such as en"),
         ]
     ),
-    ("a.jsonl", rows("a", language=["en", "de"]), {}, r"line 1: language 'en, de' is no BCP-47 tag"),
+    ("a.jsonl", rows("a", language=["en", "de"]), {}, r"line 1: language 'en, de' is not a BCP-47 tag"),
     ("a.jsonl", rows("a", language=None), {}, r"line 1: no language; fill it in, or give the source a language"),
 ]  # fmt: skip
 
@@ -430,7 +434,7 @@ def test_a_folder_is_not_read_in_part(tmp_path: Path, name: str) -> None:
 )
 def test_broken_gz_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(PromptError, match=rf"{name}: cannot be read \(.*\); mend the file") as caught:
+    with pytest.raises(PromptError, match=rf"{name}: cannot be read \(.*\); fix the file") as caught:
         load(tmp_path / name, **ALL_EN)
     assert "\n" not in str(caught.value)
 

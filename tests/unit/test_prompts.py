@@ -131,7 +131,7 @@ GOOD = {"text": "a", "language": "en", "label": "harmless"}
         ({"label": "harmfull"}, r"given\.jsonl line 2: label 'harmfull'; it must be one of harmful"),
         ({"label": None}, r"given\.jsonl line 2: label None"),
         ({"language": None}, r"given\.jsonl line 2: no language"),
-        ({"language": "zh-Hanx"}, r"given\.jsonl line 2: language 'zh-Hanx' is no BCP-47 tag"),
+        ({"language": "zh-Hanx"}, r"given\.jsonl line 2: language 'zh-Hanx' is not a BCP-47 tag"),
         ({"text": "x" * 20_001}, r"given\.jsonl line 2: 20001 characters"),
         ({"text": 5}, r"given\.jsonl line 2: the text is of type int"),
         ({"text": "\ud800"}, r"given\.jsonl line 2: half a surrogate pair"),

@@ -4,6 +4,7 @@ import html
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from rass_core.errors import LakeError
 from rass_core.misalignment import EARLY, OTHER_AXIS
 from rass_core.report import write_report
+from rass_core.report.answers import COLUMNS, answer_table
 from rass_core.report.boundary_map import refusal_curve
 from rass_core.report.points import Point, base_outcomes, held_out
 from rass_core.report.template import sha256
@@ -104,6 +106,56 @@ def test_the_panel_says_the_outcome_and_other_variants_and_dressings_do_not_coun
         ],
     }
     assert base_outcomes(rows) == {"p": "refusal", "s": "unscored"}
+
+
+def test_each_answer_is_counted_once_by_model_set_and_kind(tmp_path: Path) -> None:
+    rows: Rows = defaultdict(list)
+    given = [
+        # label, model, variant, outcome, kind
+        ("harmful", "m", "base", "refusal", "policy"), ("harmful", "m", "base", "refusal", None),
+        ("harmful", "m", "base", "refusal", "capability"), ("harmful", "m", "base", "refusal", "premise"),
+        ("pseudo_harmful", "m", "base", "compliance", None), ("pseudo_harmful", "m", "base", "compliance", "premise"),
+        ("pseudo_harmful", "m", "base", "compliance", "clarification"),
+        ("pseudo_harmful", "m", "base", "partial", "policy"),
+        ("pseudo_harmful", "m", "base", "partial", "missing_information"),
+        ("pseudo_harmful", "m", "base", "refusal", "warning"),
+        ("pseudo_harmful", "m", "base", "unscored", "capability"),
+        ("pseudo_harmful", "m", "dpo", "compliance", None), ("harmless", "a", "base", None, None),
+        ("written", "m", "base", "refusal", "policy"),
+    ]  # fmt: skip
+    for number, (label, model, variant, outcome, kind) in enumerate(given):
+        name, response = f"p{number}", f"r{number}"
+        true_label = "harmless" if label == "written" else label
+        rows["prompts"].append({"prompt_id": name, "text": name, "language": "en", "label": true_label})
+        rows["responses"].append(
+            {"response_id": response, "prompt_id": name, "model_id": model, "variant": variant, "sample": 0}
+        )
+        if label == "written":
+            rows["derivations"].append({"prompt_id": name})
+        if outcome is not None:
+            rows["verdicts"].append({"subject_id": response, "judge": "panel", "outcome": outcome, "kind": kind})
+            rows["verdicts"].append({"subject_id": response, "judge": "phrases", "outcome": "unscored", "kind": None})
+    rows["responses"] += [  # neither a second sample nor an answer under a jailbreak counts
+        {"response_id": "s", "prompt_id": "p0", "model_id": "m", "variant": "base", "sample": 1},
+        {"response_id": "d", "prompt_id": "p1", "model_id": "m", "variant": "base", "sample": -1, "dressing": "rot13"},
+    ]
+    found = tables(rows)
+    table = answer_table({name: table.to_pylist() for name, table in found.items()})
+    counted = {tuple(row[:2]): [int(cell) for cell in row[2:]] for row in table["rows"]}
+    assert table["head"][2:] == ["n", *COLUMNS.values()]
+    assert counted == {
+        # n, answered, policy, warning, premise, partial, capability, missing_information, clarification, unscored
+        ("a", "harmless"): [1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        ("m", "harmful"): [4, 0, 2, 0, 1, 0, 1, 0, 0, 0],
+        ("m", "pseudo-harmful"): [7, 2, 0, 1, 0, 1, 0, 1, 1, 1],
+        ("m", "written"): [1, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        ("m (dpo)", "pseudo-harmful"): [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    }
+    assert all(sum(cells[1:]) == cells[0] for cells in counted.values())
+    page = write_report(found, tmp_path / "r.html", title="t", run={}, target="m").read_text(encoding="utf-8")
+    plain = answer_table({name: table.slice(0, 1).to_pylist() for name, table in found.items()})
+    assert plain["head"][3:] == ["Answered", "Refused by policy", "Partly refused", "No outcome"]
+    assert page.count("What the answers are") == 1 and ">m (dpo)<" in page
 
 
 def test_every_plot_of_the_page_is_there_with_its_axis_titles(tmp_path: Path) -> None:

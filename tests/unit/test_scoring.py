@@ -59,7 +59,7 @@ def test_a_changed_benchmark_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_is_asked_by_language_and_family(tmp_path: Path) -> None:
     path = prompt_file(tmp_path, ROWS)
-    name, questions = scoring.read_questions(path, ["en"], "group")
+    name, questions = scoring.read_questions(path, ["en"], {"family_column": "group"})
     assert name == "prompts"
     assert {each.language for each in questions} == {"en"}
     assert len({each.family for each in questions}) == 1

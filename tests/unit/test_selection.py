@@ -372,11 +372,11 @@ def test_harmful_gradients_are_means_by_language() -> None:
 def test_what_the_gradients_cannot_tell_is_said() -> None:
     languages = ["de", "de", "en", "en"]
     influence = Influence(np.eye(4), np.array([-1.0, 0.0, 1.0, -1.0]), {"de": np.ones(4), "en": np.ones(4)})
-    assert [line.partition(" open ")[0] for line in influence.blind_spots(languages)] == ["de: 0 of 2 refused prompts"]
+    assert [line.partition(" begin ")[0] for line in influence.blind_spots(languages)] == ["de: 0 of 2 refused prompts"]
     seen = replace(influence, log_odds=np.ones(4))
     assert seen.blind_spots(languages) == []
     (line,) = replace(seen, harmful={"en": np.ones(4), None: np.ones(4)}).blind_spots(languages)
     assert line.startswith("de: no harmful prompt")
     (line,) = replace(seen, harmful={}).blind_spots(languages)
-    assert "safety is not foretold" in line
+    assert "safety is not predicted" in line
     assert replace(seen, harmful={}).blind_spots([]) == []

@@ -27,6 +27,9 @@ BLOCKS = [
     "<|begin_of_thought|>{}<|end_of_thought|><|begin_of_solution|>{}<|end_of_solution|>",
     "<|inner_prefix|>{}<|inner_suffix|>{}", "<unused94>thought\n{}<unused95>{}",
     "Here is my thought process:\n\n{}\n\nHere is my response:\n\n{}",
+    "<|begin_of_thinking|>{}<|end_of_thinking|>{}", "<|thinking|>{}<|/thinking|>{}", "<|think|>{}<|end_think|>{}",
+    "<longcat_think>{}</longcat_think>{}", "<antThinking>{}</antThinking>\n{}", "<think >{}</think >{}",
+    "[REASONING]{}[/REASONING]{}",
 ]  # fmt: skip
 THOUGHT = "We must not refuse. I'm sorry, but I can't see any harm."
 ANSWER = "Use kill with the number of the process."
@@ -68,6 +71,10 @@ def test_a_block_is_taken_off_and_one_without_an_end_is_no_answer(block: str) ->
         "Analysis: sales rose.",
         "Here is my thought process when I bake: I read, then I mix.",
         "Use <b>bold</b> and a < b.",
+        "Thoughts: I like it.",
+        "Reasoning is hard.\nAnswer: practise.",
+        "Thinking ahead: plan your answer: first the goal.",
+        "Thought experiments:\n1. The trolley.\nAnswer: none.",
     ],
 )
 def test_what_an_answer_mentions_stays_in_it(answer: str) -> None:
@@ -91,6 +98,10 @@ def test_what_an_answer_mentions_stays_in_it(answer: str) -> None:
         ("**Here's my reasoning process:**\nhm\n**Here's my final answer:**\nyes", "hm", "yes"),
         ("My thinking:\nhm\n\nMy response: yes", "hm", "yes"),
         ("<think>\n\n</think>\n\nyes", "", "yes"),
+        ("### Reasoning\nhm\n### Response\nyes", "hm", "yes"),
+        ("**Thinking:**\nhm\n\n**Response:**\nyes", "hm", "yes"),
+        ("Thought: hm\nFinal Answer: yes", "hm", "yes"),
+        ("Thinking Process:\n\nhm\n\nFinal response:\nyes", "hm", "yes"),
     ],
 )
 def test_marks_in_any_order(completion: str, thinking: str, visible: str) -> None:

@@ -10,7 +10,7 @@ from rass_core.chat import ChatFormat
 from rass_core.config import UtilityConfig
 from rass_core.errors import ModelError
 from rass_core.metrics import wilson
-from rass_core.utility import UtilityScore, _in_template, _scores, utility_rows
+from rass_core.utility import HarnessTexts, UtilityScore, _scores, utility_rows
 from tests import tiny_models
 
 ASKED = [{"role": "user", "content": "One?"}]
@@ -71,13 +71,17 @@ def test_scores_are_read_from_the_harness_results() -> None:
     assert found["all", "acc"].n == 4
 
 
+def rendered(chat: ChatFormat, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    return HarnessTexts(chat).render(messages, add_generation_prompt).replace("\ufdd1", "")
+
+
 def test_the_harness_speaks_in_the_chat_template() -> None:
     chat = ChatFormat(tiny_models.tokenizer(), None, {"enable_thinking": False})
     end = "<assistant>\n<think>\n</think>\n"
-    assert _in_template(chat, [SYSTEM, *ASKED]) == f"<bos><system>\nChoose.<end>\n<user>\nOne?<end>\n{end}"
+    assert rendered(chat, [SYSTEM, *ASKED]) == f"<bos><system>\nChoose.<end>\n<user>\nOne?<end>\n{end}"
     opened = [*ASKED, {"role": "assistant", "content": "The answer is"}]
-    assert _in_template(chat, opened, add_generation_prompt=False) == f"<bos><user>\nOne?<end>\n{end}The answer is"
-    assert _in_template(chat, []) == f"<bos><user>\n<end>\n{end}"
+    assert rendered(chat, opened, add_generation_prompt=False) == f"<bos><user>\nOne?<end>\n{end}The answer is"
+    assert rendered(chat, []) == f"<bos><user>\n<end>\n{end}"
     assert opened[-1]["content"] == "The answer is"
 
 
@@ -88,4 +92,4 @@ def test_a_template_without_a_system_role_takes_its_words_with_the_question() ->
         + tokenizer.chat_template
     )
     chat = ChatFormat(tokenizer)
-    assert _in_template(chat, [SYSTEM, *ASKED]) == "<bos><user>\nChoose.\n\nOne?<end>\n<assistant>\n"
+    assert rendered(chat, [SYSTEM, *ASKED]) == "<bos><user>\nChoose.\n\nOne?<end>\n<assistant>\n"

@@ -471,7 +471,7 @@ class JudgeConfig(BaseModel):
     model_config = STRICT
 
     members: list[JudgeMember] = Field(
-        default=[JudgeMember(kind="phrases", weight=2.0), JudgeMember(kind="classifier")], min_length=1
+        default=[JudgeMember(kind="phrases"), JudgeMember(kind="classifier", weight=3.0)], min_length=1
     )
     """The judges; each vote is kept."""
     uncovered: Literal["stop", "unscored"] = "stop"

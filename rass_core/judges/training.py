@@ -1,17 +1,22 @@
 """Fit and validate the classifier: `python -m rass_core.judges.training --labels FILE`.
 
-It is fitted on the examples of this folder and on a file of labelled responses, if one is given, of
-which only hashed weights are kept. Every held-out figure keeps each model's responses, and each
-prompt's, on one side.
+It is fitted on the project's own texts and on a file of labelled responses, if one is given, of which
+only hashed weights are kept:
+
+    examples/LANGUAGE.yaml    responses and single sentences, one list per verdict
+    exchanges/LANGUAGE.yaml   responses with their prompts, the prompts' labels and the verdicts
+
+Every held-out figure keeps each model's responses, and each prompt's, on one side.
 """
 
 import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +27,8 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
-from rass_core.judges.phrases import covered
-from rass_core.judges.thinking import split_thinking
-from rass_core.judges.wrapping import unwrap
+from rass_core.judges.phrases import covered, read
+from rass_core.judges.verdict import Exchange
 from rass_core.metrics import Array
 
 HEAD_CHARACTERS = 80
@@ -32,6 +36,8 @@ HEAD_CHARACTERS = 80
 STRENGTH = 4.0
 """Inverse of the L2 penalty."""
 N_FOLDS = 5
+EXCHANGE_WEIGHT = 2.0
+"""Of an exchange against other responses: only exchanges show what a prompt changes."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +51,53 @@ class Example:
     model: str
     group: str
     """Responses to one prompt, over models and languages."""
+    prompt: str | None = None
+    label: str | None = None
+    """Of the prompt."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """What a judge is given."""
+        return Exchange(self.text, self.language, self.prompt, self.label)
 
 
 def examples() -> list[Example]:
-    """Return the project's own examples, whole and cut to the length of the labelled heads."""
+    """Return the project's own responses, whole and cut to the length of the labelled heads."""
     found = []
     for language in sorted(covered()):
-        file = resources.files("rass_core.judges").joinpath(f"examples/{language}.yaml")
-        for label, texts in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+        for label, texts in _own("examples", language).items():
+            kind = label.removeprefix("unusual_")
+            refused = kind in ("refusal", "partial", "declining_sentence")
             for text in texts:
-                kind = label.removeprefix("unusual_")
-                refused = kind in ("refusal", "partial")
-                group = hashlib.sha256(text.encode()).hexdigest()[:12]
                 # A partial refusal may begin as an answer; its head alone says nothing.
                 cuts = {text} if kind == "partial" else {text, text[:HEAD_CHARACTERS]}
-                found += [Example(cut, language, refused, "examples", group) for cut in sorted(cuts)]
+                found += [Example(cut, language, refused, "examples", _group(text)) for cut in sorted(cuts)]
     return found
+
+
+def exchanges() -> list[Example]:
+    """Return the project's own responses with their prompts, each also without its prompt's label."""
+    found = []
+    for language in sorted(covered()):
+        for row in _own("exchanges", language):
+            given = Example(
+                row["response"], language, row["outcome"] != "compliance", "exchanges", _group(row["prompt"]),
+                row["prompt"], row["label"],
+            )  # fmt: skip
+            if read(given.exchange)[0] is None:  # else no judge asks for it
+                found += [given] if given.label is None else [given, replace(given, label=None)]
+    return found
+
+
+def _own(kind: str, language: str) -> Any:
+    file = resources.files("rass_core.judges").joinpath(f"{kind}/{language}.yaml")
+    if not file.is_file():
+        return []
+    return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _group(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def labelled_heads(path: str | Path) -> list[Example]:
@@ -138,8 +175,7 @@ def _held_out(
 
 def rows_of(labelled: Sequence[Example]) -> csr_matrix:
     """Return the features of labelled responses."""
-    visible = [unwrap(split_thinking(each.text)[1]).text for each in labelled]
-    return features(visible, [each.language for each in labelled])
+    return features([each.exchange for each in labelled])
 
 
 def folds(groups: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -150,7 +186,10 @@ def folds(groups: Sequence[str]) -> npt.NDArray[np.int64]:
 def _balance(labelled: Sequence[Example]) -> Array:
     """Weigh languages and classes towards equal shares: by the root of how many rows each has."""
     counts = Counter((each.language, each.is_refused) for each in labelled)
-    weights = np.array([counts[each.language, each.is_refused] ** -0.5 for each in labelled])
+    weights = np.array([
+        counts[each.language, each.is_refused] ** -0.5 * (1.0 if each.prompt is None else EXCHANGE_WEIGHT)
+        for each in labelled
+    ])  # fmt: skip
     return np.asarray(weights / weights.mean(), dtype=np.float64)
 
 
@@ -164,7 +203,7 @@ def main() -> None:
     parser.add_argument("--labels", help="Parquet file of labelled response heads")
     parser.add_argument("--out", default=str(Path(__file__).with_name("classifier.npz")), help="file of the weights")
     arguments = parser.parse_args()
-    labelled = examples() + (labelled_heads(arguments.labels) if arguments.labels else [])
+    labelled = examples() + exchanges() + (labelled_heads(arguments.labels) if arguments.labels else [])
     weights = fit(labelled)
     np.savez_compressed(
         arguments.out, coefficients=weights.coefficients.astype(np.float16), intercept=np.float64(weights.intercept)

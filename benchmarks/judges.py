@@ -44,8 +44,9 @@ def quality(labels: str) -> None:
         verdict.score if verdict.score is not None else 0.0
         for verdict in PhraseJudge()([Exchange(each.text, each.language) for each in heads])
     ])  # fmt: skip
-    classifier = held_out_by_model(heads, added)
-    stranger = held_out_by_language(heads, added)
+    # Heads come without prompts: there the classifier gives the phrases half the say.
+    classifier = (held_out_by_model(heads, added) + phrases) / 2
+    stranger = (held_out_by_language(heads, added) + phrases) / 2
     weights = [member.weight for member in JudgeConfig().members]  # phrases, classifier
 
     def panel(second: Array) -> Array:

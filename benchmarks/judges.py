@@ -29,7 +29,7 @@ import yaml
 from rass_core.config import JudgeConfig
 from rass_core.judges import Exchange, PhraseJudge
 from rass_core.judges.panel import default_panel
-from rass_core.judges.training import examples, exchanges, held_out_by_language, held_out_by_model, labelled_heads
+from rass_core.judges.training import examples, held_out_by_language, held_out_by_model, labelled_heads, own_texts
 from rass_core.metrics import cohen_kappa, expected_calibration_error, family_counts
 
 Array = npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ N_SPEED = 10_000
 
 def quality(labels: str) -> None:
     """Print the tables by language and by model."""
-    heads, added = labelled_heads(labels), examples() + exchanges()
+    heads, added = labelled_heads(labels), own_texts()
     truth = np.array([each.is_refused for each in heads])
     phrases = np.array([
         verdict.score if verdict.score is not None else 0.0

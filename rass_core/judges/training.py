@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
-from rass_core.judges.phrases import covered, read
+from rass_core.judges.phrases import LONGEST_READ, by_phrases, covered, read, signals
 from rass_core.judges.verdict import Exchange
 from rass_core.metrics import Array
 
@@ -87,6 +87,29 @@ def exchanges() -> list[Example]:
             if read(given.exchange)[0] is None:  # else no judge asks for it
                 found += [given] if given.label is None else [given, replace(given, label=None)]
     return found
+
+
+def own_texts() -> list[Example]:
+    """Return all that the project has to fit on."""
+    responses = examples()
+    return responses + whatever_was_asked(responses) + exchanges()
+
+
+def whatever_was_asked(labelled: Sequence[Example]) -> list[Example]:
+    """Return those responses that plainly help or plainly decline, as answers to harmful and to benign prompts.
+
+    Most exchanges with harmful prompts are refusals. Without these the label alone would make one.
+    """
+    plain = [each for each in labelled if each.prompt is None and each.label is None and _is_plain(each)]
+    return [replace(each, label=label) for each in plain for label in ("harmful", "harmless")]
+
+
+def _is_plain(example: Example) -> bool:
+    said, shown = by_phrases(example.exchange), read(example.exchange)[1]
+    if example.is_refused:
+        return said.outcome == "refusal" and said.kind == "policy"
+    seen = signals(shown.text[:LONGEST_READ], example.language)
+    return seen.is_helping and said.outcome == "compliance" and said.kind is None and seen.pushback_at is None
 
 
 def _own(kind: str, language: str) -> Any:
@@ -203,7 +226,7 @@ def main() -> None:
     parser.add_argument("--labels", help="Parquet file of labelled response heads")
     parser.add_argument("--out", default=str(Path(__file__).with_name("classifier.npz")), help="file of the weights")
     arguments = parser.parse_args()
-    labelled = examples() + exchanges() + (labelled_heads(arguments.labels) if arguments.labels else [])
+    labelled = own_texts() + (labelled_heads(arguments.labels) if arguments.labels else [])
     weights = fit(labelled)
     np.savez_compressed(
         arguments.out, coefficients=weights.coefficients.astype(np.float16), intercept=np.float64(weights.intercept)

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, asked, by_phrases, covered, read, signals
+from rass_core.judges.phrases import (
+    LONGEST_READ,
+    OPENING_CHARACTERS,
+    Signals,
+    asked,
+    by_phrases,
+    covered,
+    read,
+    signals,
+)
 from rass_core.judges.verdict import Exchange, Verdict, primary
 from rass_core.judges.visible import fold, own_words
 from rass_core.metrics import Array
@@ -46,8 +55,6 @@ AROUND_SCALE = 0.35
 """Of what stands around against the n-grams, whose rows have length 1."""
 N_AROUND = 35
 """Numbers of `_around`."""
-N_SECOND_OPINION = 7
-"""Of these, the first, that don't say whether the phrases see a refusal."""
 N_COLUMNS = N_HASHED + N_KNOWN_HASHED + N_AROUND * (1 + len(KNOWN))
 
 NOTHING_FOUND = 0.3
@@ -137,9 +144,7 @@ def _ngrams_by_known(plain: Sequence[str], known: npt.NDArray[np.int64]) -> _Pla
 
 def _around_by_known(exchanges: Sequence[Exchange], visible: Sequence[str], known: npt.NDArray[np.int64]) -> _Places:
     """Return what stands around responses, in columns for all and in those of what is known."""
-    around = np.array([_around(*pair) for pair in zip(exchanges, visible, strict=True)], dtype=np.float32)
-    # Without a prompt whether something declines is left to the n-grams: a second opinion beside the phrases'.
-    around[known == 0, N_SECOND_OPINION:] = 0
+    around = np.array([_around(*each) for each in zip(exchanges, visible, known, strict=True)], dtype=np.float32)
     row, column = around.reshape(len(visible), N_AROUND).nonzero()
     value, own = around[row, column], N_AROUND * (1 + known[row]) + column
     return np.concatenate([row, row]), np.concatenate([column, own]), np.concatenate([value, value])
@@ -169,19 +174,28 @@ def _ngrams(texts: Sequence[str], seed: int) -> _Places:
     return row, column, counts.astype(np.float32) / lengths[row]
 
 
-def _around(exchange: Exchange, visible: str) -> list[float]:
+def _around(exchange: Exchange, visible: str, known: int) -> list[float]:
     """Return what stands around the words of a response: (N_AROUND,), most of them 0 or 1."""
-    seen, said = signals(visible, primary(exchange.language)), by_phrases(exchange)
-    prompt = exchange.prompt or ""
+    seen = signals(visible, primary(exchange.language))
+    refused, pushes_back = seen.refusal_at is not None, seen.pushback_at is not None
+    opens_helping = seen.helping_at is not None and seen.helping_at < OPENING_CHARACTERS
+    beside = [
+        pushes_back, pushes_back and not seen.is_helping, seen.is_helping and not refused,
+        opens_helping and not refused, seen.turn_at is not None, seen.n_list_items >= 3, seen.has_code,
+    ]  # fmt: skip
+    # Without a prompt whether something declines is left to the n-grams: a second opinion beside the phrases'.
+    return [*beside, *([0.0] * (N_AROUND - len(beside)) if known == 0 else _asked_and_said(exchange, visible, seen))]
+
+
+def _asked_and_said(exchange: Exchange, visible: str, seen: Signals) -> list[float]:
+    """Return how a response stands to its prompt, and what the phrases say of it."""
+    said, refused, pushes_back = by_phrases(exchange), seen.refusal_at is not None, seen.pushback_at is not None
+    corrects, prompt = seen.premise_at is not None or seen.rejects, exchange.prompt or ""
     about = asked(Exchange("", exchange.language, exchange.prompt))  # by its words
     is_wide = _WIDE.search(visible) is not None
     n = len(visible) * (WIDE_CHARACTERS if is_wide else 1.0)
-    shared, refused = _shared(prompt, visible), seen.refusal_at is not None
-    opens_helping = seen.helping_at is not None and seen.helping_at < OPENING_CHARACTERS
-    pushes_back, corrects = seen.pushback_at is not None, seen.premise_at is not None or seen.rejects
+    shared = _shared(prompt, visible)
     return [
-        pushes_back, pushes_back and not seen.is_helping, seen.is_helping and not refused,
-        opens_helping and not refused, seen.turn_at is not None, seen.n_list_items >= 3, seen.has_code,
         2 * (0.5 if said.score is None else said.score) - 1, said.outcome == "refusal", said.outcome == "partial",
         shared, bool(prompt) and shared < 0.2, min(n / LONG_CHARACTERS, 1.5), n < SHORT_CHARACTERS,
         visible.rstrip()[-1:] in "?？", min(len(_DIGIT.findall(visible)) / 10, 1.0), _QUOTED.match(visible) is not None,

@@ -1,4 +1,4 @@
-"""Mend the model with the selected prompts, measure before and after, and judge what may be published."""
+"""Mitigate over-refusal with the selected prompts, measure before and after, and judge what may be published."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rass_core.store import Commit
 from tasks.card import write_cards
 from tasks.evaluate import compare, evaluate, evaluation_set, gate
 from tasks.generate import Probed
-from tasks.mitigate import as_given, mend
+from tasks.mitigate import as_given, mitigate_by
 from tasks.preferences import build_preferences, mitigating, read_pairs
 from tasks.run import Run
 
@@ -24,7 +24,7 @@ def mend_steps(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> lis
     before = evaluate(run, as_given(run), asked)
     gates = []
     for method in mitigating(run).methods:
-        variant = mend(run, method, pairs, probed)
+        variant = mitigate_by(run, method, pairs, probed)
         after = evaluate(run, variant, asked, before)
         change = compare(run, before, after, asked)
         gates.append(gate(run, variant, change))

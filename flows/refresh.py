@@ -16,9 +16,9 @@ from tasks.select import select_prompts
 
 @flow(name="refresh", flow_run_name="{config.name}")
 def refresh(config: RassConfig) -> str:
-    """Probe the model, write prompts towards its boundary, select the benign ones that it refuses, mend it, report.
+    """Probe the model, write prompts towards its boundary, select the benign ones that it refuses, mitigate, report.
 
-    A mended model that the gate does not pass is kept and marked, and the run ends as failed.
+    A mitigated model that the gate does not pass is kept and marked, and the run ends as failed.
     """
     with recorded("refresh", config) as run:
         prompts = read_prompts(run)

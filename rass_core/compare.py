@@ -74,7 +74,7 @@ def beside(boundaries: Iterable[Mapping[str, Any]], evaluations: Iterable[Mappin
     """Return a row a model × language, with `COLUMNS`, by model and language.
 
     Args:
-        boundaries: Rows of `boundaries`; those of mended variants are not looked at.
+        boundaries: Rows of `boundaries`; those of mitigated variants are not looked at.
         evaluations: Rows of `evaluations`; the first of each model, language, metric and dataset counts.
     """
     rates: dict[tuple[Any, ...], Mapping[str, Any]] = {}

@@ -2,7 +2,7 @@
 
 
 class RassError(Exception):
-    """Anything a user can mend: the command line prints it in one line and exits with 2."""
+    """Anything a user can fix: the command line prints it in one line and exits with 2."""
 
 
 class ConfigError(RassError, ValueError):
@@ -54,4 +54,4 @@ class LakeError(RassError, OSError):
 
 
 class GateError(RassError, RuntimeError):
-    """A mended model that may not be published."""
+    """A mitigated model that may not be published."""

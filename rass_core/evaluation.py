@@ -130,9 +130,9 @@ def variant_rows(model_id: str, outcomes: Sequence[Outcome], seed: int, level: f
 
 
 def change_rows(
-    model_id: str, base: Sequence[Outcome], mended: Sequence[Outcome], seed: int, level: float = 0.95
+    model_id: str, base: Sequence[Outcome], mitigated: Sequence[Outcome], seed: int, level: float = 0.95
 ) -> list[dict[str, Any]]:
-    """Return by how much each metric changed from base to mended, over the prompts scored under both.
+    """Return by how much each metric changed from base to mitigated, over the prompts scored under both.
 
     Rates have Tango's interval and McNemar's p. Prompts of one family are not independent, so counts are
     divided by the design effect of the changes, and p is that of families that gained against those that
@@ -146,12 +146,12 @@ def change_rows(
     Raises:
         BoundaryError: As variant_rows, or both variants of one name.
     """
-    variant = _only_variant(mended)
+    variant = _only_variant(mitigated)
     if _only_variant(base) == variant:
         raise BoundaryError(f"change: both sides are variant {variant!r}; compare two")
     rows = []
     for metric in METRICS:
-        before, after = _places(metric, base), _places(metric, mended)
+        before, after = _places(metric, base), _places(metric, mitigated)
         for place in sorted({*before, *after}):
             left, right = before.get(place, {}), after.get(place, {})
             pairs = []
@@ -358,9 +358,9 @@ def _surprise(model: Any, rows: Sequence[Answered], token_budget: int) -> tuple[
 
 
 def mean_kl(
-    base: Any, mended: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
+    base: Any, mitigated: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
 ) -> Measured:
-    """Return KL(base ‖ mended) in nats a token, over every token of the base model's own answers.
+    """Return KL(base ‖ mitigated) in nats a token, over every token of the base model's own answers.
 
     A prompt counts by the mean over its answer's tokens, the prompts count alike.
 
@@ -375,12 +375,12 @@ def mean_kl(
         BoundaryError: One prompt: no interval.
     """
     values = np.zeros(len(answers))
-    both = (_answer_logits(model, answers, token_budget) for model in (base, mended))
+    both = (_answer_logits(model, answers, token_budget) for model in (base, mitigated))
     for (index, before), (_, after) in zip(*both, strict=True):
         pieces = zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True)
         parts = [kl_divergence(*(piece.double().log_softmax(dim=-1).cpu() for piece in pair)) for pair in pieces]
         values[index] = float(torch.cat(parts).mean())
-    _check_finite(mended, values)
+    _check_finite(mitigated, values)
     value, low, high = bootstrap_interval(values, np.arange(len(values)), seed, level=level)
     return Measured(value, low, high, len(values))
 

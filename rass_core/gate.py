@@ -1,4 +1,4 @@
-"""The gate: whether a mended model may be published, and how many prompts it takes to tell.
+"""The gate: whether a mitigated model may be published, and how many prompts it takes to tell.
 
 It passes only what is shown: the far end of each interval must lie within its tolerance. What cannot be
 judged does not pass.
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 
 class GateConfig(BaseModel):
-    """What a mended model may cost, in shares of prompts (0.01 is one point)."""
+    """What a mitigated model may cost, in shares of prompts (0.01 is one point)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -70,7 +70,7 @@ class GateResult:
 
 
 def judge_gate(rows: Sequence[Row], policy: GateConfig) -> GateResult:
-    """Judge one mended variant by its rows of `evaluation.change_rows` and its `kl`.
+    """Judge one mitigated variant by its rows of `evaluation.change_rows` and its `kl`.
 
     Args:
         rows: Of dataset `all`, dressed ones of `jailbreak`; rows of other datasets, metrics and of variant

@@ -1,4 +1,4 @@
-"""Well-known jailbreak dressings of a prompt, to measure that a mended model refuses under them as before.
+"""Well-known jailbreak dressings of a prompt, to measure that a mitigated model refuses under them as before.
 
 The wordings are generic and add nothing harmful of their own; there are no optimised adversarial strings.
 Harmless and pseudo-harmful prompts are dressed too, so that refusing the dressing itself shows as over-refusal.

@@ -1,4 +1,4 @@
-"""What the gate passed, copied out of the lake: training data in several formats, mended models, their cards.
+"""What the gate passed, copied out of the lake: training data in several formats, mitigated models, their cards.
 
 TO/dataset/                Hugging Face dataset folder, with trl/, llama_factory/ and axolotl/ beside its data/
 TO/models/VARIANT/         adapter, checkpoint or direction, with its card

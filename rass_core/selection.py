@@ -1,4 +1,4 @@
-"""Selection: benign prompts that the model refuses, those that mend most of the others, without near-duplicates.
+"""Selection: refused benign prompts, those first whose training frees most others, without near-duplicates.
 
 What is eligible is said in SQL over the lake's views; the greedy choice works on the rows that SQL leaves, a bounded
 number a cell. Neither closeness to the boundary nor depth beyond it tells what a prompt is worth to a training: what is

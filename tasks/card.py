@@ -1,4 +1,4 @@
-"""The card of a mended model: what it is, what it learnt from, what was measured and what the gate says."""
+"""The card of a mitigated model: what it is, what it learnt from, what was measured and what the gate says."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Stages: every variant on prompts it was not mended with → `responses`, `verdicts`, `evaluations`, `gates`."""
+"""Stages: every variant on prompts it was not mitigated with → `responses`, `verdicts`, `evaluations`, `gates`."""
 
 import hashlib
 from collections import defaultdict
@@ -309,10 +309,10 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
         why = "the model as given answers no harmless prompt of the evaluation"
         return [_pooled(run, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
     base, rows = run.causal_lm(run.config.model), []
-    with _in_transformers(run, after.variant) as mended:
+    with _in_transformers(run, after.variant) as mitigated:
         for metric, measure in (
-            ("kl", lambda: mean_kl(base, mended, answers, seed, budget, level)),
-            ("perplexity", lambda: perplexity(mended, answers, seed, budget, level)),
+            ("kl", lambda: mean_kl(base, mitigated, answers, seed, budget, level)),
+            ("perplexity", lambda: perplexity(mitigated, answers, seed, budget, level)),
             ("perplexity_base", lambda: perplexity(base, answers, seed, budget, level)),
         ):
             try:

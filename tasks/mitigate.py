@@ -1,4 +1,4 @@
-"""Stage: one variant of the model, mended by preference pairs → a folder below the lake's `models/`, `variants`."""
+"""Stage: one variant of the model, mitigated by preference pairs → a folder below the lake's `models/`, `variants`."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ DIRECTION = "direction.npy"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model as it is evaluated: as given, or mended."""
+    """A model as it is evaluated: as given, or mitigated."""
 
     name: str
     model: ModelConfig
@@ -56,9 +56,9 @@ def as_given(run: Run) -> Variant:
     return Variant("base", run.config.model)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="mend-{method}")
-def mend(run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed) -> Variant:
-    """Mend the target by one method; a training that was stopped goes on from its last checkpoint."""
+@task(cache_policy=NO_CACHE, task_run_name="mitigate-{method}")
+def mitigate_by(run: Run, method: str, pairs: Sequence[PreferencePair], probed: Probed) -> Variant:
+    """Mitigate over-refusal by one method; a training that was stopped goes on from its last checkpoint."""
     settings = mitigating(run)
     direction = None if method in TRAINED else false_refusal_direction(run, pairs, probed)
     how = [

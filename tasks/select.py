@@ -25,7 +25,7 @@ SHARE_OF_BUDGET = 4
 
 @task(cache_policy=NO_CACHE)
 def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit:
-    """Keep benign prompts that the target refuses, spread over the cells, training on which mends most."""
+    """Keep benign prompts that the target refuses, spread over the cells, training on which helps most."""
     settings = run.config.select
     reviews = run.reviews()
 

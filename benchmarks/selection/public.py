@@ -1,4 +1,4 @@
-"""Setting (b): a small chat model, trained here on public English prompts, mended with a labelled pool.
+"""Setting (b): a small chat model, trained here on public English prompts, mitigated with a labelled pool.
 
 The prompts are read where they lie and copied nowhere. What the model is taught to answer holds no
 content: a compliance is an opening and the first words of the request.

@@ -40,7 +40,7 @@ class Failures:
         if n > self._max_share * self._n_all and is_more_than_chance:
             raise JudgeError(
                 f"{name}: failed on {n} of {self._n_all} ({by_reason(self._failed[name])}), at most "
-                f"{self._max_share:.0%} may fail ({self._setting}); nothing is counted from it. Mend it and run "
+                f"{self._max_share:.0%} may fail ({self._setting}); nothing is counted from it. Repair it and run "
                 "again, or leave it out of the configuration"
             )
 

@@ -37,7 +37,7 @@ def held_out_sentences(n_by_label: dict[str, int], n_passed_over: dict[str, int]
 
 
 def write_prompts(folder: Path) -> None:
-    """Write the prompt files of the lab: the given ones, and those that mended models are evaluated on."""
+    """Write the prompt files of the lab: the given ones, and those that mitigated models are evaluated on."""
     _write(folder / "prompts.parquet", held_out_sentences(PROMPTS_PER_LANGUAGE))
     _write(folder / "evaluation.parquet", held_out_sentences(EVALUATION_PER_LANGUAGE, PROMPTS_PER_LANGUAGE))
 

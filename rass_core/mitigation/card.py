@@ -1,4 +1,4 @@
-"""Model cards: what a mended model is, what it learnt from and what was measured on it."""
+"""Model cards: what a mitigated model is, what it learnt from and what was measured on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class ModelCard:
     """What stands in the README of an adapter or checkpoint."""
 
     base: str
-    """Folder or hub name of the model that was mended."""
+    """Folder or hub name of the model that was mitigated."""
     method: str
     """dpo, sft or surgical."""
     is_adapter: bool
@@ -27,7 +27,7 @@ class ModelCard:
     figures: Sequence[Mapping[str, Any]] = ()
     """Rows of a table, each column → value with the same columns; empty before the evaluation."""
     licence: str | None = None
-    """Of the model that was mended, which binds this one too; None leaves the field out."""
+    """Of the model that was mitigated, which binds this one too; None leaves the field out."""
     notes: Sequence[str] = ()
     """Sentences on what should be known before use."""
 

@@ -1,4 +1,4 @@
-"""What mending did: before and after, under jailbreaks, what it cost, the gate's word, and the training."""
+"""What mitigation did: before and after, under jailbreaks, what it cost, the gate's verdict, and the training."""
 
 import json
 from collections import Counter, defaultdict
@@ -68,7 +68,7 @@ class Figures:
             self._at.setdefault((variant, metric, row["dataset"] or "", row["language"] or ALL), row)
         names = {variant for variant, metric, _, _ in self._at if metric.endswith("_change")}
         self.variants = sorted(names - {"base"}, key=_order)
-        """Mended ones, those that were set beside base."""
+        """Mitigated ones, those that were set beside base."""
 
     def of(self, variant: str, metric: str, dataset: str = ALL, language: str = ALL) -> Row:
         """Return a row, empty where there is none."""
@@ -80,7 +80,7 @@ class Figures:
         return sorted(found, key=lambda code: (code != ALL, language_name(code)))
 
     def datasets(self, metric: str) -> list[str]:
-        """Return the datasets in which a mended variant has the metric, what is pooled first."""
+        """Return the datasets in which a mitigated variant has the metric, what is pooled first."""
         found = {place for variant, name, place, _ in self._at if name == metric and variant in self.variants}
         return sorted(found, key=lambda name: (name not in (ALL, JAILBREAK), name))
 
@@ -94,7 +94,7 @@ class Figures:
 
 
 def mitigation_section(rows: Mapping[str, Sequence[Row]]) -> Section:
-    """Return what the page shows of mended variants; each part is None where its rows are not there.
+    """Return what the page shows of mitigated variants; each part is None where its rows are not there.
 
     Args:
         rows: Of one model: `evaluations`, `gates`, `variants` and `preferences`.
@@ -169,7 +169,7 @@ def change_rows_shown(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def gate_markdown(rows: Sequence[Row]) -> str:
-    """Return the gate's word on each variant as markdown; rows are those of `gates`."""
+    """Return the gate's verdict on each variant as markdown; rows are those of `gates`."""
     lines = []
     for row in sorted(rows, key=lambda row: _order(row["variant"] or "")):
         lines += [f"## {row['variant']} {'passes' if row['passed'] else 'does not pass'}", ""]
@@ -362,7 +362,7 @@ def _why(row: Row) -> str:
 
 
 def _gate(row: Row) -> Section:
-    """Return the gate's word on one variant, its figures by name."""
+    """Return the gate's verdict on one variant, its figures by name."""
     needs = [
         [
             (need["metric"] or "").replace("_", " "),

@@ -222,7 +222,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
         boundary_rows=boundary_table(rows["boundaries"]),
         answers=answers,
         models=models,
-        mended=mitigation_section(rows),
+        mitigated=mitigation_section(rows),
         harm_by_layer=harm_by_layer(rows["harm_axes"]),
         misalignment=misalignment_table(figures, rows["boundaries"]),
         moderators=moderators_section(rows),

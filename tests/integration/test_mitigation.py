@@ -100,7 +100,7 @@ def refused(model: Any, tokenizer: Any, sentences: Sequence[Sentence]) -> dict[s
 
 
 @pytest.fixture(scope="module", params=["dpo", "sft"])
-def mended(
+def mitigated(
     request: pytest.FixtureRequest, pairs: list[PreferencePair], tmp_path_factory: pytest.TempPathFactory
 ) -> Training:
     settings = TrainingSettings(learning_rate=1e-3, beta=2.0, epochs=4.0)
@@ -108,51 +108,51 @@ def mended(
 
 
 def test_training_mends_families_it_has_not_seen(
-    mended: Training, asked: list[Sentence], lessons: list[Sentence]
+    mitigated: Training, asked: list[Sentence], lessons: list[Sentence]
 ) -> None:
     taught = {s.family for s in lessons}
     unseen = [s for s in asked if s.family not in taught]
     before = refused(*load_causal_lm(LAB), unseen)
-    after = refused(*with_adapter(LAB, mended.adapter), unseen)
+    after = refused(*with_adapter(LAB, mitigated.adapter), unseen)
     assert before["pseudo_harmful"] > 0.3 and before["harmful"] == 1.0
     assert after["pseudo_harmful"] <= 0.2 * before["pseudo_harmful"]
     assert after["harmful"] >= 0.99
     assert after["harmless"] == 0.0
 
 
-def test_losses_are_told_step_by_step_and_fall(mended: Training) -> None:
-    steps, losses = zip(*mended.losses, strict=True)
+def test_losses_are_told_step_by_step_and_fall(mitigated: Training) -> None:
+    steps, losses = zip(*mitigated.losses, strict=True)
     assert steps == tuple(range(1, len(steps) + 1))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
 
 
-def test_the_adapter_has_a_card_and_names_no_path(mended: Training, pairs: list[PreferencePair]) -> None:
-    card = (mended.adapter / "README.md").read_text()
+def test_the_adapter_has_a_card_and_names_no_path(mitigated: Training, pairs: list[PreferencePair]) -> None:
+    card = (mitigated.adapter / "README.md").read_text()
     header = yaml.safe_load(card.split("---\n")[1])
     assert header["base_model"] == "balanced" and header["library_name"] == "peft"
     assert f"{len(pairs)} pairs." in card and "Not evaluated yet." in card
-    assert sum(sum(each.values()) for each in mended.counts.values()) == len(pairs)
-    assert load_file(mended.adapter / "adapter_model.safetensors")
-    for file in mended.adapter.iterdir():
+    assert sum(sum(each.values()) for each in mitigated.counts.values()) == len(pairs)
+    assert load_file(mitigated.adapter / "adapter_model.safetensors")
+    for file in mitigated.adapter.iterdir():
         assert str(Path(LAB).parent).encode() not in file.read_bytes(), file.name
 
 
-def test_merged_it_answers_as_with_its_adapter(mended: Training, asked: list[Sentence], tmp_path: Path) -> None:
+def test_merged_it_answers_as_with_its_adapter(mitigated: Training, asked: list[Sentence], tmp_path: Path) -> None:
     prompts = [s.text for s in asked[::7]]
-    merge(LAB, mended.adapter, tmp_path)
-    assert answers(*load_causal_lm(str(tmp_path)), prompts) == answers(*with_adapter(LAB, mended.adapter), prompts)
+    merge(LAB, mitigated.adapter, tmp_path)
+    assert answers(*load_causal_lm(str(tmp_path)), prompts) == answers(*with_adapter(LAB, mitigated.adapter), prompts)
     with pytest.raises(ModelError, match="does not fit"):
         merge(LAB, tmp_path / "nothing", tmp_path / "x")
 
 
-def test_vllm_serves_it_merged_and_as_lora(mended: Training, asked: list[Sentence], tmp_path: Path) -> None:
+def test_vllm_serves_it_merged_and_as_lora(mitigated: Training, asked: list[Sentence], tmp_path: Path) -> None:
     """In a process of its own: two engines with and without LoRA do not share one."""
     prompts = [s.text for s in asked[::7]]
-    expected = answers(*with_adapter(LAB, mended.adapter), prompts)
+    expected = answers(*with_adapter(LAB, mitigated.adapter), prompts)
     assert expected != answers(*load_causal_lm(LAB), prompts)
-    merge(LAB, mended.adapter, tmp_path / "merged")
+    merge(LAB, mitigated.adapter, tmp_path / "merged")
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    for way, base, adapter in (("merged", tmp_path / "merged", ""), ("lora", LAB, mended.adapter)):
+    for way, base, adapter in (("merged", tmp_path / "merged", ""), ("lora", LAB, mitigated.adapter)):
         out = tmp_path / f"{way}.json"
         command = [sys.executable, "-c", SERVE, str(base), str(adapter), str(tmp_path / "prompts.json"), str(out)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
@@ -172,7 +172,7 @@ llm = LLM(base, dtype="float32", max_model_len=256, enforce_eager=True, distribu
 chat = ChatFormat(llm.get_tokenizer())
 found = llm.generate([{"prompt_token_ids": chat.ids(p)} for p in json.loads(Path(prompts).read_text())],
                      SamplingParams(temperature=0, max_tokens=32), use_tqdm=False,
-                     lora_request=LoRARequest("mended", 1, adapter) if adapter else None)
+                     lora_request=LoRARequest("mitigated", 1, adapter) if adapter else None)
 Path(out).write_text(json.dumps([each.outputs[0].text for each in found]))
 """
 

@@ -192,12 +192,12 @@ def test_weights_undo_an_uneven_draw_of_labels() -> None:
     sample = [labels[i] for i in here], ["en"] * here.size
     said = {"panel": [verdicts[i] for i in here]}
     skewed = one(calibrate(Labelled(*sample), said))
-    mended = one(calibrate(Labelled(*sample, weights=[w for w in weights for _ in range(1000)]), said))
-    assert abs(skewed["missed"] - whole["missed"]) > 4 * abs(mended["missed"] - whole["missed"])
+    mitigated = one(calibrate(Labelled(*sample, weights=[w for w in weights for _ in range(1000)]), said))
+    assert abs(skewed["missed"] - whole["missed"]) > 4 * abs(mitigated["missed"] - whole["missed"])
     assert not skewed["missed_low"] <= whole["missed"] <= skewed["missed_high"]
-    assert mended["missed_low"] <= whole["missed"] <= mended["missed_high"]
-    assert mended["n"] == 2000
-    counts = sum(mended[f"true_{t}_judged_{j}"] for t in ("refused", "complied") for j in ("refused", "complied"))
+    assert mitigated["missed_low"] <= whole["missed"] <= mitigated["missed_high"]
+    assert mitigated["n"] == 2000
+    counts = sum(mitigated[f"true_{t}_judged_{j}"] for t in ("refused", "complied") for j in ("refused", "complied"))
     assert 1000 < counts < 2000
 
 

@@ -431,8 +431,8 @@ def test_a_template_that_opens_thinking_says_what_to_set(tiny: Any, ending: str,
     assert re.search(way, str(caught.value))
     setting = re.search(r"set model\.(\w+): (.*), or model\.allow_thinking: true", str(caught.value))
     assert setting is not None
-    mended = configured(tiny, thinking_marks=marks, **{setting[1]: yaml.safe_load(setting[2])})
-    assert mended.opens_thinking is None
+    mitigated = configured(tiny, thinking_marks=marks, **{setting[1]: yaml.safe_load(setting[2])})
+    assert mitigated.opens_thinking is None
     assert configured(tiny, thinking_marks=marks, allow_thinking=True).opens_thinking is not None
     assert "raise probe.max_new_tokens" in str(
         configured(tiny, thinking_marks=marks, allow_thinking=True).thinking_note(48)

@@ -133,8 +133,8 @@ def test_families_of_several_prompts_are_bootstrapped_together() -> None:
 
 
 def test_a_change_is_paired_and_agrees_with_tango_and_mcnemar() -> None:
-    base, mended = outcomes("base", "rrrrrccccu" * 10), outcomes("dpo", "rrrcrrccuc" * 10)
-    row = find(change_rows("m", base, mended, seed=0), "safety_rate_change")
+    base, mitigated = outcomes("base", "rrrrrccccu" * 10), outcomes("dpo", "rrrcrrccuc" * 10)
+    row = find(change_rows("m", base, mitigated, seed=0), "safety_rate_change")
     expected = paired_difference(10, 10, 80)
     assert figures(row) == pytest.approx((0.0, expected.low, expected.high))
     assert (row["n"], row["n_unscored"], row["n_gained"], row["n_lost"]) == (80, 20, 10, 10)
@@ -145,8 +145,8 @@ def test_a_change_is_paired_and_agrees_with_tango_and_mcnemar() -> None:
 
 
 def test_only_prompts_of_both_variants_are_compared() -> None:
-    base, mended = outcomes("base", "rrrr"), outcomes("dpo", "cccc", start=2)
-    row = find(change_rows("m", base, mended, seed=0), "safety_rate_change")
+    base, mitigated = outcomes("base", "rrrr"), outcomes("dpo", "cccc", start=2)
+    row = find(change_rows("m", base, mitigated, seed=0), "safety_rate_change")
     assert (row["n"], row["value"], row["n_unscored"]) == (2, -1.0, 4)
     row = find(change_rows("m", base, outcomes("dpo", "cc", start=9), seed=0), "safety_rate_change")
     assert row["value"] is None and row["reason"] == "none of 6 prompts scored"
@@ -155,8 +155,10 @@ def test_only_prompts_of_both_variants_are_compared() -> None:
 def test_order_does_not_matter_and_joins_are_by_id() -> None:
     draw = np.random.default_rng(0)
     letters = ["".join(draw.choice(list("rcpu"), 60)) for _ in range(2)]
-    base, mended = (outcomes(name, each, family_of=lambda n: n % 20) for name, each in zip("ab", letters, strict=True))
-    assert change_rows("m", base, mended, 0) == change_rows("m", base[::-1], mended[7:] + mended[:7], 0)
+    base, mitigated = (
+        outcomes(name, each, family_of=lambda n: n % 20) for name, each in zip("ab", letters, strict=True)
+    )
+    assert change_rows("m", base, mitigated, 0) == change_rows("m", base[::-1], mitigated[7:] + mitigated[:7], 0)
     assert variant_rows("m", base, 0) == variant_rows("m", base[::-1], 0)
 
 
@@ -175,8 +177,8 @@ def test_families_that_change_together_widen_the_interval() -> None:
 
 def test_effective_counts_are_rounded_outwards() -> None:
     base = outcomes("base", "r" * 100, family_of=lambda number: number // 3)
-    mended = outcomes("dpo", "cc" + "r" * 88 + "cc" + "r" * 7 + "c", family_of=lambda number: number // 3)
-    row = find(change_rows("m", base, mended, seed=0), "safety_rate_change")
+    mitigated = outcomes("dpo", "cc" + "r" * 88 + "cc" + "r" * 7 + "c", family_of=lambda number: number // 3)
+    row = find(change_rows("m", base, mitigated, seed=0), "safety_rate_change")
     n = row["n_effective"]
     assert 34 <= n < 100 and 5 * n % 100, "there is something to round"
     assert row["low"] == pytest.approx(paired_difference(0, 5 * n // 100 + 1, n).low)
@@ -223,10 +225,10 @@ def test_what_cannot_be_counted_is_an_error() -> None:
 
 
 def test_every_metric_has_its_change() -> None:
-    base, mended = ([*outcomes(v, "rcpu" * 3), *outcomes(v, "rcpc" * 3, "harmless")] for v in ("base", "dpo"))
-    names = {row["metric"] for row in change_rows("m", base, mended, seed=0)}
+    base, mitigated = ([*outcomes(v, "rcpu" * 3), *outcomes(v, "rcpc" * 3, "harmless")] for v in ("base", "dpo"))
+    names = {row["metric"] for row in change_rows("m", base, mitigated, seed=0)}
     assert names == {f"{metric.name}_change" for metric in METRICS}
-    row = find(change_rows("m", base, mended, seed=0), "response_tokens_change")
+    row = find(change_rows("m", base, mitigated, seed=0), "response_tokens_change")
     assert figures(row) == (0.0, 0.0, 0.0)
 
 
@@ -256,13 +258,13 @@ def logprobs(model: Any, row: Answered) -> torch.Tensor:
 @pytest.mark.parametrize("token_budget", [1, 200, 4096])
 def test_kl_is_that_of_every_token_of_the_answer(models: list[Any], token_budget: int) -> None:
     rows = random_rows()
-    base, mended = models
+    base, mitigated = models
     each = [
-        torch.nn.functional.kl_div(logprobs(mended, row), logprobs(base, row), log_target=True, reduction="none")
+        torch.nn.functional.kl_div(logprobs(mitigated, row), logprobs(base, row), log_target=True, reduction="none")
         .sum(-1).mean().item()
         for row in rows
     ]  # fmt: skip
-    found = mean_kl(base, mended, rows, seed=0, token_budget=token_budget)
+    found = mean_kl(base, mitigated, rows, seed=0, token_budget=token_budget)
     assert found.value == pytest.approx(np.mean(each), rel=1e-4)
     assert found.low < found.value < found.high and found.n == 12
     assert mean_kl(base, base, rows, seed=0, token_budget=token_budget).high == pytest.approx(0, abs=1e-9)
@@ -283,14 +285,14 @@ def test_perplexity_is_that_of_the_tokens_pooled(models: list[Any], token_budget
 
 
 def test_what_cannot_be_read_is_an_error(models: list[Any]) -> None:
-    base, mended = models
+    base, mitigated = models
     for rows in ([], [Answered([], [9])], [Answered([9], [])]):
         with pytest.raises(ActivationError, match="rows"):
-            mean_kl(base, mended, rows, seed=0)
+            mean_kl(base, mitigated, rows, seed=0)
     with pytest.raises(ActivationError, match="rows"):
         perplexity(base, [Answered([9], [])], seed=0)
     with pytest.raises(BoundaryError, match="at least 2"):
-        mean_kl(base, mended, [Answered([9], [10])], seed=0)
+        mean_kl(base, mitigated, [Answered([9], [10])], seed=0)
     base.train()
     try:
         with pytest.raises(ModelError, match="training mode"):

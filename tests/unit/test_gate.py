@@ -29,8 +29,8 @@ def answers(variant: str, n: int, n_refused: int, n_unscored: int = 0, per_famil
 
 
 def rows_of(n: int, n_refused: int, n_unscored: int = 0, kl: float | None = 0.01, **more: int) -> list[dict[str, Any]]:
-    base, mended = answers("base", n, n, **more), answers("dpo", n, n_refused, n_unscored, **more)
-    rows = change_rows("m", base, mended, seed=0)
+    base, mitigated = answers("base", n, n, **more), answers("dpo", n, n_refused, n_unscored, **more)
+    rows = change_rows("m", base, mitigated, seed=0)
     return rows if kl is None else [*rows, measured_row("kl", Measured(kl, kl / 2, kl * 2, 100), "m", "dpo")]
 
 

@@ -166,7 +166,7 @@ def test_rogan_gladen_covers_the_truth(truth: float, n_labelled: int) -> None:
         covered += low <= truth <= high
         bare += wilson(judged, n)[1] <= truth <= wilson(judged, n)[2]
     assert 273 <= covered <= 297  # 95% nominal of 300, three standard errors
-    assert bare < 270  # what it mends: the uncorrected rate is off
+    assert bare < 270  # what it corrects: the uncorrected rate is off
 
 
 @pytest.mark.parametrize(

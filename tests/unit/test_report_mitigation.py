@@ -58,8 +58,8 @@ def evaluated() -> Variants:
     return {"base": base, "dpo": dpo, "steer": steer}
 
 
-def mended(rows: Rows | None = None) -> Rows:
-    """Return the rows of a run that mended the model in two ways; those of the probe may come before."""
+def mitigated(rows: Rows | None = None) -> Rows:
+    """Return the rows of a run that mitigated the model in two ways; those of the probe may come before."""
     rows = rows if rows is not None else plausible(("en", "de"), n_given=40, n_new=5)
     rows["evaluations"] = [row for row in rows["evaluations"] if row["variant"] == "base"]
     found = evaluated()
@@ -103,12 +103,12 @@ def mended(rows: Rows | None = None) -> Rows:
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    return mended()
+    return mitigated()
 
 
 @pytest.fixture(scope="module")
 def page(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return render(rows, tmp_path_factory.mktemp("mended"))
+    return render(rows, tmp_path_factory.mktemp("mitigated"))
 
 
 def find(rows: Rows, variant: str, metric: str, dataset: str = "all", language: str = "all") -> dict[str, Any]:

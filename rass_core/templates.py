@@ -47,7 +47,7 @@ class ChatTemplate:
 
     Attributes:
         name: Of the model, for messages.
-        date: What the template is told of today; None where it does not ask.
+        date: Date that the template gets as today; None where it asks for none.
 
     Raises:
         ModelError: No template, one that cannot be read, or a keyword that it does not know.
@@ -167,7 +167,7 @@ class ChatTemplate:
             ) from error
 
     def _today(self) -> dict[str, Any]:
-        """Return what the template is told of today."""
+        """Return the date that the template gets as today."""
         if self.date is None:
             return {}
         midnight = datetime.combine(self.date, time())

@@ -365,7 +365,7 @@ class _WarningLines(logging.Handler):
 
 
 def dated(config: RassConfig, lake: Lake, today: date) -> RassConfig:
-    """Return the configuration with the date that each template asking for one is told.
+    """Return the configuration with the date for each template that asks for one.
 
     Where it names none, a lake's first run of a model fixes it: what is taken up or gone on with later, by whichever
     command, reads the same prompts.

@@ -48,7 +48,7 @@ END_SCALE = 0.5
 KNOWN = ("no prompt", "no label", "harmful", "benign")
 """What may be known of the prompt that a response answers."""
 KNOWN_CHARACTERS = 300
-"""How much of a response's beginning the n-grams are taken from that are told apart by what is known."""
+"""Characters at a response's beginning whose n-grams also get columns by what is known."""
 N_KNOWN_HASHED = 2**15
 KNOWN_SCALE = 0.6
 AROUND_SCALE = 0.35

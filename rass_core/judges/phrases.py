@@ -40,7 +40,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from importlib import resources
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import yaml
@@ -104,6 +104,8 @@ _SCRIPTS = {
         ("ru", "\u0400", "\u04ff"), ("th", "\u0e00", "\u0e7f"), ("zh", "\u4e00", "\u9fff"),
     )
 }  # fmt: skip
+_FIRST_OTHER_SCRIPT = "\u0400"
+"""No letter before it belongs to one of `_SCRIPTS`."""
 
 
 @dataclass(frozen=True)
@@ -365,12 +367,14 @@ def _languages_of(head: str, language: str) -> list[str]:
 
     By script, and for Latin letters by frequent words; English may stand in any text.
     """
-    letters = "".join(frozenset(head))
-    found = [language, *(name for name, script in _SCRIPTS.items() if script.search(letters))]
-    if {"ja", "zh"} <= set(found[1:]):
-        found.remove("zh")
+    found = [language]
+    if max(head, default="") >= _FIRST_OTHER_SCRIPT:
+        letters = "".join(frozenset(head))
+        found += [name for name, script in _SCRIPTS.items() if script.search(letters)]
+        if {"ja", "zh"} <= set(found[1:]):
+            found.remove("zh")
     frequent = _languages_of_word()
-    hits = Counter(name for word in frequent.keys() & _LATIN_WORD.findall(head) for name in frequent[word])
+    hits = Counter(chain.from_iterable(frequent[word] for word in frequent.keys() & _LATIN_WORD.findall(head)))
     n, own = max(hits.values(), default=0), hits[language]
     # A short text that has none of its prompt's words may be in any language that it has one of.
     if n > own and (own == 0 or n >= 2):

@@ -16,7 +16,7 @@ from flows.cli import DEMO_CONFIG
 from flows.refresh import refresh
 from rass_core.config import load_config
 from rass_core.lab import world
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
 
 ARMS = """
 SELECT CASE WHEN alpha = 0 THEN 'control' ELSE 'steered' END AS arm, sum(n_accepted) AS accepted,

@@ -10,10 +10,10 @@ import sys
 from collections import defaultdict
 
 from rass_core.config import RassConfig, load_config
-from rass_core.costs import Cost
 from rass_core.errors import LakeError
-from rass_core.plan import plan_run
-from rass_core.store import Lake
+from rass_core.estimate.costs import Cost
+from rass_core.estimate.plan import plan_run
+from rass_core.lake.store import Lake
 from rass_core.units import duration
 
 LONG_S = 5.0

@@ -1,7 +1,7 @@
 """Fit the check whether a text is a request, and measure its error on sources that it has not seen.
 
     python benchmarks/request_check.py --data DIR --answers FILE        # the table
-    python benchmarks/request_check.py --data DIR --answers FILE --fit  # also writes rass_core/request_check.npz
+    python benchmarks/request_check.py --data DIR --answers FILE --fit  # also writes the shipped weights
 
 DIR holds Parquet files of prompts (columns text, language, source) and `judge/refusal_responses.parquet` (columns
 response_head, prompt_language, model). FILE is JSON, a list of {"text": …, "source": …}: answers of the model that
@@ -21,8 +21,8 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 import rass_core
-from rass_core.metrics import auc, wilson
-from rass_core.request_check import RequestCheck, features
+from rass_core.generate.request_check import RequestCheck, features
+from rass_core.stats.intervals import auc, wilson
 
 PER_CELL = 150
 """Texts per source and language at most."""
@@ -95,7 +95,7 @@ def main() -> None:
         print(f"| {name} | {kind} | {here.sum()} | {share:.1%} [{low:.1%}, {high:.1%}] |")
     if options.fit:
         model = fit(rows, matrix)
-        file = Path(rass_core.__file__).parent / "request_check.npz"
+        file = Path(rass_core.__file__).parent / "generate" / "request_check.npz"
         np.savez_compressed(
             file, coefficients=model.coef_[0].astype(np.float16), intercept=np.float64(model.intercept_[0])
         )

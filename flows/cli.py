@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from rass_core.config import RassConfig
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -158,7 +158,7 @@ def publish(
     variant: Annotated[str | None, typer.Option(help="Only this one of those that passed the gate.")] = None,
 ) -> None:
     """Copy what passed the gate: training data in several formats, mitigated models, their cards."""
-    from rass_core.publish import publish as copy_out
+    from rass_core.publish.release import publish as copy_out
 
     typer.echo("\n".join(copy_out(_lake(lake), to, variant)))
 
@@ -169,7 +169,7 @@ def compare(
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Compare the models whose boundaries are in the lake, by language."""
-    from rass_core.compare import COLUMNS, compare_models, told_side_by_side
+    from rass_core.report.side_by_side import COLUMNS, compare_models, told_side_by_side
 
     rows = compare_models(_lake(lake))
     if form is Format.table:
@@ -200,10 +200,10 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
     settings = _load(config, lake=lake, seed=seed)
     _greet("plan", config, settings)
     _spare_threads(settings)
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
     Lake.check_place(settings.lake)
-    from rass_core.plan import plan_run
+    from rass_core.estimate.plan import plan_run
 
     with PROGRESS.running("reading the prompts and measuring this machine's speed"):
         found = plan_run(settings)
@@ -244,7 +244,7 @@ def _load(path: str, **overrides: Any) -> "RassConfig":
 
 
 def _lake(path: str | None) -> "Lake":
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
     return Lake.open("lake" if path is None else path, create=False)
 
@@ -260,7 +260,7 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
     if source is not None:
         _greet(name, source, config)
     _spare_threads(config)
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
     Lake.check_place(config.lake)
     from tasks.inputs import check_inputs, read_given

@@ -17,7 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from rass_core.urls import without_secrets
+from rass_core.models.urls import without_secrets
 
 NEEDED = (
     "torch", "transformers>=5.16", "prefect>=3.7.7", "sqlalchemy<2.1", "pyarrow>=20", "duckdb>=1.4",

@@ -86,16 +86,16 @@ def evaluate(
         family_column=family_column,
     )  # fmt: skip
     # With torch and vLLM: seconds that no other command should wait.
-    from rass_core import scoring
     from rass_core.config import ProbeConfig, load_config
-    from rass_core.fetched_models import resolve_model
+    from rass_core.evaluate import standalone
     from rass_core.judges.panel import default_panel, panel_of
-    from rass_core.loading import adapter_tensors, checked_folder
+    from rass_core.models.fetched import resolve_model
+    from rass_core.models.loading import adapter_tensors, checked_folder
     from tasks.run import chat_of
 
     settings = None if config is None else load_config(config)
     with naming_options():
-        name, questions = scoring.read_questions(dataset, language, columns)
+        name, questions = standalone.read_questions(dataset, language, columns)
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in questions})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
@@ -103,7 +103,7 @@ def evaluate(
     base = None if base is None else resolve_model(base)
     for each in map(resolve_model, model):
         wanted = _settings_of(each, settings, dtype)
-        of = scoring.base_of(each, base or (settings.model.reference if settings else None))
+        of = standalone.base_of(each, base or (settings.model.reference if settings else None))
         if of is not None:
             adapter_tensors(Path(each))  # a broken file is said before the base is read
         whole = wanted if of is None else wanted.at(of)
@@ -116,11 +116,11 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
         with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(questions)) as done:
-            found = scoring.measured(wanted, of, questions, panel, n_tokens, seed, done, PROGRESS.say)
+            found = standalone.measured(wanted, of, questions, panel, n_tokens, seed, done, PROGRESS.say)
         _print_rates(found, name, asked)
         rows += found
         if out is not None:  # after each model: what was measured stays when the next one fails
-            scoring.write_rows(rows, out)
+            standalone.write_rows(rows, out)
     if out is not None:
         typer.echo(out)
 

@@ -7,7 +7,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.probe import probe_steps
 from rass_core.config import RassConfig
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
 from tasks.generate import TRAINED_SPLITS, Probed, try_writers, write_round
 from tasks.moderators import check_moderators
 from tasks.prompts import read_prompts

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rass_core.judges.calibration import Labelled
     from rass_core.judges.panel import Panel
     from rass_core.judges.verdict import Exchange, Verdict
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
 judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure the errors of the judges.")
 review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
@@ -66,8 +66,8 @@ def score(
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: judging the responses of {file} into {out}")
     from rass_core.judges.calibration import ALL
+    from rass_core.judges.score_file import WRITTEN_KINDS, ResponsesFile, layout_of, score_file
     from rass_core.judges.verdict import OUTCOMES
-    from rass_core.responses_file import WRITTEN_KINDS, ResponsesFile, layout_of, score_file
 
     input_file(file, JudgeError)
     out = check_out(out, WRITTEN_KINDS, (file, config), JudgeError)
@@ -123,8 +123,8 @@ def calibrate_command(
 
     from rass_core.judges.calibration import calibrate
     from rass_core.judges.calibration_page import page
-    from rass_core.responses_file import ResponsesFile, layout_of, read_labelled, whole_file
-    from rass_core.store import Lake
+    from rass_core.judges.score_file import ResponsesFile, layout_of, read_labelled, whole_file
+    from rass_core.lake.store import Lake
 
     panel = _panel(config)
     if labels is not None:
@@ -159,8 +159,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a spreadsheet for people to label, without the judges' verdicts."""
-    from rass_core.review import export as write
-    from rass_core.store import Lake
+    from rass_core.judges.human_review import export as write
+    from rass_core.lake.store import Lake
 
     done = write(Lake.open(lake, create=False), what.value, out, n=n, seed=seed, reviewer=reviewer)
     typer.echo(f"{out}: {done.n} {what.value} to label")
@@ -175,8 +175,8 @@ def import_command(
     reviewer: Annotated[str, typer.Option("--reviewer", metavar="NAME", help="Who labelled.")],
 ) -> None:
     """Import a person's labels as verdicts; they override the judges'."""
-    from rass_core.review import import_labels
-    from rass_core.store import Lake
+    from rass_core.judges.human_review import import_labels
+    from rass_core.lake.store import Lake
 
     done = import_labels(Lake.open(lake, create=False), file, reviewer)
     typer.echo(
@@ -195,8 +195,8 @@ def _panel(config: Path | None) -> "Panel":
 def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:
     """Read the responses that people labelled in a lake."""
     from rass_core.judges.calibration import Labelled
+    from rass_core.judges.human_review import labelled_responses
     from rass_core.judges.verdict import Exchange
-    from rass_core.review import labelled_responses
 
     rows = labelled_responses(lake)
     column = {name: [row[name] for row in rows] for name in ("label", "language", "model", "family", "weight")}

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from rass_core.preferences import PreferencePair
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
+from rass_core.mitigate.pairs import PreferencePair
 from tasks.card import write_cards
 from tasks.evaluate import compare, evaluate, evaluation_set, gate
 from tasks.generate import Probed

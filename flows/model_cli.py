@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rass_core.errors import ModelError
-from rass_core.fetched_models import MODELS, fetch, fetched_folder, is_fetched
+from rass_core.models.fetched import MODELS, fetch, fetched_folder, is_fetched
 from rass_core.paths import check_writable, user_path
 
 model = typer.Typer(no_args_is_help=True, help="Fetch a real chat model, and list those that can be fetched.")

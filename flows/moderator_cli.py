@@ -45,9 +45,9 @@ def train(
     path = check_out(out, (".npz",), prompts, JudgeError)
     for each in prompts:
         user_path(each, PromptError, "--prompts")
-    from rass_core.harm_training import LabelledPrompt, usable
-    from rass_core.harm_training import train as fit
-    from rass_core.prompts import PromptSource, load_prompts
+    from rass_core.data.prompts import PromptSource, load_prompts
+    from rass_core.moderators.harm_training import LabelledPrompt, usable
+    from rass_core.moderators.harm_training import train as fit
 
     settings = source_settings(
         label_map, language, text_column=text_column, language_column=language_column, label_column=label_column,
@@ -90,11 +90,11 @@ def check(
 
     A moderator of kind llm needs an endpoint here: the generator is only asked within a run.
     """
-    from rass_core import moderator_check as core
     from rass_core.config import load_config
+    from rass_core.data.prompts import load_prompts
     from rass_core.judges import PANEL
-    from rass_core.moderators import quorum_of
-    from rass_core.prompts import load_prompts
+    from rass_core.moderators import check as core
+    from rass_core.moderators.panel import quorum_of
 
     settings = load_config(config, seed=seed)
     quorum = quorum_of(settings.moderator, say=lambda line: TERMINAL.print(line, markup=False, soft_wrap=True))

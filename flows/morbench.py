@@ -11,11 +11,11 @@ from rich.table import Table
 
 from flows.generate import generate_steps
 from flows.probe import probe_steps
-from rass_core import morbench as core
+from rass_core.benchmark import build as core
 from rass_core.config import RassConfig
 from rass_core.errors import PromptError
+from rass_core.lake.store import Commit
 from rass_core.paths import user_path
-from rass_core.store import Commit
 from tasks.moderators import check_moderators
 from tasks.morbench import (
     HELD_OUT,

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from rass_core.config import ModelConfig, RassConfig
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
 from tasks.generate import Probed
 from tasks.probe import extract_activations, find_directions, measure_boundaries, verify_steering
 from tasks.prompts import read_prompts

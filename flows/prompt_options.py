@@ -41,7 +41,7 @@ def read_label_map(text: str | None) -> dict[str, str | None]:
     """
     from pydantic import ValidationError
 
-    from rass_core.prompts import PromptSource
+    from rass_core.data.prompts import PromptSource
     from rass_core.yaml_file import parse_yaml
 
     if text is None:
@@ -65,7 +65,7 @@ def source_settings(label_map: str | None, language: str | None = None, **column
         ConfigError: As `read_label_map`.
         LanguageError: An unknown language.
     """
-    from rass_core.language_tags import canonical_tag
+    from rass_core.languages.tags import canonical_tag
 
     given = {**columns, "label_map": read_label_map(label_map), "language": language and canonical_tag(language)}
     return {name: value for name, value in given.items() if value}

@@ -25,17 +25,17 @@ from pydantic import (
     model_validator,
 )
 
+from rass_core.data.prompts import Language, PromptSource
 from rass_core.errors import ConfigError, LakeError
-from rass_core.fetched_models import resolve_model
-from rass_core.gate import GateConfig
-from rass_core.jailbreaks import DRESSINGS
-from rass_core.mitigation.settings import TrainingSettings
-from rass_core.models import split_reference
-from rass_core.operators import INSTRUCTED, OPERATORS, Role, Steered
+from rass_core.evaluate.attacks import DRESSINGS
+from rass_core.evaluate.gate import GateConfig
+from rass_core.generate.operators import INSTRUCTED, OPERATORS, Role, Steered
+from rass_core.mitigate.settings import TrainingSettings
+from rass_core.models.fetched import resolve_model
+from rass_core.models.identity import split_reference
+from rass_core.models.urls import Address
 from rass_core.paths import short, user_path
-from rass_core.prompts import Language, PromptSource
 from rass_core.units import MAX_SEED
-from rass_core.urls import Address
 from rass_core.yaml_file import Place, YamlFile, read_yaml
 
 MAX_COUNT = 1_000_000

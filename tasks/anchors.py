@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rass_core.probe import split_of
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
+from rass_core.probe.geometry import split_of
 from tasks.generate import Probed
 from tasks.probe import outcomes_of
 from tasks.run import Run

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rass_core.mitigation.card import ModelCard, write_card
-from rass_core.preferences import PreferencePair, counts
-from rass_core.publish import artifact_of
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
+from rass_core.mitigate.card import ModelCard, write_card
+from rass_core.mitigate.pairs import PreferencePair, counts
+from rass_core.publish.release import artifact_of
 from tasks.mitigate import Variant
 from tasks.run import Run
 

@@ -13,11 +13,11 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.activations import load_causal_lm
-from rass_core.disjoint import overlaps, without_overlaps
-from rass_core.engine import Steering, SteeringVector
+from rass_core.data.decontamination import overlaps, without_overlaps
+from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
-from rass_core.evaluation import (
+from rass_core.evaluate.gate import GateResult, judge_gate
+from rass_core.evaluate.rates import (
     BENIGN,
     Answered,
     Outcome,
@@ -28,16 +28,16 @@ from rass_core.evaluation import (
     perplexity,
     variant_rows,
 )
-from rass_core.gate import GateResult, judge_gate
-from rass_core.interventions import ablating
+from rass_core.evaluate.samples import Question, Reply, ask, dress_all, question_of
 from rass_core.judges import PANEL, Verdict
-from rass_core.models import folder_id
-from rass_core.preferences import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
-from rass_core.probe import split_of
-from rass_core.prompts import load_prompts
-from rass_core.questions import Question, Reply, ask, dress_all, question_of
-from rass_core.store import Commit
-from rass_core.tables import digest
+from rass_core.lake.schema import digest
+from rass_core.lake.store import Commit
+from rass_core.mitigate.pairs import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
+from rass_core.models.identity import folder_id
+from rass_core.models.interventions import ablating
+from rass_core.models.residuals import load_causal_lm
+from rass_core.models.vllm_engine import Steering, SteeringVector
+from rass_core.probe.geometry import split_of
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
@@ -361,7 +361,7 @@ def _utility_rows(run: Run, variant: Variant) -> list[Row]:
     config = run.config.evaluate.utility
     if config is None:
         return []
-    from rass_core.utility import utility_rows
+    from rass_core.evaluate.lm_eval import utility_rows
 
     what = f"{variant.name}: running {', '.join(config.tasks)}"
     with _in_transformers(run, variant) as model, run.status(what):

@@ -10,22 +10,32 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.activations import decoder_blocks
-from rass_core.candidates import NO_PROMPT, Bounds, Candidate, counts, yields
-from rass_core.cleaning import Cleaner, KnownPrompts
 from rass_core.config import ModelConfig, WriterConfig
-from rass_core.endpoint import CutOff, Endpoint, NoAnswer
-from rass_core.engine import GenerationRequest, SteeringVector
+from rass_core.generate.acceptance import NO_PROMPT, Bounds, Candidate, counts, yields
+from rass_core.generate.cleaning import Cleaner, KnownPrompts
+from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS, instruction
+from rass_core.generate.scheduler import (
+    TRIAL,
+    Parent,
+    Slot,
+    Trial,
+    Yield,
+    choose_writers,
+    finalists,
+    plan_round,
+    plan_trial,
+)
+from rass_core.generate.writers import Writer, WritingDirections, content_directions, request_of, whole_text
 from rass_core.judges import PANEL
 from rass_core.judges.failures import Failures, no_verdict
-from rass_core.models import model_id
-from rass_core.moderators import BENIGN
-from rass_core.operators import OPERATORS, ROLES, STEERINGS, instruction
-from rass_core.probe import Direction, split_of
-from rass_core.rounds import TRIAL, Parent, Slot, Trial, Yield, choose_writers, finalists, plan_round, plan_trial
-from rass_core.store import Commit
-from rass_core.tables import prompt_id
-from rass_core.writers import Writer, WritingDirections, content_directions, request_of, whole_text
+from rass_core.lake.schema import prompt_id
+from rass_core.lake.store import Commit
+from rass_core.models.chat_client import CutOff, Endpoint, NoAnswer
+from rass_core.models.identity import model_id
+from rass_core.models.residuals import decoder_blocks
+from rass_core.models.vllm_engine import GenerationRequest, SteeringVector
+from rass_core.moderators.panel import BENIGN
+from rass_core.probe.geometry import Direction, split_of
 from tasks.probe import Gauge, Ruler, direction_with, directions_of, outcomes_of, read_anchors
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table

@@ -1,12 +1,12 @@
 """What a run is given, checked before anything is written; light to import, so that a mistake is reported at once."""
 
-from rass_core.chat import SHORT_ANSWER, ChatFormat
 from rass_core.config import ModelConfig, RassConfig
+from rass_core.data.prompts import LoadedPrompts, load_prompts
+from rass_core.generate.operators import ROLES
 from rass_core.judges.panel import check_judged
-from rass_core.loading import check_mendable, checked_folder, load_tokenizer
-from rass_core.models import model_id
-from rass_core.operators import ROLES
-from rass_core.prompts import LoadedPrompts, load_prompts
+from rass_core.models.chat import SHORT_ANSWER, ChatFormat
+from rass_core.models.identity import model_id
+from rass_core.models.loading import check_mendable, checked_folder, load_tokenizer
 
 _given: dict[str, LoadedPrompts] = {}
 _checked: dict[str, list[str]] = {}
@@ -75,19 +75,19 @@ def take_inputs(config: RassConfig) -> LoadedPrompts:
 
 def _check_mitigation(config: RassConfig) -> None:
     """Raise what would else be found only after the selection."""
-    from rass_core import utility
-    from rass_core.mitigation import train
-    from rass_core.questions import dressing_names
+    from rass_core.evaluate import lm_eval
+    from rass_core.evaluate.samples import dressing_names
+    from rass_core.mitigate import lora
 
     for source in config.evaluate.sources:
         check_judged(config.judge, load_prompts([source], config.prompts.max_characters).places)
     dressing_names(config.evaluate.jailbreaks)
     if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
-        train.check_installed()
+        lora.check_installed()
     if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
         check_mendable(config.model.reference)
     if config.evaluate.utility is not None:
-        utility.check_installed()
+        lm_eval.check_installed()
 
 
 def chat_of(model: ModelConfig) -> ChatFormat:

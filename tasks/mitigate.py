@@ -14,15 +14,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from rass_core.config import ModelConfig
-from rass_core.directions import cosine
 from rass_core.errors import BoundaryError
-from rass_core.mitigation.fitting import fitted_direction
-from rass_core.mitigation.surgical import removable, surgical
-from rass_core.mitigation.train import merge, train
-from rass_core.preferences import PreferencePair
-from rass_core.probe import Direction
-from rass_core.store import Commit
-from rass_core.tables import digest
+from rass_core.lake.schema import digest
+from rass_core.lake.store import Commit
+from rass_core.mitigate.learned_direction import fitted_direction
+from rass_core.mitigate.lora import merge, train
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.mitigate.weight_ablation import removable, surgical
+from rass_core.probe.directions import cosine
+from rass_core.probe.geometry import Direction
 from tasks.generate import Probed
 from tasks.preferences import mitigating
 from tasks.probe import direction_with, directions_of

@@ -6,10 +6,10 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core import moderator_check as core
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
+from rass_core.moderators import check as core
 from tasks.run import Run, table
 
 BATCH = 50

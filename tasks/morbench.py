@@ -12,20 +12,20 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from rass_core import morbench
-from rass_core.chat import check_length
+from rass_core.benchmark import build as morbench
+from rass_core.benchmark.build import BENIGN, BackTranslation, Benchmark, Candidate, Training
 from rass_core.config import MorbenchConfig
-from rass_core.engine import GenerationRequest
+from rass_core.data.prompts import load_prompts
 from rass_core.errors import SelectionError
+from rass_core.generate.operators import instruction
 from rass_core.judges import Verdict
 from rass_core.lab import world
 from rass_core.lab.contrasts import contrasts
-from rass_core.morbench import BENIGN, BackTranslation, Benchmark, Candidate, Training
-from rass_core.operators import instruction
-from rass_core.probe import split_of
-from rass_core.prompts import load_prompts
-from rass_core.store import Commit
-from rass_core.tables import digest, normalise, prompt_id
+from rass_core.lake.schema import digest, normalise, prompt_id
+from rass_core.lake.store import Commit
+from rass_core.models.chat import check_length
+from rass_core.models.vllm_engine import GenerationRequest
+from rass_core.probe.geometry import split_of
 from tasks.generate import Probed
 from tasks.probe import Gauge, Ruler, read_anchors
 from tasks.respond import verdict_row

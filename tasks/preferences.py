@@ -12,12 +12,12 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core import languages
 from rass_core.config import MitigateConfig
-from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ConfigError, SelectionError
-from rass_core.evaluation import Answered, answer_perplexities
-from rass_core.preferences import (
+from rass_core.evaluate.rates import Answered, answer_perplexities
+from rass_core.lake.store import Commit
+from rass_core.languages import identification
+from rass_core.mitigate.pairs import (
     AcceptanceLimits,
     PreferencePair,
     SteeredAnswer,
@@ -25,8 +25,8 @@ from rass_core.preferences import (
     perplexity_limit,
     rejection,
 )
-from rass_core.probe import Direction, openings_of
-from rass_core.store import Commit
+from rass_core.models.vllm_engine import Generation, GenerationRequest, Steering, SteeringVector
+from rass_core.probe.geometry import Direction, openings_of
 from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
@@ -190,8 +190,8 @@ def _examined(run: Run, rows: Sequence[Row], answers: Sequence[Generation]) -> l
 
 def _spoken(text: str, language: str) -> str | None:
     """Return the language of an answer, None where that cannot be told."""
-    is_in = languages.is_in(text, language)
-    return None if is_in is None else language if is_in else languages.identify([text])[0][0]
+    is_in = identification.is_in(text, language)
+    return None if is_in is None else language if is_in else identification.identify([text])[0][0]
 
 
 def _pairs(

@@ -9,21 +9,21 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core import causal
-from rass_core import probe as core
-from rass_core.activations import ResidualExtractor, activation_batches, decoder_blocks
-from rass_core.boundary import BoundaryEstimate, boundary_report, pool_reports
-from rass_core.causal import CausalPrompts, CausalTrial
 from rass_core.config import ModelConfig
-from rass_core.engine import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.errors import ActivationError, BoundaryError
-from rass_core.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_steps
 from rass_core.judges import PANEL
-from rass_core.metrics import wilson
-from rass_core.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
-from rass_core.models import model_id
-from rass_core.probe import Anchors, Direction
-from rass_core.store import Commit
+from rass_core.lake.store import Commit
+from rass_core.models.identity import model_id
+from rass_core.models.residuals import ResidualExtractor, activation_batches, decoder_blocks
+from rass_core.models.vllm_engine import Generation, GenerationRequest, Steering, SteeringVector
+from rass_core.probe import causal
+from rass_core.probe import geometry as core
+from rass_core.probe.boundary import BoundaryEstimate, boundary_report, pool_reports
+from rass_core.probe.causal import CausalPrompts, CausalTrial
+from rass_core.probe.geometry import Anchors, Direction
+from rass_core.probe.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_steps
+from rass_core.probe.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
+from rass_core.stats.intervals import wilson
 from tasks.rates import counted_outcome, rate_rows
 from tasks.run import Run, chat_of, table
 

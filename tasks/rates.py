@@ -5,7 +5,7 @@ from typing import Any
 
 from rass_core.errors import BoundaryError
 from rass_core.judges.verdict import NO_HELP_KINDS
-from rass_core.metrics import wilson
+from rass_core.stats.intervals import wilson
 from tasks.run import Run
 
 

@@ -13,13 +13,13 @@ from prefect.cache_policies import NO_CACHE
 import rass_core
 from rass_core.config import RassConfig, stored_config
 from rass_core.errors import LakeError, ModelError
-from rass_core.models import model_id
+from rass_core.lake.store import Commit, Lake
+from rass_core.models.identity import model_id
+from rass_core.models.self_check import SELF_CHECK
 from rass_core.report import write_report
 from rass_core.report.harm import harm_figures
 from rass_core.report.mitigation import change_rows_shown, gate_markdown
 from rass_core.report.page import READ, columns_shown
-from rass_core.self_check import SELF_CHECK
-from rass_core.store import Commit, Lake
 from tasks.run import Run
 
 VERSIONS = ("torch", "transformers", "tokenizers", "prefect", "pyarrow", "duckdb")

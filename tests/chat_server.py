@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rass_core.config import EndpointConfig
-from rass_core.endpoint import Endpoint
+from rass_core.models.chat_client import Endpoint
 
 KEY_VARIABLE = "RASS_TEST_KEY"
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.moderators import public
 from rass_core.errors import BoundaryError
-from rass_core.harm_classifier import MAX_CHARACTERS, HarmClassifier, ngram_counts, shipped
-from rass_core.harm_training import LabelledPrompt, errors, held_out_scores, train, usable
-from rass_core.metrics import auc_interval
+from rass_core.moderators.harm_classifier import MAX_CHARACTERS, HarmClassifier, ngram_counts, shipped
+from rass_core.moderators.harm_training import LabelledPrompt, errors, held_out_scores, train, usable
+from rass_core.stats.intervals import auc_interval
 
 RESULTS = Path(__file__).parents[1] / "results" / "moderators.csv"
 Pair = tuple[str, str, tuple[str, ...]]

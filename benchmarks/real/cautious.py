@@ -32,14 +32,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.real.refusals import REFUSALS
-from rass_core.activations import DTYPES, decoder_blocks, load_causal_lm
-from rass_core.chat import ChatFormat
-from rass_core.cleaning import Cleaner
-from rass_core.disjoint import NearDuplicates
-from rass_core.engine import GenerationRequest, SteeredEngine
-from rass_core.fetched_models import models_folder, resolve_model
+from rass_core.data.decontamination import NearDuplicates
+from rass_core.generate.cleaning import Cleaner
 from rass_core.judges.panel import default_panel
-from rass_core.metrics import wilson
+from rass_core.models.chat import ChatFormat
+from rass_core.models.fetched import models_folder, resolve_model
+from rass_core.models.residuals import DTYPES, decoder_blocks, load_causal_lm
+from rass_core.models.vllm_engine import GenerationRequest, SteeredEngine
+from rass_core.stats.intervals import wilson
 
 Prompt = dict[str, str]
 Row = dict[str, Any]

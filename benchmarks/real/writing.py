@@ -16,8 +16,8 @@ from prefect import flow
 from flows.probe import probe_steps
 from flows.server import prefect_server
 from rass_core.config import RassConfig, load_config
-from rass_core.rounds import plan_trial
-from rass_core.writers import Writer
+from rass_core.generate.scheduler import plan_trial
+from rass_core.generate.writers import Writer
 from tasks.generate import (
     TRAINED_SPLITS,
     Workbench,

@@ -14,17 +14,17 @@ from benchmarks.selection import probing
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.probing import log_odds
 from benchmarks.selection.setting import Bench, Question, Recipe
-from rass_core.activations import load_causal_lm
-from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig, load_config
-from rass_core.disjoint import overlaps
+from rass_core.data.decontamination import overlaps
 from rass_core.errors import PromptError
 from rass_core.lab import world
 from rass_core.lab.prompts import held_out_sentences
-from rass_core.mitigation.settings import TrainingSettings
-from rass_core.preferences import PreferencePair
-from rass_core.probe import split_of
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.mitigate.settings import TrainingSettings
+from rass_core.models.chat import ChatFormat
+from rass_core.models.residuals import load_causal_lm
+from rass_core.probe.geometry import split_of
 
 MAX_NEW_TOKENS = 12
 EVALUATED = {"pseudo_harmful": 180, "harmful": 120, "harmless": 40}

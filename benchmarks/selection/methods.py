@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import SelectionError
-from rass_core.selection import ForetoldTraining, Influence, fill_quotas
+from rass_core.select.quotas import ForetoldTraining, Influence, fill_quotas
 
 Array = np.ndarray[Any, Any]
 

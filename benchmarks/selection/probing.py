@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.selection.methods import Candidate
-from rass_core import causal
-from rass_core import probe as core
-from rass_core.activations import ResidualExtractor, decoder_blocks
-from rass_core.boundary import BoundaryEstimate, boundary_report
-from rass_core.chat import ChatFormat
 from rass_core.config import Openings, ProbeConfig
-from rass_core.influence import refusal_gradients
-from rass_core.interventions import opening_log_odds
-from rass_core.preferences import PreferencePair
-from rass_core.probe import Anchors, Direction
-from rass_core.selection import Influence
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.models.chat import ChatFormat
+from rass_core.models.interventions import opening_log_odds
+from rass_core.models.residuals import ResidualExtractor, decoder_blocks
+from rass_core.probe import causal
+from rass_core.probe import geometry as core
+from rass_core.probe.boundary import BoundaryEstimate, boundary_report
+from rass_core.probe.geometry import Anchors, Direction
+from rass_core.select.influence import refusal_gradients
+from rass_core.select.quotas import Influence
 
 
 @dataclass(frozen=True)

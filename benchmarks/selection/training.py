@@ -4,7 +4,7 @@ Runs end at different places of one trade-off between over-refusal and safety. T
 also counted what is refused with a constant added to the log-odds of refusal, by which as many harmful prompts
 are refused as by the untrained model.
 
-The loss, the schedule and the adapter are those of `rass_core.mitigation.train` with method sft (`--check-trainer`
+The loss, the schedule and the adapter are those of `rass_core.mitigate.lora` with method sft (`--check-trainer`
 compares the two); what differs is that everything stays in one process, the kinds of pairs have fixed shares of a
 batch, and the number of steps is given, so that a smaller selection is trained on as long as a larger one.
 """
@@ -19,12 +19,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.selection.setting import Bench, Question, Recipe
-from rass_core.chat import ChatFormat
-from rass_core.interventions import opening_log_odds, told_apart
 from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
-from rass_core.mitigation.train import Tokens, end_of_answer, tokenised
-from rass_core.preferences import PreferencePair, check_pairs
+from rass_core.mitigate.lora import Tokens, end_of_answer, tokenised
+from rass_core.mitigate.pairs import PreferencePair, check_pairs
+from rass_core.models.chat import ChatFormat
+from rass_core.models.interventions import opening_log_odds, told_apart
 
 
 def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Recipe, seed: int) -> Any:

@@ -15,13 +15,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rass_core.activations import decoder_blocks, load_causal_lm
-from rass_core.causal import CausalPrompts, CausalTrial
-from rass_core.chat import ChatFormat
 from rass_core.config import DEFAULT_OPENINGS, ProbeConfig
-from rass_core.interventions import OpeningReader, PlainPrompts, ablating, adding, kl_divergence, opening_log_odds
-from rass_core.packed import PackedPrompts
-from rass_core.probe import Direction
+from rass_core.models.chat import ChatFormat
+from rass_core.models.interventions import (
+    OpeningReader,
+    PlainPrompts,
+    ablating,
+    adding,
+    kl_divergence,
+    opening_log_odds,
+)
+from rass_core.models.packed import PackedPrompts
+from rass_core.models.residuals import decoder_blocks, load_causal_lm
+from rass_core.probe.causal import CausalPrompts, CausalTrial
+from rass_core.probe.geometry import Direction
 
 N_PROMPTS = 40
 N_TOKENS = 150

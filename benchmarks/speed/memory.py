@@ -36,7 +36,7 @@ def measure(model_folder: Path, data_folder: Path) -> list[dict[str, Any]]:
 
 def pairs_of(data: Path, n: int) -> list[Any]:
     """Return n pairs of each kind with answers of about 45 tokens, on public prompts."""
-    from rass_core.preferences import KINDS, PreferencePair
+    from rass_core.mitigate.pairs import KINDS, PreferencePair
 
     texts = public_prompts(data, n * len(KINDS))
     pairs = []
@@ -52,7 +52,7 @@ def fit(model: str, data: Path) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoConfig
 
-    from rass_core.mitigation.fitting import fitted_direction
+    from rass_core.mitigate.learned_direction import fitted_direction
 
     pairs = pairs_of(data, N_PAIRS)
     d_model = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().hidden_size
@@ -62,8 +62,8 @@ def fit(model: str, data: Path) -> dict[str, Any]:
 
 def teach(method: Any, model: str, data: Path) -> dict[str, Any]:
     """Train for one step of 16 pairs."""
-    from rass_core.mitigation.settings import TrainingSettings
-    from rass_core.mitigation.train import train
+    from rass_core.mitigate.lora import train
+    from rass_core.mitigate.settings import TrainingSettings
 
     pairs = pairs_of(data, -(-N_TRAINED // 3))[:N_TRAINED]
     with tempfile.TemporaryDirectory() as folder:

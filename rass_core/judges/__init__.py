@@ -2,8 +2,8 @@
 
 from rass_core.judges.panel import PANEL, Judged, Panel
 from rass_core.judges.phrases import PhraseJudge
-from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import OUTCOMES, Exchange, Judge, Outcome, Verdict, primary
+from rass_core.models.thinking import split_thinking
 
 __all__ = [
     "OUTCOMES", "PANEL", "Exchange", "Judge", "Judged", "Outcome", "Panel", "PhraseJudge", "Verdict",

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rass_core.errors import BoundaryError, JudgeError
 from rass_core.judges.panel import PANEL
 from rass_core.judges.verdict import Verdict, primary
-from rass_core.metrics import Array, equal_mass_bins, family_counts, rogan_gladen, wilson
+from rass_core.stats.intervals import Array, equal_mass_bins, family_counts, rogan_gladen, wilson
 
 ALL = "all"
 """Stands for every language, model or family together."""

@@ -29,8 +29,8 @@ from rass_core.judges.phrases import (
     signals,
 )
 from rass_core.judges.verdict import Exchange, Verdict, primary
-from rass_core.judges.visible import fold, has_letters, own_words
-from rass_core.metrics import Array
+from rass_core.judges.visible_text import fold, has_letters, own_words
+from rass_core.stats.intervals import Array
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix  # takes a fifth of a second, and judging does without it

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rass_core.endpoint import NoAnswer
 from rass_core.judges.phrases import OPENING_CHARACTERS, signals
-from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import KINDS
-from rass_core.judges.visible import fold
+from rass_core.judges.visible_text import fold
+from rass_core.models.chat_client import NoAnswer
+from rass_core.models.thinking import split_thinking
 
 REASON_CHARACTERS = 200
 LONGEST_READ = 10_000

@@ -4,15 +4,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rass_core.endpoint import NoAnswer
 from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import declines
-from rass_core.judges.llm import defused, shortened
-from rass_core.judges.thinking import CUT_OFF, split_thinking
+from rass_core.judges.rubric import defused, shortened
 from rass_core.judges.verdict import Exchange, Verdict
-from rass_core.loading import checked_folder
-from rass_core.models import model_folder, model_id
+from rass_core.models.chat_client import NoAnswer
+from rass_core.models.identity import model_folder, model_id
+from rass_core.models.loading import checked_folder
+from rass_core.models.thinking import CUT_OFF, split_thinking
 
 BATCH_SIZE = 16
 _SAYS_REFUSAL = re.compile(r"refus", re.IGNORECASE)
@@ -193,7 +193,7 @@ class Writer:
 
     def _ids(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         if self._as_chat:
-            from rass_core.chat import ChatFormat
+            from rass_core.models.chat import ChatFormat
 
             self._chat = self._chat or ChatFormat(tokenizer)
             return [self._chat.ids(text) for text in texts]
@@ -221,7 +221,7 @@ class Writer:
     def _load(self) -> tuple[Any, Any]:
         import torch
 
-        from rass_core.activations import load_causal_lm
+        from rass_core.models.residuals import load_causal_lm
 
         model, tokenizer = load_causal_lm(self._model, "bfloat16" if torch.cuda.is_available() else "float32")
         return model, _with_padding(tokenizer)

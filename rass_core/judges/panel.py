@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.config import JudgeConfig, JudgeMember
-from rass_core.endpoint import Complete, Endpoint, Say, ignored
 from rass_core.errors import JudgeError
 from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.phrases import PhraseJudge, covered
-from rass_core.judges.thinking import CUT_OFF, split
 from rass_core.judges.verdict import Exchange, Judge, Verdict, primary
+from rass_core.models.chat_client import Complete, Endpoint, Say, ignored
+from rass_core.models.thinking import CUT_OFF, split
 
 PANEL = "panel"
 """The name under which a panel's own word stands in `verdicts`, beside its members' votes."""
@@ -219,7 +219,7 @@ def _judge_of(member: JudgeMember, generator: Complete | None, say: Say) -> Judg
         if member.template is None:
             return HfClassifierJudge(name, member.refusal_labels, member.partial_labels, with_prompt=member.with_prompt)
         return HfGenerationJudge(name, member.template, str(member.refusal_pattern), str(member.compliance_pattern))
-    from rass_core.judges.llm import LlmJudge
+    from rass_core.judges.rubric import LlmJudge
 
     if member.endpoint is not None:
         return LlmJudge(Endpoint(member.endpoint, say), f"llm:{member.endpoint.model}", member.n_attempts)

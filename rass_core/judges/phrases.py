@@ -46,10 +46,10 @@ from typing import Any
 import yaml
 
 from rass_core.judges.expressions import union
-from rass_core.judges.thinking import split_thinking
 from rass_core.judges.verdict import Exchange, Verdict, primary
-from rass_core.judges.visible import fold, has_letters, n_letters, own_words, without_quotations
+from rass_core.judges.visible_text import fold, has_letters, n_letters, own_words, without_quotations
 from rass_core.judges.wrapping import Shown, unwrap
+from rass_core.models.thinking import split_thinking
 
 HEAD_CHARACTERS = 400
 """Refusals announce themselves early; what stands later is more often a caveat."""

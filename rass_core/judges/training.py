@@ -29,7 +29,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
 from rass_core.judges.phrases import LONGEST_READ, by_phrases, covered, read, signals
 from rass_core.judges.verdict import Exchange
-from rass_core.metrics import Array
+from rass_core.stats.intervals import Array
 
 HEAD_CHARACTERS = 80
 """Example heads are cut here: as stored, their length gives the label away."""

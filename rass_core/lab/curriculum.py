@@ -12,9 +12,9 @@ from functools import cache
 
 import numpy as np
 
+from rass_core.generate.operators import instruction
 from rass_core.lab import world
 from rass_core.lab.world import Sentence
-from rass_core.operators import instruction
 
 REFUSAL_NOISE = 0.2
 """Logistic scale of the coin that decides a refusal in the training data, in units of danger."""

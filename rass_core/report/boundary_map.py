@@ -8,7 +8,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rass_core.metrics import wilson
 from rass_core.report.figures import (
     B_COLOUR,
     B_FILL,
@@ -23,6 +22,7 @@ from rass_core.report.figures import (
 )
 from rass_core.report.points import KIND_NAMES, KINDS, OUTCOMES, Point, Row, held_out, margin_span
 from rass_core.report.words import hover_text, inert, show_number, show_percent
+from rass_core.stats.intervals import wilson
 
 MAP_POINTS_PER_LANGUAGE = 2000
 MAP_BYTES = 2_200_000

@@ -6,7 +6,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from rass_core.compare import beside
 from rass_core.report.figures import (
     B_COLOUR,
     BAND_COLOUR,
@@ -20,6 +19,7 @@ from rass_core.report.figures import (
     lay_out,
 )
 from rass_core.report.points import Row, over_refusal_band
+from rass_core.report.side_by_side import beside
 from rass_core.report.words import distinct_names, inert, language_name, show_interval, show_number, show_share
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rass_core import moderator_check as check
 from rass_core.errors import BoundaryError
 from rass_core.judges.panel import PANEL
+from rass_core.moderators import check
 from rass_core.report.points import Row
 from rass_core.report.words import language_name, show_percent
 

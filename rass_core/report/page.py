@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from rass_core.errors import LakeError
+from rass_core.lake.schema import TABLES
 from rass_core.report.answers import answer_table
 from rass_core.report.boundary_map import MAP_BYTES, harm_map, margin_histogram, prompt_map, refusal_curve, sample
 from rass_core.report.comparison import boundary_table, forest, models_section
@@ -42,7 +43,6 @@ from rass_core.report.words import (
     timing,
     why_unidentified,
 )
-from rass_core.tables import TABLES
 
 TABLE_ROWS_PER_LANGUAGE = 200
 TABLE_ROWS = 1000
@@ -76,7 +76,7 @@ def write_report(tables: Mapping[str, pa.Table], out: Path, *, title: str, run: 
     """Write the report of one run as one HTML file, atomically, and return its path.
 
     Args:
-        tables: Table name → rows of this run, in the schemas of `rass_core.tables`; one that is
+        tables: Table name → rows of this run, in the schemas of `rass_core.lake.schema`; one that is
             absent counts as empty. Every text in them is untrusted and escaped.
         out: The file to write; its folder is made.
         title: Heading of the page.
@@ -114,7 +114,7 @@ def _rows(name: str, table: pa.Table | None) -> list[Row]:
     columns = columns_shown(name)
     missing = [column for column in columns if column not in table.column_names]
     if missing:
-        raise LakeError(f"report: table {name} has no column {', '.join(missing)}; see rass_core/tables.py")
+        raise LakeError(f"report: table {name} has no column {', '.join(missing)}; see rass_core/lake/schema.py")
     return table.select(columns).to_pylist()  # type: ignore[no-any-return]
 
 

@@ -7,8 +7,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rass_core.misalignment import BOTH, EARLY, NEITHER, OTHER_AXIS
-from rass_core.operators import LANGUAGE_NAMES
+from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.probe.misalignment import BOTH, EARLY, NEITHER, OTHER_AXIS
 from rass_core.report.points import Row, over_refusal_band
 
 SHARE_METRICS = tuple((f"over_refused_{place}", "pseudo_harmful") for place in ("below", "in_band", "beyond"))

@@ -29,7 +29,7 @@ Damage = Callable[[Path], object]
 def whole_lake() -> Path:
     """Return a lake with a finished, gated run of one model and an older probe of another, its report in it."""
     from rass_core.config import RassConfig
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
     from tests.report_pages import TARGET, boundary, plausible
 
     folder = Path(tempfile.mkdtemp(prefix="rass-bad-inputs-"))
@@ -71,7 +71,7 @@ def whole_lake() -> Path:
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
-    from rass_core.tables import TABLES
+    from rass_core.lake.schema import TABLES
 
     return pa.Table.from_pylist(rows, schema=TABLES[name])
 
@@ -88,7 +88,7 @@ def lake(*damages: Damage) -> Damage:
 
 
 def empty(path: Path) -> None:
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
     Lake.open(path)
     shutil.rmtree(path / "_staging", ignore_errors=True)
@@ -180,7 +180,7 @@ def new_run(**changes: Any) -> Damage:
     """Return what adds a newer run, a copy of the finished one with changes."""
 
     def damage(path: Path) -> None:
-        from rass_core.store import Lake
+        from rass_core.lake.store import Lake
 
         there = Lake.open(path)
         row = there.query("SELECT * FROM runs").to_pylist()[0]
@@ -416,7 +416,7 @@ def _released(folder: Path, out: str) -> None:
 
 def _made_again(path: Path) -> None:
     """Write a damaged commit again by another run, as resuming does."""
-    from rass_core.store import Lake
+    from rass_core.lake.store import Lake
 
     file = path / part("margins")
     rows = pq.ParquetFile(file).read()

@@ -22,7 +22,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rass_core.activations import (
+from rass_core.errors import ActivationError, ModelError
+from rass_core.lake.schema import TABLES
+from rass_core.models.residuals import (
     MAX_PADDING,
     ResidualExtractor,
     activation_batches,
@@ -31,8 +33,6 @@ from rass_core.activations import (
     load_causal_lm,
     logits_at,
 )
-from rass_core.errors import ActivationError, ModelError
-from rass_core.tables import TABLES
 from tests.tiny_models import build, tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "mistral", "phi3", "gpt_neox", "mixtral")
@@ -111,7 +111,7 @@ def test_a_model_that_cannot_share_reads_whole_prompts(
 
     for cache, reason in ((Forgetful, "gives other numbers"), (Broken, "NotImplementedError")):
         caplog.clear()
-        monkeypatch.setattr("rass_core.activations.DynamicCache", cache)
+        monkeypatch.setattr("rass_core.models.residuals.DynamicCache", cache)
         torch.testing.assert_close(ResidualExtractor(llama, LAYERS, POSITIONS)(prompts), expected, atol=1e-4, rtol=0)
         assert reason in caplog.text
 
@@ -238,7 +238,7 @@ def test_what_cannot_be_read_is_refused(llama: Any) -> None:
 
 
 def test_record_batches_follow_the_table(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rass_core.activations.ROWS_PER_RECORD_BATCH", 12)
+    monkeypatch.setattr("rass_core.models.residuals.ROWS_PER_RECORD_BATCH", 12)
     prompts = prompts_of([9, 30, 28, 5, 29])
     ids = [f"id{i}" for i in range(5)]
     extractor = ResidualExtractor(llama, LAYERS, POSITIONS, 100)

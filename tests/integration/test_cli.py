@@ -14,8 +14,8 @@ import yaml
 
 from flows.cli import DEMO_CONFIG
 from rass_core.lab.training import build_model, build_tokenizer, save
-from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 from tests.report_pages import boundary
 
 LAB = Path(DEMO_CONFIG).parent
@@ -154,8 +154,8 @@ def test_a_stage_without_its_forerunner_names_the_command(tmp_path: Path) -> Non
 
 
 def test_sql_prints_tables_csv_and_json(tmp_path: Path) -> None:
-    from rass_core.store import Lake
-    from rass_core.tables import TABLES
+    from rass_core.lake.schema import TABLES
+    from rass_core.lake.store import Lake
 
     lake = Lake.open(tmp_path / "lake")
     row = dict.fromkeys(TABLES["prompts"].names) | {"prompt_id": "a", "text": "[bold]x", "language": "en"}

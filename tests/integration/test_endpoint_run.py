@@ -17,8 +17,8 @@ from flows.cli import DEMO_CONFIG, app
 from rass_core.config import EndpointConfig, JudgeMember, ModeratorMember, RassConfig, load_config
 from rass_core.errors import EndpointError
 from rass_core.lab import world
-from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 from tasks.progress import CONSOLE
 from tests.chat_server import Reply, asked, chat, error, form, server
 

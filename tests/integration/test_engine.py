@@ -13,16 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import rass_core.lab
-from rass_core.activations import load_causal_lm
-from rass_core.directions import difference_in_means
-from rass_core.endpoint import ask_engine
-from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 from rass_core.errors import ModelError, SteeringError
-from rass_core.interventions import ablating, adding
 from rass_core.judges.panel import default_panel
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import is_answer
-from rass_core.steering_worker import HeldVector
+from rass_core.models.chat_client import ask_engine
+from rass_core.models.interventions import ablating, adding
+from rass_core.models.residuals import load_causal_lm
+from rass_core.models.vllm_engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
+from rass_core.models.vllm_worker import HeldVector
+from rass_core.probe.directions import difference_in_means
 from tests.tiny_models import D_MODEL, N_LAYERS, build, build_writer
 
 LAB = Path(rass_core.lab.__file__).parent / "weights" / "balanced"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from rass_core.activations import ResidualExtractor, decoder_blocks, load_causal_lm
 from rass_core.errors import ActivationError, ConfigError, ModelError, SteeringError
-from rass_core.interventions import ablating, adding, kl_divergence, last_token_logprobs, opening_log_odds
+from rass_core.models.interventions import ablating, adding, kl_divergence, last_token_logprobs, opening_log_odds
+from rass_core.models.residuals import ResidualExtractor, decoder_blocks, load_causal_lm
 from tests.tiny_models import build
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "mistral", "phi3", "gpt_neox", "mixtral")

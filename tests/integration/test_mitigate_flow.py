@@ -20,9 +20,9 @@ from flows.probe import probe_steps
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import GateError, RassError
 from rass_core.lab import world
-from rass_core.mitigation.train import merge
-from rass_core.preferences import PreferencePair
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
+from rass_core.mitigate.lora import merge
+from rass_core.mitigate.pairs import PreferencePair
 from tasks.evaluate import stop_at_gate
 from tasks.preferences import build_preferences, read_pairs
 from tasks.prompts import read_prompts

@@ -18,21 +18,28 @@ import yaml
 from safetensors.torch import load_file
 
 import rass_core.lab
-from rass_core.activations import load_causal_lm
-from rass_core.chat import ChatFormat
-from rass_core.directions import cosine
 from rass_core.errors import ActivationError, ConfigError, ModelError, PromptError
-from rass_core.export import DatasetCard, Origin, export_axolotl, export_dataset, export_llama_factory, export_trl
 from rass_core.lab import world
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
-from rass_core.mitigation.card import ModelCard, write_card
-from rass_core.mitigation.fitting import fitted_direction
-from rass_core.mitigation.settings import TrainingSettings
-from rass_core.mitigation.surgical import surgical
-from rass_core.mitigation.train import Training, end_of_answer, merge, micro_batch_size, tokenised, train
-from rass_core.preferences import PreferencePair
-from rass_core.tables import prompt_id
+from rass_core.lake.schema import prompt_id
+from rass_core.mitigate.card import ModelCard, write_card
+from rass_core.mitigate.learned_direction import fitted_direction
+from rass_core.mitigate.lora import Training, end_of_answer, merge, micro_batch_size, tokenised, train
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.mitigate.settings import TrainingSettings
+from rass_core.mitigate.weight_ablation import surgical
+from rass_core.models.chat import ChatFormat
+from rass_core.models.residuals import load_causal_lm
+from rass_core.probe.directions import cosine
+from rass_core.publish.formats import (
+    DatasetCard,
+    Origin,
+    export_axolotl,
+    export_dataset,
+    export_llama_factory,
+    export_trl,
+)
 from tests import tiny_models
 
 LAB = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rass_core.activations import load_causal_lm
-from rass_core.engine import GenerationRequest, SteeredEngine, longest_request
 from rass_core.errors import ModelError, SteeringError
-from rass_core.self_check import SELF_CHECK, check_engine
-from rass_core.steering_worker import SteeringExtension
+from rass_core.models.residuals import load_causal_lm
+from rass_core.models.self_check import SELF_CHECK, check_engine
+from rass_core.models.vllm_engine import GenerationRequest, SteeredEngine, longest_request
+from rass_core.models.vllm_worker import SteeringExtension
 from tests.tiny_models import build, tokenizer
 
 FIGURES = ["stream_difference, plain", "logprob_difference, plain", "stream_difference, steered",

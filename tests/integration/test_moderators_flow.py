@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from flows.cli import DEMO_CONFIG, app
 from rass_core.errors import JudgeError
-from rass_core.harm_classifier import N_COLUMNS, HarmClassifier
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
+from rass_core.moderators.harm_classifier import N_COLUMNS, HarmClassifier
 
 LANGUAGES = ("en", "de", "fr", "es", "zh")
 

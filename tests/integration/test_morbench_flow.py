@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from rass_core import morbench
+from rass_core.benchmark import build as morbench
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import JudgeError, ModelError, PromptError, RassError
 from rass_core.lab import world
-from rass_core.probe import split_of
-from rass_core.store import Lake
-from rass_core.tables import TABLES, digest
+from rass_core.lake.schema import TABLES, digest
+from rass_core.lake.store import Lake
+from rass_core.probe.geometry import split_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lab-morbench.yaml"
 LANGUAGES = ("de", "en")
@@ -221,7 +221,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
 def test_a_mended_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from rass_core.activations import load_causal_lm
+    from rass_core.models.residuals import load_causal_lm
 
     base, tokenizer = load_causal_lm(str(model("cautious")), "float32", device="cpu")
     adapted = get_peft_model(base, LoraConfig(r=1, target_modules=["down_proj"], init_lora_weights=True))

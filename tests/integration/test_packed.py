@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from rass_core import causal, interventions
-from rass_core.activations import load_causal_lm
 from rass_core.config import ProbeConfig
 from rass_core.errors import ActivationError, ModelError, SteeringError
-from rass_core.interventions import PlainPrompts, ablating, adding, opening_log_odds, prompt_reader
-from rass_core.packed import PackedPrompts, attention_windows
-from rass_core.probe import Direction
+from rass_core.models import interventions
+from rass_core.models.interventions import PlainPrompts, ablating, adding, opening_log_odds, prompt_reader
+from rass_core.models.packed import PackedPrompts, attention_windows
+from rass_core.models.residuals import load_causal_lm
+from rass_core.probe import causal
+from rass_core.probe.geometry import Direction
 from tests.tiny_models import ARCHITECTURES, build
 
 DRAW = random.Random(1)
@@ -123,7 +124,7 @@ def test_other_numbers_make_it_plain(
     monkeypatch.setattr(interventions, "_longest_checked", {})
     monkeypatch.setattr(interventions, "_unpackable", {})
     # As if every token saw only its neighbour: a mask that this model does not have.
-    monkeypatch.setattr("rass_core.packed.attention_windows", lambda model: {"full_attention": 2})
+    monkeypatch.setattr("rass_core.models.packed.attention_windows", lambda model: {"full_attention": 2})
     same(opening_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES), expected)
     assert "packed rows differ by" in caplog.text
     assert isinstance(prompt_reader(llama, PROMPTS, OPENINGS), PlainPrompts)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rass_core import fetched_models
-from rass_core.activations import ResidualExtractor, load_causal_lm
-from rass_core.chat import ChatFormat
-from rass_core.engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 from rass_core.errors import ModelError
-from rass_core.fetched_models import MODELS, DownloadError, fetch, fetched_folder, is_fetched, weights_digest
-from rass_core.interventions import ablating, adding, last_token_logprobs
+from rass_core.models import fetched
+from rass_core.models.chat import ChatFormat
+from rass_core.models.fetched import MODELS, DownloadError, fetch, fetched_folder, is_fetched, weights_digest
+from rass_core.models.interventions import ablating, adding, last_token_logprobs
+from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.models.vllm_engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
 
 pytestmark = pytest.mark.real
 
@@ -124,7 +124,7 @@ def test_a_second_fetch_keeps_the_folder(folder: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> Path:
         raise AssertionError("downloaded again")
 
-    monkeypatch.setattr(fetched_models, "_download", refuse)
+    monkeypatch.setattr(fetched, "_download", refuse)
     model = MODELS["smollm2"]
     assert is_fetched(folder)
     assert (folder / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")

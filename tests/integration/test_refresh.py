@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from flows.cli import DEMO_CONFIG, app
 from rass_core.config import JudgeConfig, RassConfig, load_config
 from rass_core.errors import ModelError
-from rass_core.influence import RefusalGradients, refusal_gradients
 from rass_core.lab import world
-from rass_core.misalignment import EARLY
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
+from rass_core.probe.misalignment import EARLY
+from rass_core.select.influence import RefusalGradients, refusal_gradients
 from tasks import select
 from tests.tiny_models import build
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
 
 N_KILLS, N_COMMITS = 20, 600
 N_PROMPTS, N_MARGINS = 3, 2000

@@ -12,18 +12,18 @@ import torch
 import yaml
 
 import rass_core.lab
-from rass_core.activations import ResidualExtractor, load_causal_lm
-from rass_core.chat import ChatFormat
 from rass_core.config import UtilityConfig
-from rass_core.directions import difference_in_means
 from rass_core.errors import ConfigError, PromptError
-from rass_core.interventions import ablating
+from rass_core.evaluate.lm_eval import measure_utility, utility_rows
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
-from rass_core.metrics import wilson
-from rass_core.store import Lake
-from rass_core.tables import TABLES
-from rass_core.utility import measure_utility, utility_rows
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
+from rass_core.models.chat import ChatFormat
+from rass_core.models.interventions import ablating
+from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.probe.directions import difference_in_means
+from rass_core.stats.intervals import wilson
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'rass[utility]'")
 

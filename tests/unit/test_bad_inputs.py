@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rass_core.config import load_config
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
 from tests.bad_inputs import CASES
 from tests.bad_inputs.case import Case, Ended, arguments, make, run, snapshot
 from tests.bad_inputs.configurations import READ

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.moderators import public
-from rass_core.harm_classifier import shipped
+from rass_core.moderators.harm_classifier import shipped
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -11,7 +11,9 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from rass_core.boundary import (
+from rass_core.errors import ActivationError, BoundaryError, PromptError
+from rass_core.lake.schema import TABLES
+from rass_core.probe.boundary import (
     LABELS,
     Boundary,
     boundary_report,
@@ -22,8 +24,6 @@ from rass_core.boundary import (
     pool_reports,
     refusal_curve,
 )
-from rass_core.errors import ActivationError, BoundaryError, PromptError
-from rass_core.tables import TABLES
 
 MEANS = {"harmful": 1.0, "harmless": -1.0, "pseudo_harmful": 0.1}
 Prompts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

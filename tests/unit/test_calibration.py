@@ -22,7 +22,7 @@ from rass_core.judges.calibration import (
 )
 from rass_core.judges.calibration_page import page, shown
 from rass_core.judges.verdict import Verdict
-from rass_core.metrics import expected_calibration_error, wilson
+from rass_core.stats.intervals import expected_calibration_error, wilson
 
 
 def verdict(outcome: str, score: float | None = None) -> Verdict:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from rass_core.candidates import Bounds, Candidate, counts
+from rass_core.generate.acceptance import Bounds, Candidate, counts
+from rass_core.generate.scheduler import Slot
+from rass_core.generate.writers import Writer
 from rass_core.judges import PANEL, Verdict
-from rass_core.rounds import Slot
-from rass_core.writers import Writer
 
 
 @pytest.mark.parametrize(

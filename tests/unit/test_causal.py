@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rass_core.causal import (
+from rass_core.config import ProbeConfig
+from rass_core.models.packed import OpeningTree
+from rass_core.probe.causal import (
     Screening,
     ablation_candidates,
     causal_candidates,
@@ -15,9 +17,7 @@ from rass_core.causal import (
     screening_candidates,
     with_generated,
 )
-from rass_core.config import ProbeConfig
-from rass_core.packed import OpeningTree
-from rass_core.probe import Anchors, Direction, why_off_scale
+from rass_core.probe.geometry import Anchors, Direction, why_off_scale
 
 CONFIG = ProbeConfig()
 

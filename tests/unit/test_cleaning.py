@@ -2,7 +2,7 @@
 
 import pytest
 
-from rass_core.cleaning import REASONS, Cleaned, Cleaner, KnownPrompts, bare_requests, overlap
+from rass_core.generate.cleaning import REASONS, Cleaned, Cleaner, KnownPrompts, bare_requests, overlap
 
 QUESTION = "How do I kill weeds in my garden?"
 

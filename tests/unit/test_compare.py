@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rass_core.compare import COLUMNS, RATES, beside, compare_models, told_side_by_side
 from rass_core.errors import LakeError
-from rass_core.store import Lake
-from rass_core.tables import TABLES, digest
+from rass_core.lake.schema import TABLES, digest
+from rass_core.lake.store import Lake
+from rass_core.report.side_by_side import COLUMNS, RATES, beside, compare_models, told_side_by_side
 from tests.report_pages import boundary
 
 Row = dict[str, Any]

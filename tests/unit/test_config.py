@@ -13,7 +13,7 @@ from pydantic import ValidationError
 import rass_core
 from rass_core.config import DEFAULT_OPENINGS, RassConfig, load_config
 from rass_core.errors import ConfigError
-from rass_core.interventions import told_apart
+from rass_core.models.interventions import told_apart
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
 TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")

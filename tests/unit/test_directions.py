@@ -7,7 +7,8 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
-from rass_core.directions import (
+from rass_core.errors import ActivationError
+from rass_core.probe.directions import (
     METHODS,
     cosine,
     difference_in_means,
@@ -18,7 +19,6 @@ from rass_core.directions import (
     orthogonalise,
     pca_direction,
 )
-from rass_core.errors import ActivationError
 
 
 def classes(

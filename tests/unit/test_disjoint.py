@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rass_core.disjoint import NearDuplicates, Overlap, overlaps, without_overlaps
+from rass_core.data.decontamination import NearDuplicates, Overlap, overlaps, without_overlaps
 from rass_core.errors import PromptError
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rass_core.activations import load_causal_lm
 from rass_core.errors import ActivationError, BoundaryError, ModelError
-from rass_core.evaluation import (
+from rass_core.evaluate.rates import (
     METRICS,
     Answered,
     Outcome,
@@ -23,9 +22,10 @@ from rass_core.evaluation import (
     perplexity,
     variant_rows,
 )
-from rass_core.metrics import bootstrap_interval, wilson
-from rass_core.paired import paired_difference
-from rass_core.tables import TABLES
+from rass_core.lake.schema import TABLES
+from rass_core.models.residuals import load_causal_lm
+from rass_core.stats.intervals import bootstrap_interval, wilson
+from rass_core.stats.paired import paired_difference
 from tests import tiny_models
 
 SHORT = {"r": "refusal", "c": "compliance", "p": "partial", "u": "unscored"}

@@ -8,7 +8,7 @@ import yaml
 
 from rass_core.judges.expressions import branches, first_characters, union
 from rass_core.judges.phrases import covered
-from rass_core.judges.visible import fold
+from rass_core.judges.visible_text import fold
 
 
 def plain(expressions: list[str]) -> re.Pattern[str]:

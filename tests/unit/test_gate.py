@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from rass_core.errors import BoundaryError
-from rass_core.evaluation import Measured, Outcome, change_rows, measured_row
-from rass_core.gate import GateConfig, judge_gate, n_for_changes
-from rass_core.paired import n_for_tolerance, paired_difference
+from rass_core.evaluate.gate import GateConfig, judge_gate, n_for_changes
+from rass_core.evaluate.rates import Measured, Outcome, change_rows, measured_row
+from rass_core.stats.paired import n_for_tolerance, paired_difference
 
 POLICY = GateConfig()
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from rass_core import probe as core
-from rass_core.harm_axis import HarmAxis
-from rass_core.probe import Anchors
+from rass_core.probe import geometry as core
+from rass_core.probe.geometry import Anchors
+from rass_core.probe.harm_axis import HarmAxis
 from tasks.probe import Gauge, Ruler
 
 LAYERS, POSITIONS = [2, 4], [-3, -1]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rass_core import harm_axis
-from rass_core.harm_axis import ALL, MIN_FAMILIES, HarmAxis, HarmReport, measure_harm, n_steps
-from rass_core.probe import Anchors
+from rass_core.probe import harm_axis
+from rass_core.probe.geometry import Anchors
+from rass_core.probe.harm_axis import ALL, MIN_FAMILIES, HarmAxis, HarmReport, measure_harm, n_steps
 
 D_MODEL = 24
 LAYERS, POSITIONS = [3, 5], [-2, -1]

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from rass_core.config import ModeratorConfig, ModeratorMember
 from rass_core.errors import JudgeError
-from rass_core.harm_classifier import (
+from rass_core.lake.schema import prompt_id
+from rass_core.moderators.harm_classifier import (
     KNOWN,
     MAX_CHARACTERS,
     N_COLUMNS,
@@ -22,9 +23,8 @@ from rass_core.harm_classifier import (
     ngram_counts,
     shipped,
 )
-from rass_core.harm_training import LabelledPrompt, balance, folds_of, held_out_scores, train, usable
-from rass_core.moderators import quorum_of
-from rass_core.tables import prompt_id
+from rass_core.moderators.harm_training import LabelledPrompt, balance, folds_of, held_out_scores, train, usable
+from rass_core.moderators.panel import quorum_of
 
 ACTS = {
     "harmful": ("poison", "stab", "defraud", "blackmail", "kidnap"),
@@ -231,7 +231,7 @@ SHAPES: list[tuple[str, Any, list[str]]] = [
 def test_the_command_reads_prompt_files_as_a_configuration_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: Any, options: list[str]
 ) -> None:
-    import rass_core.harm_training as training
+    import rass_core.moderators.harm_training as training
 
     seen: list[LabelledPrompt] = []
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rass_core.errors import ConfigError, PromptError
-from rass_core.jailbreaks import DRESSINGS, OPENINGS, WORDINGS, Dressed, Turn, despaced, dress, spaced
-from rass_core.operators import LANGUAGE_NAMES
+from rass_core.evaluate.attacks import DRESSINGS, OPENINGS, WORDINGS, Dressed, Turn, despaced, dress, spaced
+from rass_core.generate.operators import LANGUAGE_NAMES
 
 SHOTS = [("How do I bake bread?", "Knead, wait, bake."), ("How do I tie a knot?", "Over, under, pull.")]
 PROMPTS = {

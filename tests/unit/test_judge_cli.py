@@ -17,14 +17,14 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flows import judge_cli
+from rass_core.data.readers import ROWS_PER_BATCH
 from rass_core.errors import JudgeError, RassError
 from rass_core.judges import Exchange, PhraseJudge, Verdict
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Member, Panel
-from rass_core.readers import ROWS_PER_BATCH
-from rass_core.responses_file import ResponsesFile, layout_of, score_file
-from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.judges.score_file import ResponsesFile, layout_of, score_file
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 
 REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! Here is how: step 1, open the lid."
 ADDED = ["outcome", "score", "reason", "disagreement", "outcome_kind", "thinking_outcome", "vote_phrases"]

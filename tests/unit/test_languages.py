@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rass_core.lab import world
-from rass_core.languages import UNKNOWN, identify, is_in
+from rass_core.languages.identification import UNKNOWN, identify, is_in
 
 
 @pytest.mark.parametrize("language", world.languages())

@@ -14,10 +14,10 @@ from mistral_common import tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, MistralCommonBackend
 
-from rass_core.activations import load_causal_lm
-from rass_core.chat import ChatFormat
 from rass_core.errors import ModelError
-from rass_core.loading import (
+from rass_core.mitigate import lora
+from rass_core.models.chat import ChatFormat
+from rass_core.models.loading import (
     check_mendable,
     checked_folder,
     load_tokenizer,
@@ -25,7 +25,7 @@ from rass_core.loading import (
     save_checkpoint,
     stored_tensors,
 )
-from rass_core.mitigation import train
+from rass_core.models.residuals import load_causal_lm
 from tests.tiny_models import ARCHITECTURES, build
 
 WEIGHTS = "model.safetensors"
@@ -323,7 +323,7 @@ def test_a_quantised_model_is_refused_before_it_is_trained(copied: Callable[[str
     check_mendable(str(folder))
     configured(quantization_config={"quant_method": "awq"})(folder)
     with pytest.raises(ModelError, match="quantised, a changed copy cannot be saved"):
-        train.merge(str(folder), tmp_path, tmp_path / "out")
+        lora.merge(str(folder), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -344,11 +344,11 @@ def test_an_adapter_that_does_nothing_to_some_layers_is_refused(
     model, _ = load_causal_lm(str(base))
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(adapter)
-    train.merge(str(base), adapter, tmp_path / "merged")
+    lora.merge(str(base), adapter, tmp_path / "merged")
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=words):
-        train.merge(str(base), adapter, tmp_path / "other")
+        lora.merge(str(base), adapter, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -373,14 +373,14 @@ def test_a_tekken_folder_has_the_template_of_its_own_package(tekken: Path) -> No
             assert chat.ids(text) == theirs.apply_chat_template(messages, return_dict=False), text
     assert chat.n_end_positions >= 1
     assert tokenizer.convert_ids_to_tokens(list(chat.user_end_ids)) == ["[/INST]"]
-    end = train.end_of_answer(ChatFormat(tokenizer), type("Model", (), {"generation_config": None})())
+    end = lora.end_of_answer(ChatFormat(tokenizer), type("Model", (), {"generation_config": None})())
     assert end == tokenizer.eos_token_id
     plain = tokenizer("[INST]", add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("[INST]") not in plain
 
 
 def test_without_its_package_a_tekken_folder_says_the_way_out(tekken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rass_core.tekken.find_spec", lambda name: None)
+    monkeypatch.setattr("rass_core.models.tekken.find_spec", lambda name: None)
     with pytest.raises(
         ModelError, match=r"tekken0: its only tokenizer is tekken\.json; run `pip install mistral-common`"
     ):

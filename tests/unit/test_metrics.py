@@ -6,7 +6,7 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from rass_core.errors import BoundaryError
-from rass_core.metrics import (
+from rass_core.stats.intervals import (
     auc,
     bootstrap_interval,
     cohen_kappa,

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from rass_core.boundary import BoundaryEstimate, boundary_report
 from rass_core.errors import BoundaryError
-from rass_core.metrics import auc
-from rass_core.misalignment import (
+from rass_core.probe.boundary import BoundaryEstimate, boundary_report
+from rass_core.probe.misalignment import (
     BOTH,
     EARLY,
     NEITHER,
@@ -25,6 +24,7 @@ from rass_core.misalignment import (
     share_estimates,
     split_over_refused,
 )
+from rass_core.stats.intervals import auc
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -11,11 +11,11 @@ from typing import ClassVar
 import pytest
 from huggingface_hub import constants
 
-from rass_core import models
 from rass_core.config import ModelConfig
+from rass_core.data.prompts import PromptSource
 from rass_core.errors import ModelError
-from rass_core.models import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
-from rass_core.prompts import PromptSource
+from rass_core.models import identity
+from rass_core.models.identity import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
 from tasks import run as run_module
 from tasks.run import Run
 
@@ -26,10 +26,10 @@ OLD, NEW = "1" * 40, "2" * 40
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for each in (hub_commit, models._snapshot):
+    for each in (hub_commit, identity._snapshot):
         each.cache_clear()
-    yield cache_folder() / models.CACHE_FILE
-    for each in (hub_commit, models._snapshot):
+    yield cache_folder() / identity.CACHE_FILE
+    for each in (hub_commit, identity._snapshot):
         each.cache_clear()
 
 
@@ -48,8 +48,8 @@ def folder(tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose bytes were read."""
     seen: list[str] = []
-    truly = models._read_digest
-    monkeypatch.setattr(models, "_read_digest", lambda file: (seen.append(file.name), truly(file))[1])
+    truly = identity._read_digest
+    monkeypatch.setattr(identity, "_read_digest", lambda file: (seen.append(file.name), truly(file))[1])
     return seen
 
 
@@ -136,7 +136,7 @@ def test_files_that_are_gone_leave_the_cache(folder: Path, cache: Path) -> None:
 def test_links_are_followed_and_a_broken_one_is_named(folder: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked" / "made"
     (linked / "chat_templates").mkdir(parents=True)
-    for file in models.all_files(folder):
+    for file in identity.all_files(folder):
         (linked / file.relative_to(folder)).symlink_to(file)
     assert model_id(str(linked)) == model_id(str(folder))
     flip_middle(folder)

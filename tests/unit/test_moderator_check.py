@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rass_core import moderator_check as check
 from rass_core.judges import PANEL, Verdict
+from rass_core.moderators import check
 
 Row = dict[str, Any]
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from rass_core.config import EndpointConfig, ModeratorConfig, ModeratorMember
-from rass_core.endpoint import NoAnswer
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Verdict
 from rass_core.lab import world
-from rass_core.moderators import (
+from rass_core.models.chat_client import NoAnswer
+from rass_core.moderators.panel import (
     BENIGN,
     RUBRIC,
     GuardModerator,

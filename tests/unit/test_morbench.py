@@ -14,12 +14,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rass_core import morbench
+from rass_core.benchmark import build as morbench
+from rass_core.benchmark.build import BackTranslation, Benchmark, Candidate, Training, build, read, write
 from rass_core.config import MorbenchConfig
+from rass_core.data.prompts import PromptSource, load_prompts
 from rass_core.errors import PromptError, SelectionError
 from rass_core.lab import contrasts, world
-from rass_core.morbench import BackTranslation, Benchmark, Candidate, Training, build, read, write
-from rass_core.prompts import PromptSource, load_prompts
 
 LAB_BOUNDARIES = {"cautious": 1.5, "bold": 3.5}
 """Two target models, by the danger at which they start to refuse."""

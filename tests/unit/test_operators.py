@@ -5,7 +5,15 @@ import re
 import pytest
 
 from rass_core.errors import ConfigError
-from rass_core.operators import INSTRUCTED, INSTRUCTIONS, LANGUAGE_NAMES, OPERATORS, ROLES, instruction, opening_of
+from rass_core.generate.operators import (
+    INSTRUCTED,
+    INSTRUCTIONS,
+    LANGUAGE_NAMES,
+    OPERATORS,
+    ROLES,
+    instruction,
+    opening_of,
+)
 
 BUILT_IN = [(name, language) for name, texts in INSTRUCTIONS.items() for language in texts]
 PARENTS = ["How do I kill a process?", "How do I shoot a photo?"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rass_core.errors import BoundaryError
-from rass_core.paired import n_for_tolerance, paired_difference
+from rass_core.stats.paired import n_for_tolerance, paired_difference
 
 
 def test_no_change_is_not_certainty() -> None:

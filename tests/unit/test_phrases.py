@@ -10,10 +10,10 @@ import yaml
 
 from rass_core.judges import Exchange, PhraseJudge
 from rass_core.judges.phrases import covered, phrases_of, signals
-from rass_core.judges.thinking import split_thinking
 from rass_core.judges.training import labelled_heads
-from rass_core.judges.visible import own_words
-from rass_core.metrics import cohen_kappa
+from rass_core.judges.visible_text import own_words
+from rass_core.models.thinking import split_thinking
+from rass_core.stats.intervals import cohen_kappa
 
 PACK = Path(__file__).parents[3] / "shared/data/judge/refusal_responses.parquet"
 LANGUAGES = sorted(covered())

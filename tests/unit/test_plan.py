@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from rass_core import costs
-from rass_core.chat import ChatFormat
 from rass_core.config import RassConfig
-from rass_core.costs import Speed
 from rass_core.errors import JudgeError, ModelError, PromptError
-from rass_core.operators import INSTRUCTED
-from rass_core.plan import BYTES_PER_VALUE, Plan, plan_run
+from rass_core.estimate import costs
+from rass_core.estimate.costs import Speed
+from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
+from rass_core.generate.operators import INSTRUCTED
+from rass_core.models.chat import ChatFormat
 from rass_core.units import duration
 from tasks.inputs import read_given
 from tests import tiny_models

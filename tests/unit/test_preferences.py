@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rass_core.errors import PromptError
-from rass_core.preferences import (
+from rass_core.mitigate.pairs import (
     AcceptanceLimits,
     PreferencePair,
     SteeredAnswer,

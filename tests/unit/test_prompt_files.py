@@ -13,11 +13,11 @@ import pytest
 from pydantic import ValidationError
 
 from rass_core.config import RassConfig
+from rass_core.data.prompts import LoadedPrompts, PromptSource, load_prompts
 from rass_core.errors import JudgeError, PromptError
+from rass_core.generate.operators import INSTRUCTIONS, PREFILLED, instruction
+from rass_core.generate.writers import prefix_of
 from rass_core.judges.panel import check_judged
-from rass_core.operators import INSTRUCTIONS, PREFILLED, instruction
-from rass_core.prompts import LoadedPrompts, PromptSource, load_prompts
-from rass_core.writers import prefix_of
 
 HEAD = "text,language,label\n"
 ALL_EN = {"language": "en", "label": "harmless"}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rass_core.data.prompts import LoadedPrompts, PromptSource, load_prompts
 from rass_core.errors import PromptError
-from rass_core.prompts import LoadedPrompts, PromptSource, load_prompts
-from rass_core.tables import TABLES, prompt_id
+from rass_core.lake.schema import TABLES, prompt_id
 
 NOTHING = {"empty": 0, "null": 0, "duplicate": 0}
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from rass_core.errors import LakeError
-from rass_core.misalignment import EARLY, OTHER_AXIS
+from rass_core.lake.schema import TABLES
+from rass_core.probe.misalignment import EARLY, OTHER_AXIS
 from rass_core.report import write_report
 from rass_core.report.answers import COLUMNS, answer_table
 from rass_core.report.boundary_map import refusal_curve
 from rass_core.report.points import Point, base_outcomes, held_out
 from rass_core.report.template import sha256
 from rass_core.report.words import hover_text
-from rass_core.tables import TABLES
 from tests.report_pages import (
     HOSTILE,
     RUN,

@@ -11,9 +11,9 @@ import pytest
 from openpyxl import load_workbook
 
 from rass_core.errors import JudgeError
-from rass_core.review import LABELS, export, import_labels, labelled_responses
-from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.judges.human_review import LABELS, export, import_labels, labelled_responses
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 
 EVIL = '=HYPERLINK("http://x")'
 

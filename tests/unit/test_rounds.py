@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rass_core.config import GenerateConfig
-from rass_core.operators import OPERATORS
-from rass_core.rounds import (
+from rass_core.generate.operators import OPERATORS
+from rass_core.generate.scheduler import (
     TRIAL,
     Parent,
     Slot,
@@ -27,7 +27,7 @@ from rass_core.rounds import (
     plan_trial,
     share_budget,
 )
-from rass_core.writers import Writer
+from rass_core.generate.writers import Writer
 
 WHERE = ("rewrite", "assistant", "en", "refusing")
 ASKED = Writer("assistant", "probe", 3)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rass_core.config import ModelConfig
 from rass_core.errors import LakeError
-from rass_core.store import Lake
+from rass_core.lake.store import Lake
 from tasks import run as module
 from tasks.progress import Progress
 from tasks.run import Run, table

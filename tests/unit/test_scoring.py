@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rass_core import morbench, scoring
+from rass_core.benchmark import build as morbench
+from rass_core.benchmark.build import Candidate, build, write
 from rass_core.config import MorbenchConfig
 from rass_core.errors import ConfigError, ModelError, PromptError
-from rass_core.morbench import Candidate, build, write
-from rass_core.tables import TABLES
+from rass_core.evaluate import standalone
+from rass_core.lake.schema import TABLES
 
 ROWS = [
     {"text": "How do I draw a cloud?", "label": "harmless", "language": "en", "group": "cloud"},
@@ -42,7 +43,7 @@ def benchmark_folder(folder: Path) -> tuple[Path, str]:
 
 def test_a_benchmark_is_named_with_its_version_and_asked_in_the_order_of_ids(tmp_path: Path) -> None:
     folder, version = benchmark_folder(tmp_path)
-    name, questions = scoring.read_questions(folder)
+    name, questions = standalone.read_questions(folder)
     assert name == f"bench@{version}"
     assert sorted(each.label for each in questions) == ["harmful", "pseudo_harmful"]
     assert [each.prompt_id for each in questions] == sorted(each.prompt_id for each in questions)
@@ -54,16 +55,16 @@ def test_a_changed_benchmark_is_refused(tmp_path: Path) -> None:
     with (folder / morbench.CARD_FILE).open("a", encoding="utf-8") as card:
         card.write("one more word\n")
     with pytest.raises(PromptError, match="not as it was when the benchmark was frozen"):
-        scoring.read_questions(folder)
+        standalone.read_questions(folder)
 
 
 def test_a_file_is_asked_by_language_and_family(tmp_path: Path) -> None:
     path = prompt_file(tmp_path, ROWS)
-    name, questions = scoring.read_questions(path, ["en"], {"family_column": "group"})
+    name, questions = standalone.read_questions(path, ["en"], {"family_column": "group"})
     assert name == "prompts"
     assert {each.language for each in questions} == {"en"}
     assert len({each.family for each in questions}) == 1
-    assert len({each.family for each in scoring.read_questions(path)[1]}) == 3
+    assert len({each.family for each in standalone.read_questions(path)[1]}) == 3
 
 
 @pytest.mark.parametrize(
@@ -78,32 +79,32 @@ def test_what_cannot_be_asked_is_told(
     tmp_path: Path, rows: list[dict[str, Any]], languages: list[str] | None, words: str
 ) -> None:
     with pytest.raises(PromptError, match=words):
-        scoring.read_questions(prompt_file(tmp_path, rows), languages)
+        standalone.read_questions(prompt_file(tmp_path, rows), languages)
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="nowhere: no such folder or file"):
-        scoring.read_questions(tmp_path / "nowhere")
+        standalone.read_questions(tmp_path / "nowhere")
 
 
 def test_an_adapter_tells_its_base_unless_told_otherwise(tmp_path: Path) -> None:
-    assert scoring.base_of(str(tmp_path), "other") is None, "a folder without adapter_config.json is a whole model"
-    (tmp_path / scoring.ADAPTER_FILE).write_text('{"base_model_name_or_path": "org/base"}', encoding="utf-8")
-    assert scoring.base_of(str(tmp_path)) == "org/base"
-    assert scoring.base_of(str(tmp_path), "other") == "other"
-    (tmp_path / scoring.ADAPTER_FILE).write_text("{}", encoding="utf-8")
+    assert standalone.base_of(str(tmp_path), "other") is None, "a folder without adapter_config.json is a whole model"
+    (tmp_path / standalone.ADAPTER_FILE).write_text('{"base_model_name_or_path": "org/base"}', encoding="utf-8")
+    assert standalone.base_of(str(tmp_path)) == "org/base"
+    assert standalone.base_of(str(tmp_path), "other") == "other"
+    (tmp_path / standalone.ADAPTER_FILE).write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="--base"):
-        scoring.base_of(str(tmp_path))
-    (tmp_path / scoring.ADAPTER_FILE).write_text("[", encoding="utf-8")
+        standalone.base_of(str(tmp_path))
+    (tmp_path / standalone.ADAPTER_FILE).write_text("[", encoding="utf-8")
     with pytest.raises(ModelError, match="cannot be read"):
-        scoring.base_of(str(tmp_path))
+        standalone.base_of(str(tmp_path))
 
 
-@pytest.mark.parametrize("ending", scoring.FORMATS)
+@pytest.mark.parametrize("ending", standalone.FORMATS)
 def test_rows_are_written_with_the_columns_of_the_table(tmp_path: Path, ending: str) -> None:
     row = {"model_id": "m", "metric": "safety_rate", "value": 0.5, "n": 4, "more": "not a column"}
     out = tmp_path / f"rates{ending}"
-    scoring.write_rows([row, {**row, "value": None, "reason": "no such prompts"}], out)
+    standalone.write_rows([row, {**row, "value": None, "reason": "no such prompts"}], out)
     if ending == ".parquet":
         found = pq.read_table(out).to_pylist()
     elif ending == ".json":
@@ -119,5 +120,5 @@ def test_rows_are_written_with_the_columns_of_the_table(tmp_path: Path, ending: 
 
 def test_another_ending_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.parquet, \.csv, \.json"):
-        scoring.write_rows([], tmp_path / "rates.xlsx")
+        standalone.write_rows([], tmp_path / "rates.xlsx")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from rass_core.config import SelectionConfig
-from rass_core.selection import (
+from rass_core.lake.schema import TABLES
+from rass_core.select.quotas import (
     CELL_OVERSUPPLY,
     ForetoldTraining,
     Influence,
@@ -18,7 +19,6 @@ from rass_core.selection import (
     fill_quotas,
     without_near_duplicates,
 )
-from rass_core.tables import TABLES
 
 CELL = ("en", "violence")
 

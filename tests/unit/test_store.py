@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rass_core.errors import LakeError
-from rass_core.store import Lake
-from rass_core.tables import TABLES, VECTOR
+from rass_core.lake.schema import TABLES, VECTOR
+from rass_core.lake.store import Lake
 
 KEY, OTHER_KEY = "0a", "0b"
 

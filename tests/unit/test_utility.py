@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rass_core.chat import ChatFormat
 from rass_core.config import UtilityConfig
 from rass_core.errors import ModelError
-from rass_core.metrics import wilson
-from rass_core.utility import HarnessTexts, UtilityScore, _scores, utility_rows
+from rass_core.evaluate.lm_eval import HarnessTexts, UtilityScore, _scores, utility_rows
+from rass_core.models.chat import ChatFormat
+from rass_core.stats.intervals import wilson
 from tests import tiny_models
 
 ASKED = [{"role": "user", "content": "One?"}]

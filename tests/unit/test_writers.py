@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from rass_core.chat import SHORT_ANSWER, ChatFormat
 from rass_core.errors import ConfigError, GenerationError, ModelError
-from rass_core.probe import Direction
-from rass_core.writers import Writer, WritingDirections, request_of, steering_of, whole_text
+from rass_core.generate.writers import Writer, WritingDirections, request_of, steering_of, whole_text
+from rass_core.models.chat import SHORT_ANSWER, ChatFormat
+from rass_core.probe.geometry import Direction
 from tests import tiny_models
 
 HARM, REFUSAL = np.array([3.0, 1.0, 0.0]), np.array([0.0, 2.0, 0.0])

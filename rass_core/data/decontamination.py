@@ -1,0 +1,176 @@
+"""Proof that no evaluation prompt was trained on: by text, family, translation or near-duplicate."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from datasketch import MinHash, MinHashLSH
+
+from rass_core.errors import PromptError
+from rass_core.lake.schema import normalise
+
+Reason = Literal["text", "family", "translation", "near_duplicate"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""text: the same words, whatever language they are filed under. family: variants of one prompt.
+translation: the same `translation_group`. near_duplicate: most character 4-grams in common."""
+N_PERMUTATIONS = 128
+_KEY_OF: dict[Reason, str] = {"family": "family", "translation": "translation_group"}
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """One evaluation prompt with the training prompt it repeats, and in what."""
+
+    evaluation_id: str
+    train_id: str
+    """Where several are alike: the most similar, then the first id."""
+    reason: Reason
+    jaccard: float | None
+    """Of a near-duplicate; None for the other reasons."""
+    n_train: int
+    """Training prompts that are alike for this reason."""
+
+
+class NearDuplicates:
+    """Texts, and which of them a further one nearly repeats.
+
+    Candidates come from MinHash bands, the decision from the exact Jaccard similarity of character 4-grams.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        """Take the similarity, in (0, 1], from which two texts count as one."""
+        self._threshold = threshold
+        # Bands are weighted against misses, under 1 in 100 at the threshold and fewer above it: the exact
+        # check takes out what they bring up too much.
+        self._bands = MinHashLSH(threshold=min(threshold, 0.95), num_perm=N_PERMUTATIONS, weights=(0.002, 0.998))
+        self._grams: dict[int, set[str]] = {}
+
+    def add(self, number: int, text: str) -> None:
+        """Keep a text under a number of its own."""
+        grams = _four_grams(text)
+        self._bands.insert(number, _signature(grams))
+        self._grams[number] = grams
+
+    def like(self, text: str) -> dict[int, float]:
+        """Return the similarity of each text kept that this one nearly repeats."""
+        grams = _four_grams(text)
+        found = {}
+        for number in self._bands.query(_signature(grams)):
+            other = self._grams[number]
+            # Sizes alone bound the similarity, and most candidates end here.
+            if min(len(grams), len(other)) >= self._threshold * max(len(grams), len(other)):
+                shared = len(grams & other)
+                similarity = shared / (len(grams) + len(other) - shared)
+                if similarity >= self._threshold:
+                    found[number] = similarity
+        return found
+
+
+def overlaps(
+    train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]], jaccard: float
+) -> list[Overlap]:
+    """Return in what evaluation prompts repeat training prompts; empty proves the two disjoint.
+
+    Args:
+        train: Rows with prompt_id and text, and where known family and translation_group; a null one is alike to none.
+        evaluation: The same.
+        jaccard: Similarity of character 4-grams from which two prompts count as one, in (0, 1].
+
+    Returns:
+        At most one for each evaluation prompt and reason, by evaluation_id and the order of `REASONS`;
+        a prompt of the same text is not named a near-duplicate as well.
+
+    Raises:
+        PromptError: A prompt without text, or a similarity outside (0, 1].
+    """
+    if not 0 < jaccard <= 1:
+        raise PromptError(f"disjoint: similarity {jaccard:g} is not in (0, 1]; 0.8 is usual")
+    alike = _index(train, jaccard)
+    found: dict[tuple[str, int], Overlap] = {}
+    for text, rows in _by_text(evaluation, "evaluation").items():
+        near = _near(text, alike)
+        for row in rows:
+            identity = str(row["prompt_id"])
+            ids: dict[Reason, dict[str, float | None]] = {"text": dict.fromkeys(alike.ids.get(text, ()))}
+            ids |= {
+                reason: dict.fromkeys(alike.keys.get((reason, row.get(key)), ())) for reason, key in _KEY_OF.items()
+            }
+            ids["near_duplicate"] = {} if ids["text"] else near
+            for order, reason in enumerate(REASONS):
+                if ids[reason]:
+                    first, similarity = min(ids[reason].items(), key=lambda item: (-(item[1] or 0), item[0]))
+                    found[identity, order] = Overlap(identity, first, reason, similarity, len(ids[reason]))
+    return [found[key] for key in sorted(found)]
+
+
+def without_overlaps(
+    evaluation: Sequence[Mapping[str, Any]], found: Iterable[Overlap]
+) -> tuple[list[Mapping[str, Any]], dict[Reason, int]]:
+    """Return the evaluation rows that repeat nothing, in their order, and how many went for each reason.
+
+    A row that overlaps in several ways is counted once, under the first of `REASONS`.
+    """
+    first: dict[str, Reason] = {}
+    for overlap in sorted(found, key=lambda each: REASONS.index(each.reason)):
+        first.setdefault(overlap.evaluation_id, overlap.reason)
+    kept = [row for row in evaluation if str(row["prompt_id"]) not in first]
+    gone = [first[str(row["prompt_id"])] for row in evaluation if str(row["prompt_id"]) in first]
+    return kept, {reason: gone.count(reason) for reason in REASONS}
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Training prompts, to be found by each way of being alike."""
+
+    ids: dict[str, list[str]]
+    """normalised text → prompt ids."""
+    texts: list[str]
+    """The keys of ids, by their number in near."""
+    near: NearDuplicates
+    keys: dict[tuple[Reason, Any], list[str]]
+    """(reason, family or translation group) → prompt ids."""
+
+
+def _index(train: Sequence[Mapping[str, Any]], jaccard: float) -> _Trained:
+    ids = {text: sorted({str(row["prompt_id"]) for row in rows}) for text, rows in _by_text(train, "training").items()}
+    near = NearDuplicates(jaccard)
+    for number, text in enumerate(ids):
+        near.add(number, text)
+    keys: defaultdict[tuple[Reason, Any], list[str]] = defaultdict(list)
+    for row in train:
+        for reason, key in _KEY_OF.items():
+            if row.get(key) not in (None, ""):
+                keys[reason, row[key]].append(str(row["prompt_id"]))
+    return _Trained(ids, list(ids), near, dict(keys))
+
+
+def _near(text: str, trained: _Trained) -> dict[str, float | None]:
+    """Return training prompt id → similarity."""
+    return {
+        identity: similarity
+        for number, similarity in trained.near.like(text).items()
+        for identity in trained.ids[trained.texts[number]]
+    }
+
+
+def _by_text(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Return normalised text → its rows."""
+    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if not row["text"]:
+            raise PromptError(
+                f"disjoint: {where} prompt {row['prompt_id']} has no text; give it, it cannot be compared"
+            )
+        found[normalise(row["text"]).casefold()].append(row)
+    return found
+
+
+def _four_grams(text: str) -> set[str]:
+    return {text[i : i + 4].casefold() for i in range(max(1, len(text) - 3))}
+
+
+def _signature(grams: set[str]) -> MinHash:
+    signature = MinHash(num_perm=N_PERMUTATIONS, seed=1)
+    signature.update_batch([gram.encode() for gram in sorted(grams)])
+    return signature

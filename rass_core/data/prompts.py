@@ -1,0 +1,481 @@
+"""Given prompts: read from files and data sets, checked, and brought into the table `prompts`."""
+
+import difflib
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import pyarrow as pa
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rass_core.data.cells import CHAT_COLUMNS, LABELS, Said, class_name, key, label_of, plain, proposed_map, text_of
+from rass_core.data.readers import Batch, DataFile, class_names, find_files, numbered, one_line, repeated
+from rass_core.errors import LanguageError, ModelError, PromptError
+from rass_core.lake.schema import TABLES, prompt_id
+from rass_core.languages.tags import canonical_tag, is_within
+from rass_core.models.identity import hub_commit
+
+_LONGEST_LABEL = 40
+"""Characters of a wrong label that are shown; what has as many is hardly a label."""
+
+Label = Literal["harmful", "harmless", "pseudo_harmful"]
+
+
+def _tag(written: Any) -> Any:
+    # YAML reads the language code no as false.
+    return "no" if written is False else canonical_tag(written) if isinstance(written, str) else written
+
+
+Language = Annotated[str, BeforeValidator(_tag)]
+"""A language in a configuration, as people write it; kept as its canonical BCP-47 tag."""
+
+
+def _values(given: Any) -> Any:
+    """Return a value or list of values of `where` as texts."""
+    return [key(plain(each, "where", "where")) for each in (given if isinstance(given, list) else [given])]
+
+
+def _mapped(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    keys = [key(plain(each, "label_map", "label_map")) for each in given]
+    if twice := repeated(keys):
+        raise ValueError(f"{twice[0]!r} is there twice, in different case; leave one out")
+    return dict(zip(keys, given.values(), strict=True))
+
+
+class PromptSource(BaseModel):
+    """A file, folder, glob or Hugging Face data set with one prompt a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: str | None = None
+    """Parquet, CSV, TSV, JSON or JSONL file, the text ones also as .gz; a folder of them, or a glob."""
+    dataset: str | None = None
+    """Name of a Hugging Face data set, in place of path."""
+    config_name: str | None = None
+    """Configuration of the data set."""
+    split: str = "train"
+    """Split of the data set."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of the data set; null takes its main branch. The commit found is kept with the run."""
+    text_column: str = "text"
+    """Column with the prompt, or with a conversation, of which the user's last turn is taken."""
+    language: Language | None = None
+    """BCP-47 tag of all rows, such as en or zh-Hans; null takes it from language_column."""
+    language_column: str = "language"
+    """Column with the language: a BCP-47 tag, a code or a name."""
+    label: Label | None = None
+    """True label of all rows; null takes it from label_column."""
+    label_column: str = "label"
+    """Column with the true label: harmful, harmless or pseudo_harmful."""
+    label_map: Annotated[dict[str, Label | None], BeforeValidator(_mapped)] = Field(default_factory=dict)
+    """Value of label_column → label, such as {safe: pseudo_harmful, "1": harmful}; null leaves such rows out."""
+    where: dict[str, Annotated[list[str], BeforeValidator(_values)]] = Field(default_factory=dict)
+    """Column → value or list of values: only such rows are read."""
+    category_column: str | None = "category"
+    """Column with a topic, such as violence; it may be missing where it is not named. null reads none."""
+    licence: str | None = None
+    """Licence of the prompts, kept with each."""
+    source: str | None = None
+    """Name kept with each prompt; null takes the file's or data set's."""
+    family_column: str | None = None
+    """Prompts of a source that share this value are one draw of the bootstrap; null: each is its own."""
+    max_rows_per_cell: int | None = Field(default=None, ge=1)
+    """Sample at most so many prompts a language and label, the same ones every time."""
+    languages: list[Language] | None = None
+    """Keep only these languages; pt keeps pt-BR too. null keeps all."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "PromptSource":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path or dataset")
+        if self.revision is not None and self.dataset is None:
+            raise ValueError("revision: a file has none; leave it out")
+        if self.label is not None and self.label_map:
+            raise ValueError("label_map: label says it for all rows; leave one of them out")
+        return self
+
+    def keeps(self, language: str) -> bool:
+        """Tell whether prompts of a language are kept."""
+        return self.languages is None or any(is_within(language, wanted) for wanted in self.languages)
+
+    def commit(self) -> str | None:
+        """Return the data set's commit, as asked for where it cannot be looked up; None for a file or folder."""
+        if self.dataset is None or Path(self.dataset).exists():
+            return None
+        try:
+            return hub_commit(self.dataset, self.revision, "dataset")
+        except ModelError:  # `datasets` keeps a cache of its own, which may hold it
+            return self.revision
+
+
+@dataclass(frozen=True)
+class LoadedPrompts:
+    """Rows of the table `prompts`, one a prompt_id, and how many rows were dropped for which reason."""
+
+    table: pa.Table
+    dropped: dict[str, int]
+    n_shortened: int = 0
+    """Conversations of which earlier turns are left out."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Language → file and row of its first prompt."""
+
+
+def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) -> LoadedPrompts:
+    """Return the prompts of all sources: NFC, stripped, line breaks kept, in the order of the sources.
+
+    Args:
+        sources: Of equal prompts (white space and case aside) the first is kept.
+        max_characters: Longest prompt.
+
+    Returns:
+        Prompts in the schema of the table `prompts`; counts of 'empty', 'null' and 'duplicate' rows, and of those
+        that a label_map leaves out, as 'label'. Empty is also what shows nothing, such as zero-width characters.
+
+    Raises:
+        PromptError: A source that cannot be read or lacks a column, a row without a valid language, label or
+            text, a prompt with two labels, or a source without prompts.
+    """
+    dropped = {"empty": 0, "null": 0, "duplicate": 0}
+    places: dict[str, str] = {}
+    n_shortened = 0
+    first_labels: dict[str, tuple[str, str]] = {}
+    kept: dict[str, _Prompt] = {}
+    for source in sources:
+        prompts: dict[str, _Prompt] = {}
+        for file, place, prompt, has_earlier in _Reading(source, max_characters, dropped).prompts():
+            label, first_file = first_labels.setdefault(prompt.prompt_id, (prompt.label, file))
+            if label != prompt.label:
+                raise PromptError(
+                    f"{first_file} and {place}: {prompt.text[:60]!r} is {label} in the one and"
+                    f" {prompt.label} in the other; give it one label"
+                )
+            places.setdefault(prompt.language, place)
+            if prompts.setdefault(prompt.prompt_id, prompt) is not prompt:
+                dropped["duplicate"] += 1
+            n_shortened += has_earlier
+        for prompt in _sample(prompts.values(), source.max_rows_per_cell):
+            if kept.setdefault(prompt.prompt_id, prompt) is not prompt:
+                dropped["duplicate"] += 1
+    columns = list(zip(*kept.values(), strict=True)) or [()] * len(_Prompt._fields)
+    table = pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"])
+    return LoadedPrompts(table, dropped, n_shortened, places)
+
+
+class _Prompt(NamedTuple):
+    """A row of the table `prompts`."""
+
+    prompt_id: str
+    text: str
+    language: str
+    label: str
+    category: str | None
+    source: str
+    licence: str | None
+    family: str
+
+
+@dataclass
+class _Reading:
+    """One source, read row by row."""
+
+    source: PromptSource
+    max_characters: int
+    dropped: dict[str, int]
+    n_rows: int = 0
+    n_kept: int = 0
+    languages: set[str] = field(default_factory=set)
+    unknown: Counter[str | None] = field(default_factory=Counter)
+    """Values of the label column that are no label."""
+    first_unknown: str = ""
+
+    def prompts(self) -> Iterator[tuple[str, str, _Prompt, bool]]:
+        """Yield file, place and prompt of each row that is kept, and whether earlier turns of it are left out."""
+        for file in _files(self.source):
+            for place, row in _rows(file, self.source):
+                self.n_rows += 1
+                kept = self._prompt(file, place, row)
+                if kept is not None:
+                    self.n_kept += 1
+                    yield file.name, place, *kept
+        if self.unknown:
+            raise PromptError(self._unknown_labels())
+        if self.n_kept == 0:
+            raise PromptError(
+                f"{self.source.path or self.source.dataset}: no prompt among {self.n_rows} rows, languages"
+                f" {', '.join(sorted(self.languages)) or 'none'}; leave the source out or change its languages"
+                + (" or where" if self.source.where else "")
+            )
+
+    def _prompt(self, file: "DataFile | _HubRows", place: str, row: "_Row") -> tuple[_Prompt, bool] | None:
+        """Return a row's prompt; None for what is dropped or not wanted."""
+        said = text_of(row.text, self.max_characters, place)
+        if not said.text:
+            self._drop("null" if said.text is None else "empty")
+            return None
+        language = self.source.language or _language(row.language, place)
+        self.languages.add(language)
+        if not self.source.keeps(language):
+            return None
+        label = self.source.label or self._label(row, place)
+        return None if label is None else (self._row(file, place, row, said, language, label), said.has_earlier)
+
+    def _row(
+        self, file: "DataFile | _HubRows", place: str, row: "_Row", said: Said, language: str, label: str
+    ) -> _Prompt:
+        identity = prompt_id(language, said.text or "")
+        origin = self.source.source or file.stem
+        family = plain(row.family, str(self.source.family_column), place)
+        return _Prompt(
+            prompt_id=identity,
+            text=said.text or "",
+            language=language,
+            label=label,
+            category=plain(row.category, str(self.source.category_column), place),
+            source=origin,
+            licence=self.source.licence,
+            family=identity if family is None else f"{origin}/{family}",
+        )
+
+    def _label(self, row: "_Row", place: str) -> str | None:
+        """Return the label of a row; an unknown one is reported at the end, with all others."""
+        forms = [plain(value, self.source.label_column, place) for value in (row.label, row.label_number)]
+        try:
+            label = label_of(forms, self.source.label_map)
+        except KeyError:
+            self.first_unknown = self.first_unknown or place
+            self.unknown[forms[0] and forms[0][:_LONGEST_LABEL]] += 1
+            return None
+        if label is None:
+            self._drop("label")
+        return label
+
+    def _drop(self, why: str) -> None:
+        self.dropped[why] = self.dropped.get(why, 0) + 1
+
+    def _unknown_labels(self) -> str:
+        """Say which labels are none, how many rows have each, and what to write into the configuration."""
+        common = self.unknown.most_common(10)
+        counts = ", ".join(f"{value!r} {n:,}" for value, n in common)
+        more = f" and {len(self.unknown) - len(common)} others" if len(self.unknown) > len(common) else ""
+        advice = "name the label_column"
+        if values := [value for value, _ in common if len(value or "") < _LONGEST_LABEL]:
+            advice = "fix them or give the source a label, or such a map, once you have checked it: "
+            advice += f"label_map: {proposed_map(values)}"
+        return (
+            f"{self.first_unknown}: label {next(iter(self.unknown))!r}; it must be one of {', '.join(LABELS)}; rows "
+            f"with others: {counts}{more}; {advice}"
+        )
+
+
+def _language(language: Any, place: str) -> str:
+    written = plain(language, "language", place)
+    if written is None:
+        raise PromptError(f"{place}: no language; fill it in, or give the source a language")
+    try:
+        return canonical_tag(written)
+    except LanguageError as error:
+        raise PromptError(f"{place}: {error}, or give the source a language") from error
+
+
+def _sample(prompts: Collection[_Prompt], max_per_cell: int | None) -> Iterable[_Prompt]:
+    """Return in each language and label the prompts whose prompt_id has the smallest digest."""
+    if max_per_cell is None:
+        return prompts
+    cells: dict[tuple[str, str], list[str]] = {}
+    for prompt in prompts:
+        cells.setdefault((prompt.language, prompt.label), []).append(prompt.prompt_id)
+    chosen = {
+        identity for identities in cells.values() for identity in heapq.nsmallest(max_per_cell, identities, key=_sha256)
+    }
+    return [prompt for prompt in prompts if prompt.prompt_id in chosen]
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+class _Row(NamedTuple):
+    """The cells of one row that are read; None where there is no such column."""
+
+    text: Any
+    language: Any
+    label: Any
+    label_number: Any
+    """The number of a class; else the label."""
+    category: Any
+    family: Any
+
+
+@dataclass
+class _HubRows:
+    """A Hugging Face data set, read like a file."""
+
+    source: PromptSource
+    hive: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return str(self.source.dataset)
+
+    @property
+    def stem(self) -> str:
+        """Its name without the owner."""
+        return Path(self.name).stem
+
+    @cached_property
+    def _loaded(self) -> Any:
+        import datasets  # takes seconds, and few sources need it
+
+        try:
+            return datasets.load_dataset(
+                self.name, name=self.source.config_name, split=self.source.split, revision=self.source.commit(),
+                trust_remote_code=False,
+            )  # fmt: skip
+        except Exception as error:  # the hub, the network, and loading scripts may raise anything
+            raise PromptError(
+                f"{self.name}: cannot be loaded ({one_line(error)}); see dataset, config_name and split"
+            ) from error
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(self._loaded.column_names)
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Return column → names of its classes."""
+        return class_names(self._loaded.features.arrow_schema)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
+        """Yield the rows."""
+        try:
+            tables = self._loaded.select_columns(list(columns)).with_format("arrow").iter(batch_size=8192)
+            yield from numbered((batch for table in tables for batch in table.to_batches()), self.name)
+        except PromptError:
+            raise
+        except Exception as error:  # files of the data set that are broken
+            raise PromptError(f"{self.name}: cannot be read ({one_line(error)}); fetch the data set again") from error
+
+
+def _files(source: PromptSource) -> Iterator[DataFile | _HubRows]:
+    if source.dataset is not None:
+        yield _HubRows(source)
+        return
+    files = find_files(str(source.path))
+    are_json = {file.kind == ".json" for file in files}
+    for file in files:
+        # A data set's folder holds JSON that describes it.
+        if len(are_json) == 1 or file.kind != ".json" or _has_prompts(file, source):
+            yield file
+
+
+def _has_prompts(file: DataFile, source: PromptSource) -> bool:
+    return file.holds_rows() and bool({source.text_column, *CHAT_COLUMNS} & set(file.columns()))
+
+
+def _rows(file: DataFile | _HubRows, source: PromptSource) -> Iterator[tuple[str, _Row]]:
+    """Yield the place and the cells of each row that `where` wants.
+
+    Raises:
+        PromptError: A column that is wanted and not there, or there twice, or that some rows do not name.
+    """
+    in_file = file.columns()
+    if not in_file:
+        return
+    there = list(dict.fromkeys([*in_file, *file.hive]))
+    columns = _columns(source, file.name, there)
+    needed = _check_columns(source, file.name, there, columns["text"])
+    read = sorted({each for each in [*columns.values(), *source.where] if each in in_file})
+    for name in repeated(in_file):
+        if name in read:
+            raise PromptError(f"{file.name}: two columns of the name {name!r}; rename one")
+    names = file.class_names()
+    for batch in file.batches(read):
+        cells = {name: batch.values(name) for name in read}
+        for name in there:
+            if name not in in_file:
+                cells[name] = [file.hive[name]] * len(batch.numbers)
+        places = [f"{batch.place} {number}" for number in batch.numbers]
+        wanted = [i for i, place in enumerate(places) if _is_wanted(source.where, cells, i, names, place)]
+        _check_named(file, batch, [name for name in needed if name in in_file], wanted)
+        for i in wanted:
+            raw = {role: None if name not in cells else cells[name][i] for role, name in columns.items()}
+            named = {role: class_name(value, names.get(str(columns[role]))) for role, value in raw.items()}
+            yield places[i], _Row(**named, label_number=raw["label"])
+
+
+def _columns(source: PromptSource, name: str, there: Collection[str]) -> dict[str, str | None]:
+    """Return what is read → its column, None where it is not read from the rows."""
+    text = source.text_column
+    if text not in there and "text_column" not in source.model_fields_set:
+        text = next((each for each in CHAT_COLUMNS if each in there), text)
+    return {
+        "text": text,
+        "language": source.language_column if source.language is None else None,
+        "label": source.label_column if source.label is None else None,
+        "category": source.category_column if source.category_column in there else None,
+        "family": source.family_column,
+    }
+
+
+def _check_columns(source: PromptSource, name: str, there: Collection[str], text: str | None) -> list[str]:
+    """Return the columns that every row must name: needed, or named by the user.
+
+    Raises:
+        PromptError: One is not there.
+    """
+    needed = {"text_column": text, "family_column": source.family_column}
+    if source.language is None:
+        needed["language_column"] = source.language_column
+    if source.label is None:
+        needed["label_column"] = source.label_column
+    if "category_column" in source.model_fields_set:
+        needed["category_column"] = source.category_column
+    needed |= {f"where.{column}": column for column in source.where}
+    for setting, column in needed.items():
+        if column is not None and column not in there:
+            nearest = difflib.get_close_matches(column, there, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"set {setting}"
+            if setting in ("language_column", "label_column"):
+                hint += f" or {setting.removesuffix('_column')}"
+            raise PromptError(f"{name}: no column {column!r} among {', '.join(there) or 'none'}; {hint}")
+    return list(dict.fromkeys(column for column in needed.values() if column is not None))
+
+
+def _is_wanted(
+    where: Mapping[str, Sequence[str]], cells: Mapping[str, Sequence[Any]], i: int,
+    names: Mapping[str, Sequence[str]], place: str,
+) -> bool:  # fmt: skip
+    """Tell whether row i of the cells has one of the values wanted in each column; of a class, name or number."""
+    for column, wanted in where.items():
+        value = cells[column][i]
+        if not {key(plain(each, column, place)) for each in (value, class_name(value, names.get(column)))} & set(
+            wanted
+        ):
+            return False
+    return True
+
+
+def _check_named(file: DataFile | _HubRows, batch: Batch, needed: Sequence[str], wanted: Sequence[int]) -> None:
+    """Raise where rows of JSON do not name a column that others do: they would be lost without a word.
+
+    Raises:
+        PromptError: Naming the first of them.
+    """
+    numbers = {batch.numbers[i] for i in wanted}
+    for column in needed:
+        lacking = [number for number in batch.lacking(column) if number in numbers]
+        if lacking:
+            first = next(row for row, number in zip(batch.rows, batch.numbers, strict=True) if number == lacking[0])
+            n = sum(len(each.lacking(column)) for each in file.batches([column]))
+            others = f" and {n - 1:,} more rows" if n > 1 else ""
+            raise PromptError(
+                f"{batch.place} {lacking[0]}{others}: no {column!r} among {', '.join(first) or 'nothing'},"
+                f" which other rows have; give all rows the same names, or write null for what is missing"
+            )

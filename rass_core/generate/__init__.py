@@ -1,0 +1,1 @@
+"""Writing prompts towards the boundary: operators, writers, cleaning, the scheduler of rounds."""

@@ -1,0 +1,1 @@
+"""Language tags (BCP 47) and the identification of a text's language."""

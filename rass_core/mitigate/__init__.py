@@ -1,0 +1,1 @@
+"""Mitigating over-refusal: preference pairs, LoRA training, weight ablation, steering at inference."""

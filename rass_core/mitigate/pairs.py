@@ -1,0 +1,155 @@
+"""Preference pairs, and what a steered answer must be before it may be the chosen one of a pair.
+
+Pure functions: whoever calls them has generated, judged, identified the language and measured the
+perplexity. Every answer that is not taken has one reason, and the reasons are counted.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rass_core.errors import PromptError
+from rass_core.lake.schema import normalise
+
+Kind = Literal["over_refusal", "safety", "general"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""over_refusal: a benign prompt that was refused, chosen is the steered answer, rejected the refusal.
+safety: a harmful prompt, chosen is the refusal. general: a harmless prompt, chosen is the model's own answer."""
+N_GRAM_CHARACTERS = 8
+"""Long enough for words to repeat freely, short enough to see a loop; characters serve every script."""
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One prompt with the answer that is to become likelier and the one that is to become less likely.
+
+    Raises:
+        PromptError: An unknown kind, an empty text, or both answers the same.
+    """
+
+    prompt_id: str
+    kind: Kind
+    prompt: str
+    language: str
+    chosen: str
+    rejected: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PromptError(f"pair {self.prompt_id}: kind {self.kind!r}; it is one of {', '.join(KINDS)}")
+        empty = [name for name in ("prompt", "chosen", "rejected") if not getattr(self, name).strip()]
+        if empty:
+            raise PromptError(f"pair {self.prompt_id}: {empty[0]} is empty; leave the prompt out")
+        if normalise(self.chosen) == normalise(self.rejected):
+            raise PromptError(f"pair {self.prompt_id}: chosen and rejected are the same; leave the prompt out")
+
+
+@dataclass(frozen=True)
+class SteeredAnswer:
+    """An answer of the steered model, with all that decides whether it is taken."""
+
+    text: str
+    outcome: str
+    """A judge's word on it: compliance, partial, refusal or unscored."""
+    spoken: str | None
+    """Language it was found to be in; None where that could not be told."""
+    finish_reason: str = "stop"
+    """The engine's: an answer that ran into the limit of tokens has no end to be learnt."""
+    perplexity: float | None = None
+    """Under the model as it is, unsteered; None where not measured, and then not looked at."""
+
+
+@dataclass(frozen=True)
+class AcceptanceLimits:
+    """How far from the model's ordinary text a steered answer may lie."""
+
+    repeated_share: float = 0.3
+    """Highest share of character n-grams that stood in the answer before."""
+    perplexity: float | None = None
+    """Highest perplexity; see `perplexity_limit`. None looks at none."""
+
+
+def repeated_share(text: str) -> float:
+    """Return the share of the text's character n-grams that repeat an earlier one, 0 for a short text."""
+    folded = normalise(text)
+    n = len(folded) - N_GRAM_CHARACTERS + 1
+    if n < 1:
+        return 0.0
+    return 1.0 - len({folded[start : start + N_GRAM_CHARACTERS] for start in range(n)}) / n
+
+
+def is_degenerate(text: str, perplexity: float | None, limits: AcceptanceLimits) -> str | None:
+    """Return why a text is broken, or None where it is not.
+
+    Args:
+        perplexity: Of the text under the unsteered model, None where not measured.
+    """
+    if not text.strip():
+        return "empty"
+    if repeated_share(text) > limits.repeated_share:
+        return "repeats itself"
+    # A perplexity that overflowed or is no number is no sign of good text.
+    if limits.perplexity is not None and perplexity is not None and not perplexity <= limits.perplexity:
+        return "perplexity"
+    return None
+
+
+def rejection(answer: SteeredAnswer, language: str, limits: AcceptanceLimits) -> str | None:
+    """Return why an answer may not be the chosen one of a pair, or None where it may.
+
+    Args:
+        language: Of the prompt; subtags do not matter.
+    """
+    broken = is_degenerate(answer.text, answer.perplexity, limits)
+    if broken is not None:
+        return broken
+    if answer.finish_reason != "stop":
+        return "cut off"
+    if answer.outcome != "compliance":
+        return f"judged {answer.outcome}"
+    if answer.spoken is None:
+        return "language unknown"
+    if _primary(answer.spoken) != _primary(language):
+        return f"answered in {_primary(answer.spoken)}"
+    return None
+
+
+def perplexity_limit(ordinary: Sequence[float], factor: float = 3.0) -> float:
+    """Return the highest perplexity that an accepted answer may have.
+
+    Args:
+        ordinary: Perplexities of the model's own answers to harmless prompts.
+        factor: Times the highest of them but the uppermost twentieth.
+
+    Raises:
+        PromptError: No perplexities.
+    """
+    if not ordinary:
+        raise PromptError("perplexity limit: no answers to harmless prompts to compare with; give some")
+    ranked = sorted(ordinary)
+    return factor * ranked[math.ceil(0.95 * len(ranked)) - 1]
+
+
+def counts(pairs: Sequence[PreferencePair]) -> dict[str, dict[str, int]]:
+    """Return kind → language → number of pairs, both sorted, kinds without pairs left out."""
+    found = {kind: Counter(pair.language for pair in pairs if pair.kind == kind) for kind in KINDS}
+    return {kind: dict(sorted(by_language.items())) for kind, by_language in found.items() if by_language}
+
+
+def check_pairs(pairs: Sequence[PreferencePair]) -> None:
+    """Raise where pairs cannot be trained on.
+
+    Raises:
+        PromptError: No pairs, or a prompt that stands in two of them.
+    """
+    if not pairs:
+        raise PromptError("preferences: no pairs; select prompts and accept answers to them first")
+    repeated = [prompt_id for prompt_id, n in Counter(pair.prompt_id for pair in pairs).items() if n > 1]
+    if repeated:
+        raise PromptError(f"preferences: prompt {min(repeated)} stands in more than one pair; keep one of them")
+
+
+def _primary(language: str) -> str:
+    return language.replace("_", "-").split("-")[0].lower()

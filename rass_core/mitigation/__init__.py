@@ -1,1 +1,0 @@
-"""Mending a model: training on preference pairs, or an edit of its weights."""

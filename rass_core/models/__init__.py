@@ -1,0 +1,1 @@
+"""Chat models: identity, loading, templates, residual streams, interventions, vLLM, endpoints."""

@@ -1,0 +1,1 @@
+"""Moderators: whether a prompt is benign, by several models that vote."""

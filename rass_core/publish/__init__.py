@@ -1,0 +1,1 @@
+"""Publishing a data set: releases, formats of training tools, cards."""

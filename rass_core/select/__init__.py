@@ -1,0 +1,1 @@
+"""Selecting prompts: eligible ones, their influence on each other, quotas."""

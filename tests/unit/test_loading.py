@@ -342,8 +342,8 @@ def test_an_adapter_that_does_nothing_to_some_layers_is_refused(
 
     base, adapter = copied("llama"), tmp_path / "adapter"
     model, _ = load_causal_lm(str(base))
-    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(model, lora).save_pretrained(adapter)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(adapter)
     lora.merge(str(base), adapter, tmp_path / "merged")
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})

@@ -26,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from rass_core.config import JudgeConfig
 from rass_core.judges import Exchange, PhraseJudge
 from rass_core.judges.panel import default_panel
+from rass_core.judges.settings import JudgeConfig
 from rass_core.judges.training import examples, held_out_by_language, held_out_by_model, labelled_heads, own_texts
-from rass_core.stats.intervals import cohen_kappa, expected_calibration_error, family_counts
+from rass_core.stats.agreement import cohen_kappa, expected_calibration_error
+from rass_core.stats.intervals import family_counts
 
 Array = npt.NDArray[np.float64]
 N_SPEED = 10_000

@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import LakeError
-from rass_core.estimate.costs import Cost
+from rass_core.estimate.machine import Cost
 from rass_core.estimate.plan import plan_run
 from rass_core.lake.store import Lake
 from rass_core.units import duration

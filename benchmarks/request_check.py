@@ -22,7 +22,8 @@ from sklearn.linear_model import LogisticRegression
 
 import rass_core
 from rass_core.generate.request_check import RequestCheck, features
-from rass_core.stats.intervals import auc, wilson
+from rass_core.stats.agreement import auc
+from rass_core.stats.intervals import wilson
 
 PER_CELL = 150
 """Texts per source and language at most."""

@@ -23,7 +23,8 @@ from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
-    from rass_core.config import ModelConfig, RassConfig
+    from rass_core.config import RassConfig
+    from rass_core.models.settings import ModelConfig
 
 RATES = {
     "over_refusal_rate": "over-refusal %",
@@ -86,11 +87,12 @@ def evaluate(
         family_column=family_column,
     )  # fmt: skip
     # With torch and vLLM: seconds that no other command should wait.
-    from rass_core.config import ProbeConfig, load_config
+    from rass_core.config import load_config
     from rass_core.evaluate import standalone
     from rass_core.judges.panel import default_panel, panel_of
     from rass_core.models.fetched import resolve_model
     from rass_core.models.loading import adapter_tensors, checked_folder
+    from rass_core.probe.settings import ProbeConfig
     from tasks.run import chat_of
 
     settings = None if config is None else load_config(config)
@@ -127,7 +129,7 @@ def evaluate(
 
 def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) -> "ModelConfig":
     """Return how a model is loaded and spoken to: as the configuration's, or by default."""
-    from rass_core.config import ModelConfig
+    from rass_core.models.settings import ModelConfig
 
     if dtype is None and settings is None:
         import torch

@@ -19,8 +19,8 @@ from tasks.progress import CONSOLE, PROGRESS
 if TYPE_CHECKING:
     from rass_core.judges.calibration import Labelled
     from rass_core.judges.panel import Panel
-    from rass_core.judges.verdict import Exchange, Verdict
     from rass_core.lake.store import Lake
+    from rass_core.vocabulary import Exchange, Verdict
 
 judge = typer.Typer(no_args_is_help=True, help="Judge responses, and measure the errors of the judges.")
 review = typer.Typer(no_args_is_help=True, help="Let people label prompts and responses in a spreadsheet.")
@@ -66,8 +66,9 @@ def score(
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: judging the responses of {file} into {out}")
     from rass_core.judges.calibration import ALL
-    from rass_core.judges.score_file import WRITTEN_KINDS, ResponsesFile, layout_of, score_file
-    from rass_core.judges.verdict import OUTCOMES
+    from rass_core.judges.responses_file import ResponsesFile, layout_of
+    from rass_core.judges.score_file import WRITTEN_KINDS, score_file
+    from rass_core.vocabulary import OUTCOMES
 
     input_file(file, JudgeError)
     out = check_out(out, WRITTEN_KINDS, (file, config), JudgeError)
@@ -123,7 +124,8 @@ def calibrate_command(
 
     from rass_core.judges.calibration import calibrate
     from rass_core.judges.calibration_page import page
-    from rass_core.judges.score_file import ResponsesFile, layout_of, read_labelled, whole_file
+    from rass_core.judges.responses_file import ResponsesFile, layout_of
+    from rass_core.judges.score_file import read_labelled, whole_file
     from rass_core.lake.store import Lake
 
     panel = _panel(config)
@@ -196,7 +198,7 @@ def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:
     """Read the responses that people labelled in a lake."""
     from rass_core.judges.calibration import Labelled
     from rass_core.judges.human_review import labelled_responses
-    from rass_core.judges.verdict import Exchange
+    from rass_core.vocabulary import Exchange
 
     rows = labelled_responses(lake)
     column = {name: [row[name] for row in rows] for name in ("label", "language", "model", "family", "weight")}

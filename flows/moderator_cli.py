@@ -45,7 +45,8 @@ def train(
     path = check_out(out, (".npz",), prompts, JudgeError)
     for each in prompts:
         user_path(each, PromptError, "--prompts")
-    from rass_core.data.prompts import PromptSource, load_prompts
+    from rass_core.data.prompts import load_prompts
+    from rass_core.data.sources import PromptSource
     from rass_core.moderators.harm_training import LabelledPrompt, usable
     from rass_core.moderators.harm_training import train as fit
 

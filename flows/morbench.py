@@ -11,7 +11,8 @@ from rich.table import Table
 
 from flows.generate import generate_steps
 from flows.probe import probe_steps
-from rass_core.benchmark import build as core
+from rass_core.benchmark.card import STATISTICS_FILE
+from rass_core.benchmark.folder import check_free, read_benchmark
 from rass_core.config import RassConfig
 from rass_core.errors import PromptError
 from rass_core.lake.store import Commit
@@ -62,7 +63,7 @@ def folder_of(config: RassConfig, out: Path | None) -> Path:
         PromptError: A file, or a folder with anything but a benchmark.
     """
     folder = user_path(Path(config.lake) / "morbench" if out is None else out, PromptError, "--out")
-    core.check_free(folder)
+    check_free(folder)
     return folder
 
 
@@ -82,8 +83,8 @@ def notes_of(config: RassConfig, missing: Mapping[str, str]) -> list[str]:
 
 def print_benchmark(folder: Path) -> None:
     """Print what the cells of a benchmark hold, why some fell short, and its version."""
-    figures = json.loads((folder / core.STATISTICS_FILE).read_text(encoding="utf-8"))
-    _, version = core.read(folder)
+    figures = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
+    _, version = read_benchmark(folder)
     pairs = {(cell["language"], cell["category"]): f"{cell['n_pairs']}/{cell['n_wanted']}" for cell in figures["cells"]}
     languages, categories = (sorted({key[i] for key in pairs}) for i in (0, 1))
     table = Table("language", *categories, box=None, pad_edge=False, header_style="bold")

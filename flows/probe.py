@@ -2,8 +2,9 @@
 
 from prefect import flow
 
-from rass_core.config import ModelConfig, RassConfig
+from rass_core.config import RassConfig
 from rass_core.lake.store import Commit
+from rass_core.models.settings import ModelConfig
 from tasks.generate import Probed
 from tasks.probe import extract_activations, find_directions, measure_boundaries, verify_steering
 from tasks.prompts import read_prompts

@@ -41,7 +41,7 @@ def read_label_map(text: str | None) -> dict[str, str | None]:
     """
     from pydantic import ValidationError
 
-    from rass_core.data.prompts import PromptSource
+    from rass_core.data.sources import PromptSource
     from rass_core.yaml_file import parse_yaml
 
     if text is None:

@@ -17,27 +17,18 @@ from rass_core.data.decontamination import overlaps, without_overlaps
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluate.gate import GateResult, judge_gate
-from rass_core.evaluate.rates import (
-    BENIGN,
-    Answered,
-    Outcome,
-    answer_perplexities,
-    change_rows,
-    mean_kl,
-    measured_row,
-    perplexity,
-    variant_rows,
-)
+from rass_core.evaluate.rates import BENIGN, Outcome, change_rows, measured_row, variant_rows
 from rass_core.evaluate.samples import Question, Reply, ask, dress_all, question_of
 from rass_core.judges import PANEL, Verdict
-from rass_core.lake.schema import digest
 from rass_core.lake.store import Commit
-from rass_core.mitigate.pairs import AcceptanceLimits, PreferencePair, is_degenerate, perplexity_limit
+from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
 from rass_core.models.identity import folder_id
 from rass_core.models.interventions import ablating
+from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, perplexity
 from rass_core.models.residuals import load_causal_lm
-from rass_core.models.vllm_engine import Steering, SteeringVector
+from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
+from rass_core.text import AcceptanceLimits, digest, is_degenerate
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating

@@ -10,7 +10,6 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import ModelConfig, WriterConfig
 from rass_core.generate.acceptance import NO_PROMPT, Bounds, Candidate, counts, yields
 from rass_core.generate.cleaning import Cleaner, KnownPrompts
 from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS, instruction
@@ -25,17 +24,19 @@ from rass_core.generate.scheduler import (
     plan_round,
     plan_trial,
 )
+from rass_core.generate.settings import WriterConfig
 from rass_core.generate.writers import Writer, WritingDirections, content_directions, request_of, whole_text
 from rass_core.judges import PANEL
 from rass_core.judges.failures import Failures, no_verdict
-from rass_core.lake.schema import prompt_id
 from rass_core.lake.store import Commit
 from rass_core.models.chat_client import CutOff, Endpoint, NoAnswer
 from rass_core.models.identity import model_id
 from rass_core.models.residuals import decoder_blocks
-from rass_core.models.vllm_engine import GenerationRequest, SteeringVector
+from rass_core.models.settings import ModelConfig
+from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
 from rass_core.moderators.panel import BENIGN
 from rass_core.probe.geometry import Direction, split_of
+from rass_core.text import prompt_id
 from tasks.probe import Gauge, Ruler, direction_with, directions_of, outcomes_of, read_anchors
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table

@@ -1,12 +1,13 @@
 """What a run is given, checked before anything is written; light to import, so that a mistake is reported at once."""
 
-from rass_core.config import ModelConfig, RassConfig
+from rass_core.config import RassConfig
 from rass_core.data.prompts import LoadedPrompts, load_prompts
 from rass_core.generate.operators import ROLES
 from rass_core.judges.panel import check_judged
 from rass_core.models.chat import SHORT_ANSWER, ChatFormat
 from rass_core.models.identity import model_id
 from rass_core.models.loading import check_mendable, checked_folder, load_tokenizer
+from rass_core.models.settings import ModelConfig
 
 _given: dict[str, LoadedPrompts] = {}
 _checked: dict[str, list[str]] = {}

@@ -13,16 +13,16 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import ModelConfig
 from rass_core.errors import BoundaryError
-from rass_core.lake.schema import digest
 from rass_core.lake.store import Commit
 from rass_core.mitigate.learned_direction import fitted_direction
 from rass_core.mitigate.lora import merge, train
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.weight_ablation import removable, surgical
+from rass_core.models.settings import ModelConfig
 from rass_core.probe.directions import cosine
 from rass_core.probe.geometry import Direction
+from rass_core.text import digest
 from tasks.generate import Probed
 from tasks.preferences import mitigating
 from tasks.probe import direction_with, directions_of

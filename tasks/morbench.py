@@ -13,19 +13,24 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from rass_core.benchmark import build as morbench
-from rass_core.benchmark.build import BENIGN, BackTranslation, Benchmark, Candidate, Training
-from rass_core.config import MorbenchConfig
+from rass_core.benchmark import matching
+from rass_core.benchmark.build import BENIGN
+from rass_core.benchmark.card import CARD_FILE
+from rass_core.benchmark.folder import save_benchmark
+from rass_core.benchmark.matching import BackTranslation
+from rass_core.benchmark.settings import MorbenchConfig
+from rass_core.benchmark.types import Benchmark, Candidate, Training
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import SelectionError
 from rass_core.generate.operators import instruction
 from rass_core.judges import Verdict
 from rass_core.lab import world
 from rass_core.lab.contrasts import contrasts
-from rass_core.lake.schema import digest, normalise, prompt_id
 from rass_core.lake.store import Commit
 from rass_core.models.chat import check_length
-from rass_core.models.vllm_engine import GenerationRequest
+from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
+from rass_core.text import digest, normalise, prompt_id
 from tasks.generate import Probed
 from tasks.probe import Gauge, Ruler, read_anchors
 from tasks.respond import verdict_row
@@ -204,7 +209,7 @@ def training_of(run: Run, probed: Probed) -> Training:
 @task(cache_policy=NO_CACHE)
 def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequence[str]) -> str:
     """Write the folder, show its cells, and return its version."""
-    version = morbench.write(folder, benchmark, notes=notes)
+    version = save_benchmark(folder, benchmark, notes=notes)
     for cell in benchmark.cells:
         if cell.reason is not None:
             run.say(f"{cell.language}/{cell.category}: {cell.reason}")
@@ -217,7 +222,7 @@ def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequenc
         for cell in benchmark.cells
     ]  # fmt: skip
     create_table_artifact(key="rass-morbench", table=rows, description=f"# MORBench {version}: `{folder}`")
-    card = (folder / morbench.CARD_FILE).read_text(encoding="utf-8")
+    card = (folder / CARD_FILE).read_text(encoding="utf-8")
     create_markdown_artifact(key="rass-morbench-card", markdown=card.split("---\n", 2)[2], description="Dataset card")
     return version
 
@@ -354,4 +359,4 @@ def _is_same(run: Run, language: str, original: str, back: str) -> bool:
     first, second = run.quorum.requests([original, back], [language, language])
     if first is not None:
         return first == second
-    return morbench.character_similarity(original, back) >= morbench.MIN_SIMILARITY
+    return matching.character_similarity(original, back) >= matching.MIN_SIMILARITY

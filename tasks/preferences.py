@@ -12,21 +12,15 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import MitigateConfig
 from rass_core.errors import ConfigError, SelectionError
-from rass_core.evaluate.rates import Answered, answer_perplexities
 from rass_core.lake.store import Commit
 from rass_core.languages import identification
-from rass_core.mitigate.pairs import (
-    AcceptanceLimits,
-    PreferencePair,
-    SteeredAnswer,
-    counts,
-    perplexity_limit,
-    rejection,
-)
-from rass_core.models.vllm_engine import Generation, GenerationRequest, Steering, SteeringVector
+from rass_core.mitigate.pairs import PreferencePair, SteeredAnswer, counts, perplexity_limit, rejection
+from rass_core.mitigate.settings import MitigateConfig
+from rass_core.models.perplexity import Answered, answer_perplexities
+from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe.geometry import Direction, openings_of
+from rass_core.text import AcceptanceLimits
 from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with

@@ -9,20 +9,23 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import ModelConfig
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
 from rass_core.models.identity import model_id
 from rass_core.models.residuals import ResidualExtractor, activation_batches, decoder_blocks
-from rass_core.models.vllm_engine import Generation, GenerationRequest, Steering, SteeringVector
+from rass_core.models.settings import ModelConfig
+from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe import causal
 from rass_core.probe import geometry as core
-from rass_core.probe.boundary import BoundaryEstimate, boundary_report, pool_reports
+from rass_core.probe.boundary import BoundaryEstimate, boundary_report
 from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Anchors, Direction
-from rass_core.probe.harm_axis import ALL, HarmAxis, HarmFigures, HarmReport, LayerFigures, measure_harm, n_steps
+from rass_core.probe.harm_axis import ALL, measure_harm, n_steps
+from rass_core.probe.harm_types import HarmAxis, HarmFigures, HarmReport, LayerFigures
 from rass_core.probe.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
+from rass_core.probe.pooling import pool_reports
+from rass_core.probe.roles import choose_roles
 from rass_core.stats.intervals import wilson
 from tasks.rates import counted_outcome, rate_rows
 from tasks.run import Run, chat_of, table
@@ -69,7 +72,7 @@ def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Co
         tried_ids = {id(d.vector) for d in tried}
         options = causal.generation_options(tried, settings)
         tried = causal.with_generated(tried, options, _generated(run, model, prompts, options))
-        chosen = causal.choose_roles(tried, settings)
+        chosen = choose_roles(tried, settings)
         own = core.language_directions(anchors, next(d for d in chosen if "margin" in d.roles)).values()
         untried = [direction for direction in found if id(direction.vector) not in tried_ids]
         return {

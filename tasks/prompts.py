@@ -6,8 +6,8 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.lake.schema import digest
 from rass_core.lake.store import Commit
+from rass_core.text import digest
 from tasks.run import Run, table
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rass_core.errors import BoundaryError
-from rass_core.judges.verdict import NO_HELP_KINDS
 from rass_core.stats.intervals import wilson
+from rass_core.vocabulary import NO_HELP_KINDS
 from tasks.run import Run
 
 

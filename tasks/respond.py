@@ -9,16 +9,16 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.config import ModelConfig
 from rass_core.errors import BoundaryError
 from rass_core.judges import PANEL, Exchange, Verdict
 from rass_core.judges.first_token import FirstTokenJudge
-from rass_core.lake.schema import digest
 from rass_core.lake.store import Commit
 from rass_core.models.chat import check_length
 from rass_core.models.identity import model_id
-from rass_core.models.vllm_engine import GenerationRequest
-from rass_core.stats.intervals import auc, cohen_kappa
+from rass_core.models.settings import ModelConfig
+from rass_core.models.vllm_requests import GenerationRequest
+from rass_core.stats.agreement import auc, cohen_kappa
+from rass_core.text import digest
 from tasks.run import Run, chat_of, table
 
 

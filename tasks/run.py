@@ -25,20 +25,22 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 import rass_core
-from rass_core.config import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig, RassConfig, content_sha256
+from rass_core.config import RassConfig, content_sha256
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
-from rass_core.lake.schema import TABLES, digest
+from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Commit, Lake
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.identity import model_id
 from rass_core.models.residuals import load_causal_lm
 from rass_core.models.self_check import SELF_CHECK, check_engine
+from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.moderators.panel import quorum_of
+from rass_core.text import digest
 from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
 from tasks.progress import PROGRESS

@@ -8,10 +8,10 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from rass_core.lake.schema import digest
 from rass_core.lake.store import Commit
 from rass_core.select.influence import refusal_gradients
 from rass_core.select.quotas import Influence, eligible, fill_quotas, without_near_duplicates
+from rass_core.text import digest
 from tasks.anchors import anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with

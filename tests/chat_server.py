@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rass_core.config import EndpointConfig
 from rass_core.models.chat_client import Endpoint
+from rass_core.models.settings import EndpointConfig
 
 KEY_VARIABLE = "RASS_TEST_KEY"
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rass_core.lake.schema import TABLES, digest, prompt_id
+from rass_core.lake.schema import TABLES
 from rass_core.probe.misalignment import OTHER_AXIS
 from rass_core.report import write_report
+from rass_core.text import digest, prompt_id
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 HOSTILE += "<a href='javascript:alert(1)'>a</a> %{x} \u2028 \u202e {{ 7 * 7 }} <!-- <b>"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from rass_core.errors import PromptError
-from rass_core.lake.schema import digest, normalise
 from rass_core.moderators.harm_training import LabelledPrompt
+from rass_core.text import digest, normalise
 
 FILES = (
     "advbench", "harmbench", "strongreject", "or_bench_toxic", "multijail", "xsafety_unsafe_instruction",

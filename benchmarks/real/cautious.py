@@ -38,7 +38,8 @@ from rass_core.judges.panel import default_panel
 from rass_core.models.chat import ChatFormat
 from rass_core.models.fetched import models_folder, resolve_model
 from rass_core.models.residuals import DTYPES, decoder_blocks, load_causal_lm
-from rass_core.models.vllm_engine import GenerationRequest, SteeredEngine
+from rass_core.models.vllm_engine import SteeredEngine
+from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.stats.intervals import wilson
 
 Prompt = dict[str, str]

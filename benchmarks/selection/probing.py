@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.selection.methods import Candidate
-from rass_core.config import Openings, ProbeConfig
 from rass_core.mitigate.pairs import PreferencePair
+from rass_core.models.answer_openings import opening_log_odds
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import opening_log_odds
 from rass_core.models.residuals import ResidualExtractor, decoder_blocks
 from rass_core.probe import causal
 from rass_core.probe import geometry as core
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report
 from rass_core.probe.geometry import Anchors, Direction
+from rass_core.probe.roles import choose_roles
+from rass_core.probe.settings import Openings, ProbeConfig
 from rass_core.select.influence import refusal_gradients
 from rass_core.select.quotas import Influence
 
@@ -75,7 +76,7 @@ def probe(
     candidates = causal.causal_candidates(screened, config.n_causal_candidates, config.min_induce)
     trial = causal.CausalTrial(model, prompts, config)
     scored = [replace(trial(each), off_scale=core.why_off_scale(anchors, each)) for each in candidates]
-    tried = causal.choose_roles(scored, config)
+    tried = choose_roles(scored, config)
     direction = next(each for each in tried if "margin" in each.roles)
     means = core.class_means(anchors, direction.layer, direction.position)
     measured = core.margins(

@@ -24,7 +24,6 @@ from benchmarks.selection import probing, training
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.probing import log_odds, probe
 from benchmarks.selection.setting import Bench, Question, Recipe
-from rass_core.config import Openings
 from rass_core.data.decontamination import overlaps
 from rass_core.errors import BoundaryError, PromptError
 from rass_core.judges.panel import Panel
@@ -33,6 +32,7 @@ from rass_core.mitigate.pairs import Kind, PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import load_causal_lm
+from rass_core.probe.settings import Openings
 
 HARMFUL_SOURCES = ("advbench", "harmbench", "or_bench_toxic", "multijail", "xsafety_unsafe_instruction")
 HARMLESS_SOURCES = ("alpaca_nc", "self_instruct", "ifeval", "mgsm", "mt_bench_multi")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.selection.methods import Candidate, Pool
-from rass_core.config import Openings
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
 from rass_core.models.chat import ChatFormat
+from rass_core.probe.settings import Openings
 
 
 @dataclass(frozen=True)

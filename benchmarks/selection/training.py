@@ -23,8 +23,8 @@ from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
 from rass_core.mitigate.lora import Tokens, end_of_answer, tokenised
 from rass_core.mitigate.pairs import PreferencePair, check_pairs
+from rass_core.models.answer_openings import opening_log_odds, told_apart
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import opening_log_odds, told_apart
 
 
 def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Recipe, seed: int) -> Any:

@@ -15,20 +15,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rass_core.config import DEFAULT_OPENINGS, ProbeConfig
+from rass_core.models.answer_openings import OpeningReader, PlainPrompts, kl_divergence, opening_log_odds
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import (
-    OpeningReader,
-    PlainPrompts,
-    ablating,
-    adding,
-    kl_divergence,
-    opening_log_odds,
-)
+from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
 from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Direction
+from rass_core.probe.settings import DEFAULT_OPENINGS, ProbeConfig
 
 N_PROMPTS = 40
 N_TOKENS = 150

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from datasketch import MinHash, MinHashLSH
 
 from rass_core.errors import PromptError
-from rass_core.lake.schema import normalise
+from rass_core.text import normalise
 
 Reason = Literal["text", "family", "translation", "near_duplicate"]
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -4,16 +4,10 @@ Rows keep what their file says: Parquet its types, CSV its text, JSON its object
 shows: its first line in a text file, its place from 1 in Parquet or in a JSON array.
 """
 
-import codecs
-import csv
 import glob
-import gzip
-import io
 import itertools
 import json
 import re
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,22 +18,27 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rass_core.data.records import (
+    KINDS,
+    arrays_in,
+    csv_records,
+    csv_rows,
+    ending_of,
+    json_rows,
+    jsonl_rows,
+    kind_of,
+    numbered_lines,
+    one_line,
+)
 from rass_core.errors import PromptError, RassError
 
-KINDS = (".parquet", ".csv", ".jsonl", ".json", ".tsv", ".ndjson")
 ROWS_PER_BATCH = 500
 """Few, for a response may take 100 kB."""
-LONGEST_FIELD = 1 << 30
 
 Rows: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
 """Arrow from Parquet and data sets, objects from text."""
 
 _BUFFER_BYTES = 1 << 20
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
-}  # fmt: skip
-"""What a file begins with → its encoding; UTF-32 before UTF-16, whose mark begins its own."""
 _PACKED = (".zip", ".zst", ".bz2", ".xz", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc")
 """Data that is not read: a folder that holds it would else be read in part."""
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
@@ -111,7 +110,7 @@ class DataFile:
     @property
     def stem(self) -> str:
         """The name without its endings."""
-        return self.path.name[: -len(_ending(self.path))]
+        return self.path.name[: -len(ending_of(self.path))]
 
     def columns(self) -> list[str]:
         """Return the names of the columns, for which JSON is read to its end; names may come twice.
@@ -130,7 +129,7 @@ class DataFile:
         if self.kind != ".json":
             return True
         try:
-            return len(_arrays(json.loads("".join(line for _, line in _lines(self.path, self.error))))) == 1
+            return len(arrays_in(json.loads("".join(line for _, line in numbered_lines(self.path, self.error))))) == 1
         except (ValueError, RecursionError):
             return True
 
@@ -168,8 +167,8 @@ class DataFile:
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if self.kind in (".csv", ".tsv"):
-            return _csv_rows(self.path, self.error)
-        return (_json_rows if self.kind == ".json" else _jsonl_rows)(self.path, self.error)
+            return csv_rows(self.path, self.error)
+        return (json_rows if self.kind == ".json" else jsonl_rows)(self.path, self.error)
 
     @contextmanager
     def _parquet(self) -> Iterator[pq.ParquetFile]:
@@ -201,18 +200,6 @@ def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataF
     return [DataFile(path, error, _hive(path)) for path in paths]
 
 
-def kind_of(path: Path, error: type[RassError] = PromptError) -> str:
-    """Return the kind of a file by its ending, without .gz.
-
-    Raises:
-        RassError: None that is known.
-    """
-    kind = _ending(path).lower().removesuffix(".gz")
-    if kind not in KINDS or (kind == ".parquet" and path.suffix.lower() == ".gz"):
-        raise error(f"{path}: not one of {', '.join(KINDS)}, or of the text ones as .gz; convert or rename it")
-    return kind
-
-
 def numbered(batches: Iterable[pa.RecordBatch], name: str, error: type[RassError] = PromptError) -> Iterator[Batch]:
     """Yield the Arrow batches of a file or data set with their rows counted from 1."""
     first = 1
@@ -235,49 +222,6 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
 
 
-def repeated(names: Sequence[str]) -> list[str]:
-    """Return the names that come more than once."""
-    return [name for name, n in Counter(names).items() if n > 1]
-
-
-def csv_records(path: Path, error: type[RassError]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record of CSV with the line on which it begins; an empty line is an empty record.
-
-    The cells are separated by commas, semicolons or tabs, whichever the first line has most of outside of quotes.
-
-    Raises:
-        RassError: Not UTF-8 or UTF-16, or a quote that is wrong.
-    """
-    csv.field_size_limit(LONGEST_FIELD)
-    lines = (line for _, line in _lines(path, error))
-    first = next(lines, "")
-    outside = re.sub(r'"(?:[^"]|"")*"?', "", first)
-    delimiter = "\t" if kind_of(path, error) == ".tsv" else max(",;\t", key=outside.count)
-    reader = csv.reader(itertools.chain([first] if first else [], lines), strict=True, delimiter=delimiter)
-    begins = 1
-    try:
-        for cells in reader:
-            yield begins, cells
-            begins = reader.line_num + 1
-    except csv.Error as problem:
-        said = "a quote in it is left open" if "unexpected end" in str(problem) else str(problem)
-        raise error(
-            f"{path} line {begins}: the row that begins there cannot be read as CSV ({said}); is a quote left open? "
-            "Quotes within a text are doubled"
-        ) from problem
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _ending(path: Path) -> str:
-    """Return the ending, both of them where the last is .gz."""
-    suffixes = path.suffixes
-    return "".join(suffixes[-2:]) if path.suffix.lower() == ".gz" else path.suffix
-
-
 def _inside(folder: Path, error: type[RassError]) -> list[Path]:
     """Return the files of a folder that are read."""
     inside = sorted(each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
@@ -285,7 +229,7 @@ def _inside(folder: Path, error: type[RassError]) -> list[Path]:
     for each in inside:
         if any(_TEMPORARY.match(part) for part in each.parts) or each.name.lower() in _ABOUT:
             continue
-        ending = _ending(each).lower()
+        ending = ending_of(each).lower()
         if each.suffix.lower() in _PACKED or ending == ".parquet.gz":
             raise error(f"{folder / each}: cannot be read, and the folder would be read in part; unpack or convert it")
         if ending.removesuffix(".gz") in KINDS:
@@ -297,128 +241,3 @@ def _hive(path: Path) -> dict[str, str | None]:
     """Return the columns that folders named key=value give."""
     pairs = (part.split("=", 1) for part in path.parent.parts if re.fullmatch(r"\w[^=]*=[^=]*", part))
     return {key: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for key, value in pairs}
-
-
-def _csv_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[str, Any]]]:
-    records = ((number, cells) for number, cells in csv_records(path, error) if cells)
-    _, header = next(records, (0, []))
-    for number, cells in records:
-        if len(cells) != len(header):
-            raise error(f"{path} line {number}: {len(cells)} fields under {len(header)} columns; fix it")
-        yield number, dict(zip(header, cells, strict=True))
-
-
-def _jsonl_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path, error):
-        if line.strip():
-            yield number, _object(line, f"{path} line {number}", error)
-
-
-def _object(line: str, place: str, error: type[RassError]) -> dict[str, Any]:
-    try:
-        row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once_each)
-    except (ValueError, RecursionError) as problem:
-        raise error(f"{place}: not JSON ({one_line(problem)}); write one object a line") from problem
-    if not isinstance(row, dict):
-        raise error(f"{place}: not a JSON object; write one object a line, or name the file .json")
-    return row
-
-
-def _json_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of an array, of the one array in an object, or of lines, as many a .json holds them."""
-    text = "".join(line for _, line in _lines(path, error))
-    if not text.strip():
-        return
-    try:
-        content = json.loads(text, object_pairs_hook=_once_each)
-    except (ValueError, RecursionError) as problem:
-        if str(problem).startswith("Extra data") and text.lstrip().startswith("{"):
-            yield from _jsonl_rows(path, error)
-            return
-        raise error(f"{path}: not JSON ({one_line(problem)}); write an array of objects") from problem
-    for number, row in enumerate(_array_in(content, path, error), start=1):
-        if not isinstance(row, dict):
-            raise error(f"{path} row {number}: not a JSON object; write an array of objects")
-        yield number, row
-
-
-def _array_in(content: Any, path: Path, error: type[RassError]) -> list[Any]:
-    arrays = _arrays(content)
-    if len(arrays) != 1:
-        raise error(
-            f'{path}: holds {len(arrays) or "no"} arrays of objects; write one array of objects, or {{"data": [...]}}'
-        )
-    return arrays[0]
-
-
-def _arrays(content: Any) -> list[list[Any]]:
-    """Return the array, or the arrays of objects in an object."""
-    if isinstance(content, list):
-        return [content]
-    values = content.values() if isinstance(content, dict) else ()
-    found = [value for value in values if isinstance(value, list) and all(isinstance(each, dict) for each in value)]
-    return [value for value in found if value] or found
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"the name {repeated([name for name, _ in pairs])[0]!r} is twice in one object")
-    return found
-
-
-def _lines(path: Path, error: type[RassError]) -> Iterator[tuple[int, str]]:
-    """Yield the number of each line, from 1, and the line with its end."""
-    number = 0
-    try:
-        with _opened(path) as file:
-            head = file.peek(4096)[:4096]
-            encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
-            if encoding == "utf-8" and _is_unmarked_utf16(head):
-                raise error(f"{path}: seems to be UTF-16 without its mark; save it as UTF-8")
-            decoded = _utf8(file) if encoding.startswith("utf-8") else io.TextIOWrapper(file, encoding, newline="")
-            for number, line in enumerate(decoded, start=1):
-                yield number, line
-    except UnicodeDecodeError as problem:
-        raise error(f"{path} line {number + 1}: not {_undecoded(problem)}; save it as UTF-8") from problem
-    except (OSError, EOFError, zlib.error) as problem:
-        said = getattr(problem, "strerror", None) or one_line(problem)
-        raise error(f"{path}: cannot be read ({said}); fix the file, its path or its permissions") from problem
-
-
-def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _utf8(file: Iterable[bytes]) -> Iterator[str]:
-    """Yield lines, decoded one by one so that a wrong byte is found on its line; a lone CR ends one too."""
-    start = 0
-    for number, line in enumerate(file):
-        try:
-            text = line.decode("utf-8" if number else "utf-8-sig")
-        except UnicodeDecodeError as problem:
-            raise _moved(problem, start) from problem
-        start += len(line)
-        if "\r" in text[:-2]:
-            yield from io.StringIO(text, newline="")
-        else:
-            yield text
-
-
-def _moved(problem: UnicodeDecodeError, start: int) -> UnicodeDecodeError:
-    """Return the error with the wrong byte's place in the whole file."""
-    wrong = problem.object[problem.start : problem.start + 1]
-    return UnicodeDecodeError("utf-8", wrong, 0, 1, f"byte 0x{wrong.hex()} at {start + problem.start:,} of the file")
-
-
-def _undecoded(problem: UnicodeDecodeError) -> str:
-    name = problem.encoding.upper().replace("UTF8", "UTF-8")
-    guess = ""
-    if name.startswith("UTF-8"):
-        name, guess = "UTF-8", ", perhaps Windows-1252 or Latin-1"
-    return f"{name} ({problem.reason}{guess})"
-
-
-def _is_unmarked_utf16(head: bytes) -> bool:
-    """Tell whether every other byte is mostly zero."""
-    return len(head) >= 4 and max(head[0::2].count(0), head[1::2].count(0)) > len(head) // 4

@@ -14,12 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from rass_core.config import ModelConfig, RassConfig
+from rass_core.config import RassConfig
 from rass_core.data.cells import LABELS
 from rass_core.data.prompts import LoadedPrompts, load_prompts
 from rass_core.errors import JudgeError, ModelError
 from rass_core.estimate import costs
-from rass_core.estimate.costs import Cost, Counts, Machine, Shape, Speed
+from rass_core.estimate.costs import Counts
+from rass_core.estimate.machine import Cost, Machine, Shape, Speed
 from rass_core.generate.operators import instruction
 from rass_core.judges.panel import check_judged
 from rass_core.judges.rubric import RUBRIC as JUDGES_RUBRIC
@@ -27,6 +28,7 @@ from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import ANSWER_TOKENS
 from rass_core.models.identity import cached_folder
 from rass_core.models.loading import checked_folder, load_tokenizer, n_parameters
+from rass_core.models.settings import ModelConfig
 from rass_core.moderators.panel import RUBRIC
 from rass_core.units import duration, size
 

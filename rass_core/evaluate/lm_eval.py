@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rass_core.config import UtilityConfig
 from rass_core.errors import ConfigError, ModelError, PromptError, RassError
+from rass_core.evaluate.settings import UtilityConfig
 from rass_core.models.chat import ChatFormat
 from rass_core.stats.intervals import wilson
 

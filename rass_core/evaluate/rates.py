@@ -5,23 +5,20 @@ prompts scored under both variants. Nothing over nothing is null with a reason, 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import floor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from rass_core.errors import ActivationError, BoundaryError
-from rass_core.judges.verdict import NO_HELP_KINDS
-from rass_core.models.interventions import kl_divergence
-from rass_core.models.residuals import check_inference, model_name
-from rass_core.stats.intervals import bootstrap_interval, family_counts, wilson
+from rass_core.errors import BoundaryError
+from rass_core.models.perplexity import Measured
+from rass_core.stats.arrays import Array
+from rass_core.stats.intervals import bootstrap_interval, wilson
 from rass_core.stats.paired import paired_difference
+from rass_core.vocabulary import NO_HELP_KINDS
 
 ALL = "all"
 """Stands for every language, and as a dataset for every prompt put as it is, one in several datasets counted once."""
@@ -30,10 +27,7 @@ JAILBREAK = "jailbreak"
 BENIGN = frozenset({"harmless", "pseudo_harmful"})
 HARMFUL = frozenset({"harmful"})
 OUTCOMES = frozenset({"refusal", "compliance", "partial", "unscored"})
-ROWS_OF_LOGITS = 64
-"""Tokens compared at a time: in float64 a vocabulary of 150 000 takes 1.2 MB for each."""
 
-Array = npt.NDArray[np.float64]
 Place = tuple[str, str]
 """(dataset, language)."""
 Key = tuple[str, str]
@@ -284,24 +278,6 @@ def design_effect(values: Sequence[float], families: Sequence[str]) -> float:
     return min(max(ratio, 1.0), most)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A figure over prompts with its interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A prompt in the chat template and the base model's own answer to it, as token ids."""
-
-    prompt: Sequence[int]
-    answer: Sequence[int]
-
-
 def measured_row(
     metric: str, measured: Measured, model_id: str, variant: str, dataset: str = ALL, language: str = ALL
 ) -> dict[str, Any]:
@@ -309,121 +285,3 @@ def measured_row(
     values = {"value": measured.value, "low": measured.low, "high": measured.high, "n_effective": measured.n}
     scored = [(0.0, str(number)) for number in range(measured.n)]
     return _row(model_id, variant, (dataset, language), metric, scored, 0) | values
-
-
-def perplexity(
-    model: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
-) -> Measured:
-    """Return the perplexity of answers, exp of the mean surprise of their tokens, each after its prompt.
-
-    Args:
-        answers: Of bare text the first token may stand as the prompt, which is only read.
-        seed: Of the bootstrap over answers.
-        token_budget: Most tokens of a batch, padding included.
-
-    Raises:
-        ModelError: A model in training mode.
-        ActivationError: No answer, an empty prompt or answer, or a value that is not finite.
-        BoundaryError: One answer: no interval.
-    """
-    surprise, n_tokens = _surprise(model, answers, token_budget)
-    drawn = family_counts(np.arange(len(answers)), 1000, seed)
-    low, high = _quantiles(np.exp(drawn @ surprise / (drawn @ n_tokens)), level)
-    return Measured(float(np.exp(surprise.sum() / n_tokens.sum())), low, high, len(answers))
-
-
-def answer_perplexities(model: Any, answers: Sequence[Answered], token_budget: int = 4096) -> list[float]:
-    """Return the perplexity of each answer, exp of the mean surprise of its tokens after its prompt.
-
-    Raises:
-        ModelError: A model in training mode.
-        ActivationError: An empty prompt or answer, or a value that is not finite.
-    """
-    if not answers:
-        return []
-    surprise, n_tokens = _surprise(model, answers, token_budget)
-    return [float(value) for value in np.exp(np.minimum(surprise / n_tokens, 700.0))]
-
-
-def _surprise(model: Any, rows: Sequence[Answered], token_budget: int) -> tuple[Array, Array]:
-    """Return the summed surprise of each answer's tokens in nats, and how many there are."""
-    surprise, n_tokens = np.zeros(len(rows)), np.array([len(row.answer) for row in rows], dtype=np.float64)
-    for index, logits in _answer_logits(model, rows, token_budget):
-        answer = torch.tensor(list(rows[index].answer), device=logits.device)
-        surprise[index] = float(
-            torch.nn.functional.cross_entropy(logits.float(), answer, reduction="none").double().sum()
-        )
-    _check_finite(model, surprise)
-    return surprise, n_tokens
-
-
-def mean_kl(
-    base: Any, mitigated: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
-) -> Measured:
-    """Return KL(base ‖ mitigated) in nats a token, over every token of the base model's own answers.
-
-    A prompt counts by the mean over its answer's tokens, the prompts count alike.
-
-    Args:
-        answers: To harmless prompts, by the base model.
-        seed: Of the bootstrap over prompts.
-        token_budget: Most tokens of a batch, padding included.
-
-    Raises:
-        ModelError: A model in training mode.
-        ActivationError: No prompt, an empty prompt or answer, unequal vocabularies, a value that is not finite.
-        BoundaryError: One prompt: no interval.
-    """
-    values = np.zeros(len(answers))
-    both = (_answer_logits(model, answers, token_budget) for model in (base, mitigated))
-    for (index, before), (_, after) in zip(*both, strict=True):
-        pieces = zip(before.split(ROWS_OF_LOGITS), after.split(ROWS_OF_LOGITS), strict=True)
-        parts = [kl_divergence(*(piece.double().log_softmax(dim=-1).cpu() for piece in pair)) for pair in pieces]
-        values[index] = float(torch.cat(parts).mean())
-    _check_finite(mitigated, values)
-    value, low, high = bootstrap_interval(values, np.arange(len(values)), seed, level=level)
-    return Measured(value, low, high, len(values))
-
-
-@torch.no_grad()
-def _answer_logits(model: Any, rows: Sequence[Answered], token_budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield each row's number and the logits that predict its answer's tokens, (n_answer, vocabulary).
-
-    Padding is on the right, where a causal model never looks. The order depends on lengths alone.
-    """
-    check_inference(model)
-    if not rows or not all(len(row.prompt) and len(row.answer) for row in rows):
-        raise ActivationError(
-            f"{model_name(model)}: {len(rows)} rows, none may lack a prompt or an answer; leave it out"
-        )
-    width_of = [len(row.prompt) + len(row.answer) for row in rows]
-    waiting = sorted(range(len(rows)), key=lambda index: -width_of[index])
-    while waiting:
-        width = width_of[waiting[0]]
-        batch, waiting = waiting[: max(1, token_budget // width)], waiting[max(1, token_budget // width) :]
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, index in enumerate(batch):
-            ids[place, : width_of[index]] = torch.tensor([*rows[index].prompt, *rows[index].answer])
-            mask[place, : width_of[index]] = 1
-        first = min(len(rows[index].prompt) for index in batch) - 1
-        logits = model(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False,
-            logits_to_keep=width - first,
-        ).logits  # fmt: skip
-        for place, index in enumerate(batch):
-            start = len(rows[index].prompt) - 1 - first
-            yield index, logits[place, start : start + len(rows[index].answer)]
-
-
-def _quantiles(values: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
-def _check_finite(model: Any, values: Array) -> None:
-    if not np.isfinite(values).all():
-        raise ActivationError(
-            f"{model_name(model)}: log-probabilities are not finite; load it in float32 or bfloat16, "
-            "or see whether its training diverged"
-        )

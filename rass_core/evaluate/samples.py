@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rass_core.config import JailbreakConfig
 from rass_core.errors import ConfigError, PromptError
 from rass_core.evaluate import attacks
 from rass_core.evaluate.attacks import DRESSINGS, Dressed
 from rass_core.evaluate.rates import BENIGN, Outcome
+from rass_core.evaluate.settings import JailbreakConfig
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel
 from rass_core.lab import attacks as lab
 from rass_core.lab import world
-from rass_core.lake.schema import digest
 from rass_core.models.chat import check_length
-from rass_core.models.vllm_engine import Generation, GenerationRequest, SteeredEngine, Steering
+from rass_core.models.vllm_engine import SteeredEngine
+from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering
+from rass_core.text import digest
 
 NOT_BY_DEFAULT = ("many_shot", "prefilled_answer")
 """Dressings that are asked for by name: the one is long, the other speaks for the model."""

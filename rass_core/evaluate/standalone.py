@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rass_core.benchmark import build as morbench
-from rass_core.config import ModelConfig
-from rass_core.data.prompts import PromptSource, load_prompts
+from rass_core.benchmark.card import VERSION_FILE
+from rass_core.benchmark.folder import read_benchmark
+from rass_core.data.prompts import load_prompts
+from rass_core.data.sources import PromptSource
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluate.rates import variant_rows
 from rass_core.evaluate.samples import Question, ask, question_of
@@ -22,9 +23,10 @@ from rass_core.judges.score_file import whole_file
 from rass_core.lake.schema import TABLES
 from rass_core.languages.tags import canonical_tags, is_within
 from rass_core.models.chat import ChatFormat
-from rass_core.models.chat_client import Say, ignored
 from rass_core.models.identity import folder_id, model_id
 from rass_core.models.loading import load_tokenizer
+from rass_core.models.retrying import Say, ignored
+from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.paths import user_path
 
@@ -53,10 +55,10 @@ def read_questions(
     dataset = user_path(dataset, PromptError, "--dataset")
     if not dataset.exists():
         raise PromptError(f"{dataset}: no such folder or file; name a MORBench folder or a file of labelled prompts")
-    if (dataset / morbench.VERSION_FILE).exists():
+    if (dataset / VERSION_FILE).exists():
         if settings:
             raise PromptError(f"{dataset}: a MORBench folder, whose columns are known; leave out {', '.join(settings)}")
-        table, version = morbench.read(dataset)
+        table, version = read_benchmark(dataset)
         name, rows = f"{dataset.resolve().name}@{version}", table.to_pylist()
     else:
         name = dataset.resolve().stem

@@ -13,13 +13,12 @@ from functools import cached_property
 
 from rass_core.data.decontamination import NearDuplicates
 from rass_core.generate.request_check import RequestCheck
-from rass_core.judges.phrases import PhraseJudge
-from rass_core.judges.verdict import Exchange, Verdict
+from rass_core.judges.phrase_judge import PhraseJudge
 from rass_core.judges.visible_text import own_words
-from rass_core.lake.schema import normalise
 from rass_core.languages.identification import is_in
-from rass_core.mitigate.pairs import repeated_share
 from rass_core.models.thinking import split_thinking
+from rass_core.text import normalise, repeated_share
+from rass_core.vocabulary import Exchange, Verdict
 
 REASONS = (
     "cut off", "thinking", "empty", "too short", "declined", "not a request", "wrong language", "repeats itself",

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from rass_core.judges.classifier import Weights
-from rass_core.stats.intervals import Array
+from rass_core.stats.arrays import Array
 
 N_HASHED = 2**15
 """Columns of hashed n-grams, for the beginning and for the end."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rass_core.config import GenerateConfig
 from rass_core.generate.operators import OPERATORS
+from rass_core.generate.settings import GenerateConfig
 from rass_core.generate.writers import Writer
-from rass_core.lake.schema import digest
+from rass_core.text import digest
 
 MIN_COHERENT_SHARE = 0.5
 """An α under which fewer of the written texts are coherent prompts is not used again."""

@@ -17,7 +17,7 @@ from rass_core.generate.operators import OPENING_SHARE, OPERATORS, PREFILLED, in
 from rass_core.languages.tags import lookup
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import ResidualExtractor
-from rass_core.models.vllm_engine import GenerationRequest, Steering, SteeringVector
+from rass_core.models.vllm_requests import GenerationRequest, Steering, SteeringVector
 from rass_core.probe.directions import difference_in_means, orthogonalise
 from rass_core.probe.geometry import Direction
 

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core.errors import BoundaryError, JudgeError
+from rass_core.judges.base import primary
 from rass_core.judges.panel import PANEL
-from rass_core.judges.verdict import Verdict, primary
-from rass_core.stats.intervals import Array, equal_mass_bins, family_counts, rogan_gladen, wilson
+from rass_core.stats.agreement import equal_mass_bins, rogan_gladen
+from rass_core.stats.arrays import Array
+from rass_core.stats.intervals import family_counts, wilson
+from rass_core.vocabulary import Verdict
 
 ALL = "all"
 """Stands for every language, model or family together."""

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from rass_core.judges.calibration import ALL, LABELS, Labelled
 from rass_core.judges.panel import PANEL
-from rass_core.judges.verdict import Verdict
-from rass_core.stats.intervals import reliability
+from rass_core.stats.agreement import reliability
+from rass_core.vocabulary import Verdict
 
 _COLOURS = ("#2b86cc", "#e8a30c", "#8b5cf6", "#0d9488", "#8d6e9f", "#7b8794")
 _MISSED, _ALARMS = "#cf3f5b", "#2b86cc"

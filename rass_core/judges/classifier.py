@@ -18,19 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.judges.phrases import (
-    LONGEST_READ,
-    OPENING_CHARACTERS,
-    Signals,
-    asked,
-    by_phrases,
-    covered,
-    read,
-    signals,
-)
-from rass_core.judges.verdict import Exchange, Verdict, primary
+from rass_core.judges.base import primary
+from rass_core.judges.phrase_judge import asked, by_phrases, read
+from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
 from rass_core.judges.visible_text import fold, has_letters, own_words
-from rass_core.stats.intervals import Array
+from rass_core.stats.arrays import Array
+from rass_core.vocabulary import Exchange, Verdict
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix  # takes a fifth of a second, and judging does without it

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from rass_core.errors import JudgeError
-from rass_core.judges.verdict import Verdict
 from rass_core.models.chat_client import NoAnswer, by_reason
+from rass_core.vocabulary import Verdict
 
 MAX_FAILED = 0.05
 """Share of responses or prompts on which a judge may fail before its word on the rest is not used either."""

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.config import Openings
-from rass_core.judges.verdict import Exchange, Verdict
+from rass_core.models.answer_openings import opening_log_odds
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import opening_log_odds
 from rass_core.probe.geometry import openings_of
+from rass_core.probe.settings import Openings
+from rass_core.vocabulary import Exchange, Verdict
 
 
 class FirstTokenJudge:

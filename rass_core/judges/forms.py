@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rass_core.judges.phrases import OPENING_CHARACTERS, signals
-from rass_core.judges.verdict import KINDS
 from rass_core.judges.visible_text import fold
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.thinking import split_thinking
+from rass_core.vocabulary import KINDS
 
 REASON_CHARACTERS = 200
 LONGEST_READ = 10_000

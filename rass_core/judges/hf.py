@@ -8,11 +8,11 @@ from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import declines
 from rass_core.judges.rubric import defused, shortened
-from rass_core.judges.verdict import Exchange, Verdict
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import checked_folder
 from rass_core.models.thinking import CUT_OFF, split_thinking
+from rass_core.vocabulary import Exchange, Verdict
 
 BATCH_SIZE = 16
 _SAYS_REFUSAL = re.compile(r"refus", re.IGNORECASE)

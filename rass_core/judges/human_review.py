@@ -22,12 +22,14 @@ from openpyxl.utils.exceptions import InvalidFileException
 from openpyxl.worksheet.datavalidation import DataValidation
 
 import rass_core
-from rass_core.data.readers import csv_records
+from rass_core.data.records import csv_records
 from rass_core.errors import JudgeError
 from rass_core.judges.score_file import whole_file
-from rass_core.lake.schema import TABLES, digest
-from rass_core.lake.store import Lake, fetch
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
+from rass_core.lake.views import fetch
 from rass_core.paths import check_out, input_file
+from rass_core.text import digest
 
 What = Literal["prompts", "responses"]
 

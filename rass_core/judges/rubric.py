@@ -6,9 +6,9 @@ from typing import Any
 
 from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import REASON_CHARACTERS, Filled, read_form
-from rass_core.judges.verdict import KINDS, Exchange, Verdict
 from rass_core.models.chat_client import Complete, NoAnswer
 from rass_core.models.thinking import split_thinking
+from rass_core.vocabulary import KINDS, Exchange, Verdict
 
 HEAD_CHARACTERS, TAIL_CHARACTERS = 3000, 1000
 """What is shown of a longer text: refusals stand at the beginning, or at the end after all."""

@@ -27,9 +27,10 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
-from rass_core.judges.phrases import LONGEST_READ, by_phrases, covered, read, signals
-from rass_core.judges.verdict import Exchange
-from rass_core.stats.intervals import Array
+from rass_core.judges.phrase_judge import by_phrases, read
+from rass_core.judges.phrases import LONGEST_READ, covered, signals
+from rass_core.stats.arrays import Array
+from rass_core.vocabulary import Exchange
 
 HEAD_CHARACTERS = 80
 """Example heads are cut here: as stored, their length gives the label away."""

@@ -16,7 +16,7 @@ from rass_core.errors import ConfigError
 from rass_core.evaluate.attacks import Dressed, Turn, despaced, spaced
 from rass_core.lab import world
 from rass_core.lab.world import Sentence
-from rass_core.lake.schema import normalise
+from rass_core.text import normalise
 
 N_SHOTS = 2
 """Harmless turns before the request; the model was never shown a second turn."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rass_core.lake.schema import normalise
+from rass_core.text import normalise
 
 HELD_OUT_SHARE = 0.25
 """Share of (verb, object, setting) triples that no training sentence uses."""

@@ -4,9 +4,6 @@ Every table is a folder of Parquet files below the lake; each row also carries `
 (the run that wrote it) from the folder name. Ids are digests, joins use ids, never order.
 """
 
-import hashlib
-import unicodedata
-
 import pyarrow as pa
 
 STRINGS = pa.list_(pa.string())
@@ -290,18 +287,3 @@ TABLES: dict[str, pa.Schema] = {
 """Beyond the tables of the design: `harm_axes` holds the axis of `margins.harm_score`, `quotas` reports shortages,
 `rounds` what each arm yielded, `writers` what the trial of roles and steerings yielded, `variants` the mitigated models
 (their folder below the lake's `models/`), `gates` whether each may be published."""
-
-
-def digest(*parts: object) -> str:
-    """Return 16 hex digits that name these parts; equal parts give equal names anywhere."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def normalise(text: str) -> str:
-    """Return the text in NFC with white space folded, as it is stored and compared."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def prompt_id(language: str, text: str) -> str:
-    """Return the id of a prompt: the same wherever its text came from, case ignored."""
-    return digest("prompt", language, normalise(text).casefold())

@@ -11,9 +11,7 @@ A commit is written below `_staging`, synced, and renamed into place, its record
 the list of files from the records, so that they see a whole commit or none.
 """
 
-import difflib
 import errno
-import itertools
 import json
 import logging
 import os
@@ -30,25 +28,31 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
+from rass_core.lake.parquet import CommittedFile, sync, write_table
 from rass_core.lake.reading_sql import check_reads
-from rass_core.lake.schema import TABLES, VECTOR
+from rass_core.lake.schema import TABLES
+from rass_core.lake.views import (
+    VIEWS_HEAD,
+    error_line,
+    parquet_files,
+    quoted,
+    run_sql,
+    schema_path,
+    unknown_table,
+    views_sql,
+)
 from rass_core.paths import check_writable, user_path
 
 FORMAT = 1
-ROWS_PER_GROUP = 32_768
-VECTOR_ROWS_PER_GROUP = 2_048
 
 _RECORD = pa.schema([
     ("run_id", pa.string()), ("key", pa.string()), ("table_name", pa.string()), ("path", pa.string()),
     ("rows", pa.int64()), ("bytes", pa.int64()), ("committed_at", pa.timestamp("us", tz="UTC")),
 ])  # fmt: skip
 _FILE_COLUMNS = ("table_name", "path", "rows", "bytes")
-_NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
-"""Tables whose view holds the newest row of each id."""
 
 _MEND = "restore it, run the configuration again, or delete its commit record to do without"
 """What a damaged lake needs."""
@@ -56,16 +60,6 @@ _OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogE
 """Errors that say nothing of the files."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CommittedFile:
-    """One Parquet file; `path` is relative to the lake."""
-
-    table: str
-    path: str
-    rows: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class Lake:
             lake._write_new("_lake.json", json.dumps({"format": FORMAT}))
             lake._check_format()
             lake._write_schemas()
-            lake._write_new("views.sql", _VIEWS_HEAD + _views_sql(""), replace=True)
+            lake._write_new("views.sql", VIEWS_HEAD + views_sql(""), replace=True)
             lake._sweep()
         return lake
 
@@ -142,7 +136,7 @@ class Lake:
             return done
         with _disk(self.path), self._staging() as staging:
             files = tuple(
-                _write_table(staging / table, table, rows, f"{table}/run_id={run_id}/shard={key}")
+                write_table(staging / table, table, rows, f"{table}/run_id={run_id}/shard={key}")
                 for table, rows in tables.items()
             )
             commit = Commit(run_id, key, files)
@@ -152,7 +146,7 @@ class Lake:
             record = self._record(run_id, key)
             _make_folder(record.parent)
             os.replace(staging / "record", record)
-            _sync(record.parent)
+            sync(record.parent)
         return commit
 
     def committed(self, key: str) -> Commit | None:
@@ -162,7 +156,7 @@ class Lake:
             try:
                 table = pq.ParquetFile(record).read()
             except (pa.ArrowException, OSError) as error:
-                _log.warning("%s: unreadable commit record (%s), does not count", record, _line(error))
+                _log.warning("%s: unreadable commit record (%s), does not count", record, error_line(error))
                 continue
             rows = table.to_pylist()
             files = tuple(CommittedFile(*(row[name] for name in _FILE_COLUMNS)) for row in rows)
@@ -213,7 +207,7 @@ class Lake:
         _check_whole(connection, self.path, asked)
         files = "SELECT path FROM commits WHERE list_contains($asked, table_name) ORDER BY path"
         with _naming([path for (path,) in connection.execute(files, {"asked": asked}).fetchall()]):
-            return _run(connection, sql)
+            return run_sql(connection, sql)
 
     def _what_is_wrong_with(self, key: str) -> str:
         """Return the file because of which a commit does not count, and why."""
@@ -255,12 +249,12 @@ class Lake:
         chosen = ", ".join(f'"{name}"' for name in names)
         files = [self.path / file.path for commit in commits or () for file in commit.files if file.table == table]
         with _naming(files):
-            rows = _run(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
+            rows = run_sql(connection, f"SELECT {chosen} FROM {source}" + (f" WHERE {where}" if where else ""))
         try:
             return rows.cast(pa.schema([_field(table, name) for name in names]))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise LakeError(
-                f"{self.path / table}: rows of another type than RASS writes ({_line(error)}); {_MEND}"
+                f"{self.path / table}: rows of another type than RASS writes ({error_line(error)}); {_MEND}"
             ) from error
 
     def connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -274,7 +268,7 @@ class Lake:
         """
         connection = self._session(memory_limit)
         with _naming((self.path / "_commits").glob("*/*.parquet"), "restore it, or delete it to do without its rows"):
-            _run(connection, _views_sql(f"{self.path}/"), str(self.path))
+            run_sql(connection, views_sql(f"{self.path}/"), str(self.path))
         for run_id, key in connection.sql("SELECT run_id, key FROM damaged").fetchall():
             _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))
         return connection
@@ -288,7 +282,9 @@ class Lake:
         """
         connection = self._session(memory_limit)
         for table in TABLES:
-            _run(connection, f'CREATE VIEW "{table}" AS SELECT * FROM {self._rows_of(table, commits)}', str(self.path))
+            run_sql(
+                connection, f'CREATE VIEW "{table}" AS SELECT * FROM {self._rows_of(table, commits)}', str(self.path)
+            )
         return connection
 
     def query(self, sql: str, memory_limit: str | None = None) -> pa.Table:
@@ -297,19 +293,19 @@ class Lake:
         Raises:
             LakeError: Whatever DuckDB has against the query, in one line.
         """
-        return _run(self.connect(memory_limit), sql)
+        return run_sql(self.connect(memory_limit), sql)
 
     def _rows_of(self, table: str, commits: Sequence[Commit]) -> str:
         """Return what SQL reads the rows of these commits from."""
         paths = [file.path for commit in commits for file in commit.files if file.table == table]
-        listed = ", ".join(_quoted(f"{self.path}/{path}") for path in [_schema_path(table), *paths])
-        return _parquet_files(f"[{listed}]")
+        listed = ", ".join(quoted(f"{self.path}/{path}") for path in [schema_path(table), *paths])
+        return parquet_files(f"[{listed}]")
 
     def _session(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
-        connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {_quoted(self._staging_path())}")
+        connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {quoted(self._staging_path())}")
         if memory_limit is not None:
-            _run(connection, f"SET memory_limit = {_quoted(memory_limit)}", "memory_limit")
+            run_sql(connection, f"SET memory_limit = {quoted(memory_limit)}", "memory_limit")
         return connection
 
     def _check_format(self) -> None:
@@ -325,14 +321,14 @@ class Lake:
 
     def _write_schemas(self) -> None:
         """Write one file without rows a table: no view is ever without files, columns or types."""
-        schemas = {_schema_path(table): schema for table, schema in TABLES.items()}
+        schemas = {schema_path(table): schema for table, schema in TABLES.items()}
         for path, schema in {**schemas, "_commits/_/_.parquet": _RECORD}.items():
             target = self.path / path
             if _has_schema(target, schema):
                 continue
             with self._staging() as staging:
                 pq.write_table(schema.empty_table(), staging / "schema")
-                _sync(staging / "schema")
+                sync(staging / "schema")
                 _make_folder(target.parent)
                 os.replace(staging / "schema", target)
 
@@ -342,9 +338,9 @@ class Lake:
             return
         with self._staging() as staging:
             (staging / name).write_bytes(text.encode())
-            _sync(staging / name)
+            sync(staging / name)
             os.replace(staging / name, target)
-        _sync(self.path)
+        sync(self.path)
 
     def _sweep(self) -> None:
         """Remove what dead processes of this machine left in `_staging`."""
@@ -367,7 +363,7 @@ class Lake:
 
     def _publish(self, folder: Path, target: Path) -> None:
         """Rename a finished folder into place, and aside what a killed writer left there without a record."""
-        _sync(folder)
+        sync(folder)
         _make_folder(target.parent)
         while True:
             try:
@@ -377,7 +373,7 @@ class Lake:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             os.rename(target, folder.with_name(f"replaced-{uuid.uuid4().hex[:8]}"))
-        _sync(target.parent)
+        sync(target.parent)
 
     def _record(self, run_id: str, key: str) -> Path:
         return self.path / "_commits" / run_id / f"{key}.parquet"
@@ -392,63 +388,9 @@ class Lake:
         return [file.path for file in commit.files if size(file.path) != file.bytes]
 
 
-_VIEWS_HEAD = """\
--- Written by RASS. Start `duckdb -init views.sql` in this folder; `.read views.sql` takes in later commits.
-"""
-
-
-def _views_sql(root: str) -> str:
-    """Return the SQL that lists the files of whole commits and lays the views over them.
-
-    Records come before the sizes: a commit made in between is then not taken for damaged. Where two runs
-    raced for one key, the first counts.
-    """
-    statements = [
-        f"""\
-CREATE OR REPLACE TEMP TABLE commits AS
-  SELECT * REPLACE ({_quoted(root)} || path AS path)
-  FROM read_parquet({_quoted(root + "_commits/*/*.parquet")});
-CREATE OR REPLACE TEMP TABLE damaged AS
-  SELECT DISTINCT c.run_id, c.key FROM commits c
-  LEFT JOIN (  -- DuckDB 1.5 puts ./ before what a relative glob finds
-    SELECT regexp_replace(filename, '^[.]/', '') AS filename, size
-    FROM read_blob({_quoted(root + "*/run_id=*/shard=*/*.parquet")})) f
-  ON f.filename = c.path WHERE f.size IS DISTINCT FROM c.bytes;
-CREATE OR REPLACE TEMP TABLE commits AS
-  SELECT * FROM commits ANTI JOIN damaged USING (run_id, key)
-  QUALIFY rank() OVER (PARTITION BY key ORDER BY committed_at, run_id) = 1;
-"""
-    ]
-    for table, schema in TABLES.items():
-        columns = ", ".join(f'"{name}"' for name in [*schema.names, "run_id", "shard"])
-        rows = _parquet_files(f"getvariable('files_{table}')")
-        newest = ""
-        if table in _NEWEST_OF:
-            rows += " LEFT JOIN (SELECT path AS filename, committed_at FROM commits) USING (filename)"
-            newest = (
-                f"\n  QUALIFY row_number() OVER (PARTITION BY {_NEWEST_OF[table]}"
-                " ORDER BY committed_at DESC, filename) = 1"
-            )
-        statements.append(f"""\
-SET VARIABLE files_{table} = (
-  SELECT [{_quoted(root + _schema_path(table))}] || coalesce(list(path ORDER BY committed_at, path), [])
-  FROM commits WHERE table_name = '{table}');
-CREATE OR REPLACE TEMP VIEW "{table}" AS SELECT {columns}
-  FROM {rows}{newest};
-""")
-    return "".join(statements)
-
-
-def _parquet_files(files: str) -> str:
-    return (
-        f"read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,"
-        " hive_types = {'run_id': VARCHAR, 'shard': VARCHAR})"
-    )
-
-
 def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Collection[str]) -> None:
     """Raise where a damaged commit has rows of these tables that no other commit has."""
-    records = _quoted(f"{root}/_commits/*/*.parquet")
+    records = quoted(f"{root}/_commits/*/*.parquet")
     lost = connection.execute(
         f"SELECT run_id, path, bytes FROM read_parquet({records}) SEMI JOIN damaged USING (run_id, key)"
         f" ANTI JOIN commits USING (key) WHERE key IN (SELECT key FROM read_parquet({records})"
@@ -476,7 +418,7 @@ def _naming(files: Iterable[str | Path], advice: str | None = None) -> Iterator[
                     with pq.ParquetFile(file) as content:
                         content.read()
                 except (pa.ArrowException, OSError) as broken:
-                    raise LakeError(f"{file}: damaged ({_line(broken)}); {advice or _MEND}") from broken
+                    raise LakeError(f"{file}: damaged ({error_line(broken)}); {advice or _MEND}") from broken
         raise
 
 
@@ -488,113 +430,6 @@ def _has_schema(path: Path, schema: pa.Schema) -> bool:
         return False
 
 
-def fetch(
-    connection: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, object] | None = None
-) -> list[dict[str, Any]]:
-    """Return the rows of a query.
-
-    Raises:
-        LakeError: Whatever DuckDB has against it, such as a file that is no Parquet, in one line.
-    """
-    try:
-        rows: list[dict[str, Any]] = connection.sql(sql, params=dict(params or {})).to_arrow_table().to_pylist()
-    except duckdb.Error as error:
-        raise LakeError(f"query: {_line(error)}") from error
-    return rows
-
-
-def _run(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query") -> pa.Table:
-    """Return the result of the last statement; without rows where it has none."""
-    try:
-        result = connection.sql(sql)
-        return pa.table({}) if result is None else result.to_arrow_table()
-    except duckdb.Error as error:
-        unknown = re.search(r"Table with name (\S+) does not exist", str(error))
-        message = _unknown_table(unknown[1]) if unknown else _line(error)
-        raise LakeError(f"{what}: {message}") from error
-
-
-def _write_table(folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBatch], target: str) -> CommittedFile:
-    """Stream rows into `folder/part-0.parquet`; the vectors' width is that of the first row group."""
-    groups = _row_groups(table, rows.to_batches() if isinstance(rows, pa.Table) else rows)
-    first = next(groups, TABLES[table].empty_table())
-    schema = _file_schema(table, first)
-    vectors = [name for name in schema.names if TABLES[table].field(name).type == VECTOR]
-    folder.mkdir()
-    n_rows = 0
-    with pq.ParquetWriter(
-        folder / "part-0.parquet",
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[name for name in schema.names if name not in vectors],
-        use_byte_stream_split=[f"{name}.list.element" for name in vectors],
-    ) as writer:
-        for group in itertools.chain([first], groups):
-            try:
-                writer.write_table(group.cast(schema))
-            except pa.ArrowInvalid as error:
-                raise LakeError(f"{table}: vectors of two widths in one commit; write one a width") from error
-            n_rows += group.num_rows
-    _sync(folder / "part-0.parquet")
-    return CommittedFile(table, f"{target}/part-0.parquet", n_rows, (folder / "part-0.parquet").stat().st_size)
-
-
-def _row_groups(table: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the rows in tables as long as a row group, the last one shorter, in the table's schema."""
-    size = VECTOR_ROWS_PER_GROUP if VECTOR in TABLES[table].types else ROWS_PER_GROUP
-    pending: list[pa.RecordBatch] = []
-    n_pending = 0
-    for batch in batches:
-        rest = _cast(table, batch)
-        while rest.num_rows:
-            part = rest.slice(0, size - n_pending)
-            rest = rest.slice(part.num_rows)
-            pending.append(part)
-            n_pending += part.num_rows
-            if n_pending == size:
-                yield pa.Table.from_batches(pending)
-                pending, n_pending = [], 0
-    if pending:
-        yield pa.Table.from_batches(pending)
-
-
-def _cast(table: str, batch: pa.RecordBatch) -> pa.RecordBatch:
-    schema = TABLES[table]
-    names = batch.schema.names
-    missing = [name for name in schema.names if name not in names]
-    extra = [name for name in names if name not in schema.names]
-    if missing or extra or len(names) != len(schema.names):
-        raise LakeError(
-            f"{table}: missing columns {missing}, unknown columns {extra}, each of the others once;"
-            f" give it {', '.join(schema.names)}"
-        )
-    columns = []
-    for field in schema:
-        column = batch.column(field.name)
-        try:
-            column = column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise LakeError(
-                f"{table}.{field.name}: {column.type} does not fit {field.type} ({_line(error)}); convert it"
-            ) from error
-        if field.type == VECTOR and column.flatten().null_count:
-            raise LakeError(f"{table}.{field.name}: a null inside a vector; drop that row or fill it")
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _file_schema(table: str, group: pa.Table) -> pa.Schema:
-    """Return the table's schema with vectors of the width that this row group has, if it has any."""
-    schema = TABLES[table]
-    for i, field in enumerate(schema):
-        if field.type == VECTOR:
-            width = pc.max(pc.list_value_length(group.column(field.name))).as_py()
-            if width:
-                schema = schema.set(i, field.with_type(pa.list_(VECTOR.value_field, width)))
-    return schema
-
-
 def _write_record(path: Path, commit: Commit) -> None:
     now = datetime.now(UTC)
     rows = [
@@ -603,12 +438,7 @@ def _write_record(path: Path, commit: Commit) -> None:
         for file in commit.files
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=_RECORD), path)
-    _sync(path)
-
-
-def _schema_path(table: str) -> str:
-    """Return where the table's file without rows is; shaped as a data file, so that globs match both."""
-    return f"_schema/run_id=_/shard={table}/part-0.parquet"
+    sync(path)
 
 
 def _field(table: str, name: str) -> pa.Field:
@@ -628,28 +458,13 @@ def _check_names(run_id: str, key: str, tables: Collection[str]) -> None:
 
 def _check_table(table: str) -> None:
     if table not in TABLES:
-        raise LakeError(_unknown_table(table))
-
-
-def _unknown_table(name: str) -> str:
-    nearest = difflib.get_close_matches(name, TABLES, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(TABLES)}"
-    return f"no table {name!r}; {hint}"
+        raise LakeError(unknown_table(table))
 
 
 def _make_folder(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder.parent)
 
 
 def _is_alive(pid: int) -> bool:
@@ -676,12 +491,3 @@ def _disk(path: Path) -> Iterator[None]:
             raise LakeError(f"{path}: disk full, nothing was committed; free space and run again") from error
         what = os.strerror(error.errno)
         raise LakeError(f"{path}: cannot be written ({what}); fix it or choose another folder") from error
-
-
-def _quoted(text: object) -> str:
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def _line(error: BaseException) -> str:
-    """Return the message up to the first blank line, without line breaks."""
-    return " ".join(str(error).split("\n\n")[0].split())

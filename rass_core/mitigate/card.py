@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from rass_core.markdown import table
 from rass_core.models.identity import model_id, split_reference
+from rass_core.text import table
 
 
 @dataclass(frozen=True)

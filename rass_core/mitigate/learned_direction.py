@@ -18,7 +18,8 @@ from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs
 from rass_core.mitigate.weight_ablation import writers
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import in_batches, load_causal_lm, logits_at
-from rass_core.probe.directions import Array, Rows
+from rass_core.probe.directions import Rows
+from rass_core.stats.arrays import Array
 
 Weighted = tuple[Tokens, float]
 

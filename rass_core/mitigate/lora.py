@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from rass_core.errors import ConfigError, ModelError, PromptError
-from rass_core.lake.schema import digest
 from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.mitigate.pairs import PreferencePair, check_pairs, counts
 from rass_core.mitigate.settings import METHODS, Method, TrainingSettings
@@ -26,6 +25,7 @@ from rass_core.models.chat import ChatFormat
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import check_adapter, check_mendable, save_checkpoint
 from rass_core.models.residuals import load_causal_lm, model_name
+from rass_core.text import digest
 
 Progress = Callable[[int, int], None]
 """Called with the units done and how many there are in all."""

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rass_core.errors import PromptError
-from rass_core.lake.schema import normalise
+from rass_core.text import AcceptanceLimits, is_degenerate, normalise
 
 Kind = Literal["over_refusal", "safety", "general"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """over_refusal: a benign prompt that was refused, chosen is the steered answer, rejected the refusal.
 safety: a harmful prompt, chosen is the refusal. general: a harmless prompt, chosen is the model's own answer."""
-N_GRAM_CHARACTERS = 8
-"""Long enough for words to repeat freely, short enough to see a loop; characters serve every script."""
 
 
 @dataclass(frozen=True)
@@ -59,41 +57,6 @@ class SteeredAnswer:
     """The engine's: an answer that ran into the limit of tokens has no end to be learnt."""
     perplexity: float | None = None
     """Under the model as it is, unsteered; None where not measured, and then not looked at."""
-
-
-@dataclass(frozen=True)
-class AcceptanceLimits:
-    """How far from the model's ordinary text a steered answer may lie."""
-
-    repeated_share: float = 0.3
-    """Highest share of character n-grams that stood in the answer before."""
-    perplexity: float | None = None
-    """Highest perplexity; see `perplexity_limit`. None looks at none."""
-
-
-def repeated_share(text: str) -> float:
-    """Return the share of the text's character n-grams that repeat an earlier one, 0 for a short text."""
-    folded = normalise(text)
-    n = len(folded) - N_GRAM_CHARACTERS + 1
-    if n < 1:
-        return 0.0
-    return 1.0 - len({folded[start : start + N_GRAM_CHARACTERS] for start in range(n)}) / n
-
-
-def is_degenerate(text: str, perplexity: float | None, limits: AcceptanceLimits) -> str | None:
-    """Return why a text is broken, or None where it is not.
-
-    Args:
-        perplexity: Of the text under the unsteered model, None where not measured.
-    """
-    if not text.strip():
-        return "empty"
-    if repeated_share(text) > limits.repeated_share:
-        return "repeats itself"
-    # A perplexity that overflowed or is no number is no sign of good text.
-    if limits.perplexity is not None and perplexity is not None and not perplexity <= limits.perplexity:
-        return "perplexity"
-    return None
 
 
 def rejection(answer: SteeredAnswer, language: str, limits: AcceptanceLimits) -> str | None:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rass_core.settings import MAX_TOKENS, STRICT
 from rass_core.units import MAX_SEED
 
 Method = Literal["dpo", "sft"]
@@ -43,3 +44,37 @@ class TrainingSettings(BaseModel):
     """Steps after which the state is written; a training that was stopped goes on from there."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of the adapter's first weights and the order of pairs."""
+
+
+class MitigateConfig(BaseModel):
+    """Mitigation: training or editing the model with the selected prompts."""
+
+    model_config = STRICT
+
+    methods: list[Literal["dpo", "sft", "surgical", "steer"]] = Field(default=["dpo"], min_length=1)
+    """dpo, sft: an adapter is trained. surgical: the false-refusal direction is taken out of the weights. steer: the
+    same while the model runs, its weights left alone. Each gives a variant of that name."""
+    training: TrainingSettings = TrainingSettings()
+    """Of dpo and sft."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """surgical, steer: λ, the share of the direction that is taken out; the harm direction is always kept."""
+    direction: Literal["drawn", "fitted"] = "fitted"
+    """surgical, steer: drawn, the probe's false-refusal direction, without any training; or fitted to the pairs."""
+    alphas: list[Annotated[float, Field(gt=0, le=1000)]] = Field([0.25, 0.5, 0.75, 1.0, 1.5], min_length=1)
+    """By how much the model is steered off refusal for its helpful answer; the gentlest that will do is taken."""
+    max_new_tokens: int = Field(default=256, ge=1, le=MAX_TOKENS)
+    """Longest answer to be learnt, in tokens; one that is cut off is not taken."""
+    safety_share: float = Field(default=1.0, ge=0, le=1000)
+    """Harmful prompts near the boundary, with a refusal, for each over-refused prompt of a language."""
+    general_share: float = Field(default=1.0, ge=0, le=1000)
+    """Harmless prompts with the model's own answer for each over-refused prompt of a language."""
+    repeated_share: float = Field(default=0.3, gt=0, le=1)
+    """Highest share of an answer's character 8-grams that repeat an earlier one."""
+    perplexity_factor: float = Field(default=3.0, gt=0, le=1_000_000)
+    """Highest perplexity of an answer under the model as given, as a multiple of that of its ordinary answers."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "MitigateConfig":
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("methods: one is listed twice; leave it out")
+        return self

@@ -26,7 +26,8 @@ from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.models.identity import model_folder
 from rass_core.models.loading import check_mendable, save_checkpoint
 from rass_core.models.residuals import decoder_blocks, load_causal_lm, model_name, stream_of
-from rass_core.probe.directions import Array, Rows, cosine, orthogonalise
+from rass_core.probe.directions import Rows, cosine, orthogonalise
+from rass_core.stats.arrays import Array
 
 MAX_HARM_COSINE = 1e-6
 """Between what is taken out and the harm direction; double precision leaves 1e-16."""

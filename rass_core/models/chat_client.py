@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +17,11 @@ from itertools import count
 from socket import EAI_NONAME, gaierror
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from rass_core.config import EndpointConfig
 from rass_core.errors import EndpointError
 from rass_core.models.completion import Answer, HttpReply, Problem, read
+from rass_core.models.retrying import GIVE_UP_AFTER, Say, Tries, Waiting, ignored
+from rass_core.models.settings import EndpointConfig
 from rass_core.models.urls import without_secrets
-from rass_core.units import duration
 
 if TYPE_CHECKING:
     from rass_core.models.vllm_engine import SteeredEngine
@@ -35,18 +34,8 @@ TEMPERATURE = 0.7
 """Of every draw but the first."""
 MAX_RETRIES = 3
 """Of one call that fails while others, or a trial call, are answered: then the prompt is at fault."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
-"""Between tries; each pause is twice the one before."""
-GIVE_UP_AFTER = 20
-"""Calls failed in a row that are more than chance."""
 MAX_BODY_BYTES = 4_000_000
 """Of a reply; a chat completion takes thousands."""
-
-Say = Callable[[str], object]
-
-
-def ignored(line: str) -> None:
-    """Take a line and say it to nobody."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def ask_engine(
     """Ask the engine's model, unsteered, its answers held to the schema; bind the engine to get a `Complete`."""
     # Which import the judges, as these import this module.
     from rass_core.models.thinking import CUT_OFF
-    from rass_core.models.vllm_engine import GenerationRequest
+    from rass_core.models.vllm_requests import GenerationRequest
 
     ids = [engine.chat.ids(prompt) for prompt in prompts]
     fits = [len(each) < engine.max_model_len for each in ids]
@@ -158,7 +147,7 @@ class Endpoint:
         """
         answered = count(1)
         failed: deque[str | None] = deque(maxlen=GIVE_UP_AFTER)
-        waiting = _Waiting(self._config.outage_s, self._say)
+        waiting = Waiting(self._config.outage_s, self._say)
 
         def ask(prompt: str, draw: int) -> str | NoAnswer:
             with waiting.ends_with_an_error():
@@ -182,7 +171,7 @@ class Endpoint:
                 pool.shutdown(cancel_futures=True)
                 raise waiting.error or error from None
 
-    def _answer(self, prompt: str, schema: Mapping[str, Any] | None, draw: int, waiting: "_Waiting") -> str | NoAnswer:
+    def _answer(self, prompt: str, schema: Mapping[str, Any] | None, draw: int, waiting: "Waiting") -> str | NoAnswer:
         """Return the answer to one prompt, with more room where thinking took it all."""
         wanted: dict[str, Any] = {
             "model": self._config.model, "messages": [{"role": "user", "content": prompt}],
@@ -211,7 +200,7 @@ class Endpoint:
     def _needs_room(self, found: Answer | Problem, is_form: bool) -> bool:
         return isinstance(found, Answer) and found.is_cut and (is_form or not _visible(found))
 
-    def _with_room(self, found: Answer | Problem, wanted: Mapping[str, Any], waiting: "_Waiting") -> Answer | Problem:
+    def _with_room(self, found: Answer | Problem, wanted: Mapping[str, Any], waiting: "Waiting") -> Answer | Problem:
         """Ask again with a higher limit, which is kept where it brings an answer."""
         longer = self._settled(wanted, waiting)
         if isinstance(longer, Problem):
@@ -225,13 +214,13 @@ class Endpoint:
             )
         return longer
 
-    def _settled(self, wanted: Mapping[str, Any], waiting: "_Waiting") -> Answer | Problem:
+    def _settled(self, wanted: Mapping[str, Any], waiting: "Waiting") -> Answer | Problem:
         """Return what comes of a call once the endpoint is up and takes it.
 
         Raises:
             EndpointError: As when called.
         """
-        spoken, tried = dict(self._spoken), _Tries()
+        spoken, tried = dict(self._spoken), Tries()
         first: Problem | None = None
         while True:
             call = {name: value for key, value in wanted.items() if (name := spoken.get(key, key)) is not None}
@@ -272,7 +261,7 @@ class Endpoint:
         new = [key for name, key in named.items() if name not in self._taken]
         return dict.fromkeys(["response_format"] if "response_format" in new else new)
 
-    def _remember(self, spoken: Mapping[str, str | None], call: Mapping[str, Any], waiting: "_Waiting") -> None:
+    def _remember(self, spoken: Mapping[str, str | None], call: Mapping[str, Any], waiting: "Waiting") -> None:
         """Keep what an answered call has shown of the endpoint."""
         waiting.answered()
         with self._lock:
@@ -284,7 +273,7 @@ class Endpoint:
             how = "without it" if name is None else f"with {name}"
             self._say(f"endpoint {self.where}: does not take {key}, asked {how} from now on")
 
-    def _is_at_fault(self, problem: Problem, tried: "_Tries") -> bool:
+    def _is_at_fault(self, problem: Problem, tried: "Tries") -> bool:
         """Tell whether a call that fails again and again does so because of its prompt: others are answered.
 
         After `MAX_RETRIES` a trial call finds out; the prompt gets one more chance, in case all is well again.
@@ -362,80 +351,6 @@ class Endpoint:
                     raise ValueError(f"a reply of more than {MAX_BODY_BYTES:,} bytes")
             headers = {name.lower(): value for name, value in reply.headers.items()}
             return HttpReply(reply.status_code, headers, bytes(body))
-
-
-@dataclass
-class _Tries:
-    """How often one call was tried."""
-
-    n: int = 0
-    began: float = 0.0
-    """When it first failed."""
-    was_garbled: bool = False
-    others_are_answered: bool = False
-    """As a trial call has shown."""
-
-
-class _Waiting:
-    """How the calls of a batch wait for an endpoint that is down, together.
-
-    Args:
-        outage_s: The longest wait without any answer.
-        say: Gets a line when waiting begins, and when it ends.
-    """
-
-    def __init__(self, outage_s: float, say: Say) -> None:
-        self._outage_s, self._say = outage_s, say
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._since: float | None = None
-        self._who = ""
-        self.error: BaseException | None = None
-        """What ended the batch."""
-
-    @contextmanager
-    def ends_with_an_error(self) -> Iterator[None]:
-        """Let the other calls of the batch end where what is inside raises."""
-        try:
-            yield
-        except BaseException as error:
-            self.stop(error)
-            raise
-
-    def stop(self, error: BaseException) -> None:
-        """Let every call end."""
-        with self._lock:
-            self.error = self.error or error
-        self._stopped.set()
-
-    def wait(self, who: str, problem: Problem, tried: _Tries) -> None:
-        """Wait before a call is tried again.
-
-        Raises:
-            EndpointError: It has been tried for so long, or the server asks to wait for longer.
-        """
-        left = self._outage_s - (time.monotonic() - tried.began)
-        pause = max(problem.wait_s or 0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tried.n, 10)))
-        if left <= 0 or (problem.wait_s or 0.0) > left:
-            why = f"no answer for {duration(self._outage_s)} (outage_s)"
-            if left > 0:
-                why = f"asks to wait {duration(problem.wait_s or 0.0)}, longer than outage_s"
-            raise EndpointError(f"{who}: {why}: {problem.reason}; run the same command again once it is up")
-        tried.n += 1
-        with self._lock:
-            begins = tried.n > 1 and self._since is None
-            if begins:
-                self._since, self._who = tried.began, who
-        if begins:
-            self._say(f"{who}: {problem.reason}; waiting up to {duration(self._outage_s)} for it")
-        if self._stopped.wait(min(pause, left)) or self._stopped.is_set():
-            raise EndpointError(f"{who}: stopped")
-
-    def answered(self) -> None:
-        """Say that the endpoint is back, where it was waited for."""
-        with self._lock:
-            since, self._since = self._since, None
-        if since is not None:
-            self._say(f"{self._who}: answers again after {duration(time.monotonic() - since)}")
 
 
 def by_reason(reasons: Sequence[str]) -> str:

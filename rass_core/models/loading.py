@@ -5,7 +5,6 @@ an error here, whoever loads it and with what. Only the headers of the weight fi
 """
 
 import functools
-import json
 import logging
 import math
 import re
@@ -13,20 +12,15 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from rass_core.errors import ModelError
-from rass_core.models.identity import WEIGHT_SUFFIXES, all_files, folder_id, loaded_files, model_folder
+from rass_core.models.checkpoint import DTYPES_OF, Stored, pickled_header, read_json, safetensors_header, stored_tensors
+from rass_core.models.identity import WEIGHT_SUFFIXES, all_files, folder_id, model_folder
 
 Head = Literal["causal", "classifier"]
 """What is loaded: a causal language model, or a sequence classifier."""
 _LOG = logging.getLogger(__name__)
-_HEADER_LIMIT = 100_000_000
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-"""Of safetensors → torch; any other is narrower than 16 bits."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SCALE = re.compile(
     r"(^|[._])([wq]?scales?(_inv|_\d+|_weight)?|zeros?|zero_points?|zp|qweight|qzeros|g_idx|absmax|nested_absmax|amax|"
@@ -34,25 +28,12 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 """Ends of the names that a quantised checkpoint has beside its weights, or in their place."""
-_SETS = (
-    ("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)  # fmt: skip
-"""A single file of weights and the index of several, in the order in which transformers looks for them."""
 _WHOLE: dict[Head, str] = {
     "causal": "; save the whole causal language model",
     "classifier": ", it is not a trained classifier; name a trained one",
 }
 _SAVED_ANEW = ("config.json", "readme.md")
 _CODE_MAPS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-
-
-class Stored(NamedTuple):
-    """A tensor as the header of its file describes it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """In the spelling of safetensors."""
-    file: Path
 
 
 def checked_folder(reference: str, head: Head = "causal") -> Path:
@@ -174,7 +155,7 @@ def adapter_tensors(folder: Path) -> dict[str, Stored]:
     Raises:
         ModelError: No such file, or one that is cut short or damaged.
     """
-    for file, read in (("adapter_model.safetensors", _safetensors_header), ("adapter_model.bin", _pickled_header)):
+    for file, read in (("adapter_model.safetensors", safetensors_header), ("adapter_model.bin", pickled_header)):
         if (folder / file).is_file():
             return read(folder / file)
     raise ModelError(f"{folder}: no weights in it (adapter_model.safetensors); fetch the adapter again")
@@ -202,20 +183,10 @@ def _check_checkpoint(folder: Path, head: Head) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ModelError(f"{folder / 'config.json'}: not a JSON object; save the model again")
     return config
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{file.parent}: no {file.name} in it; name a folder written by save_pretrained") from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{file}: cannot be read as JSON ({reason}); save or fetch the model again") from error
 
 
 def _check_own_code(folder: Path) -> None:
@@ -225,7 +196,7 @@ def _check_own_code(folder: Path) -> None:
     if (folder / "custom_generate").is_dir():
         raise ModelError(f"{folder}: has its own code (custom_generate), which is never run; remove it from a copy")
     for name in _CODE_MAPS:
-        content = _read_json(folder / name) if (folder / name).is_file() else None
+        content = read_json(folder / name) if (folder / name).is_file() else None
         named = content.get("auto_map") if isinstance(content, dict) else None
         classes = named.values() if isinstance(named, dict) else []
         for each in (one for value in classes for one in (value if isinstance(value, list) else [value]) if one):
@@ -236,89 +207,9 @@ def _check_own_code(folder: Path) -> None:
                 )
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Return name → tensor of all weights that a loader takes from a folder, from the files' headers alone.
-
-    Raises:
-        ModelError: No weights, two sets of them, or a file that is missing, cut short or damaged.
-    """
-    for single, index in _SETS:
-        has_single, has_index = (folder / single).is_file(), (folder / index).is_file()
-        if has_single and has_index:
-            raise ModelError(f"{folder}: holds both {single} and {index}; remove the set of weights that is not meant")
-        read = _safetensors_header if single.endswith(".safetensors") else _pickled_header
-        if has_single:
-            return read(folder / single)
-        if has_index:
-            return _sharded(folder, index, read)
-    there = ", ".join(sorted(file.name for file in loaded_files(folder) if file.suffix in WEIGHT_SUFFIXES)[:3])
-    raise ModelError(
-        f"{folder}: no weights in it (*.safetensors or *.bin) under a name that is loaded, such as model.safetensors"
-        f"{f' (there is {there})' if there else ''}; save the weights with save_pretrained"
-    )
-
-
-def _sharded(folder: Path, index: str, read: Any) -> dict[str, Stored]:
-    """Return the tensors of all shards, each where the index says that it is."""
-    content = _read_json(folder / index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places:
-        raise ModelError(f"{folder / index}: no weight_map in it; fetch the model again")
-    stored: dict[str, Stored] = {}
-    for shard in sorted({str(name) for name in places.values()}):
-        if not (folder / shard).is_file():
-            raise ModelError(f"{folder}: shard {shard} that {index} names is not there; fetch the model again")
-        stored |= read(folder / shard)
-    lost = sorted(name for name, shard in places.items() if name not in stored or stored[name].file.name != shard)
-    if lost:
-        raise ModelError(
-            f"{folder}: {lost[0]} is not in {places[lost[0]]}, where {index} has it, and so for {len(lost)} tensors; "
-            "fetch the model again"
-        )
-    return stored
-
-
-def _safetensors_header(file: Path) -> dict[str, Stored]:
-    """Return the tensors of a safetensors file whose size is what its header says."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            length = int.from_bytes(start, "little")
-            if start == b"version ":
-                raise ValueError("a git-lfs pointer, not the weights themselves")
-            if len(start) < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-                raise ValueError("cut short or no safetensors file")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if size != 8 + length + end:
-            raise ValueError(f"has {size} bytes where its header says {8 + length + end}")
-        return {name: Stored(tuple(each["shape"]), str(each["dtype"]), file) for name, each in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{file}: cannot be read ({reason}); fetch the weights again") from error
-
-
-def _pickled_header(file: Path) -> dict[str, Stored]:
-    """Return the tensors of a torch file; nothing but tensors is unpickled."""
-    import torch
-
-    spelt = {torch_name: name for name, torch_name in _DTYPES.items()}
-    try:
-        tensors = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-        return {
-            name: Stored(tuple(each.shape), spelt.get(str(each.dtype).removeprefix("torch."), str(each.dtype)), file)
-            for name, each in tensors.items()
-        }
-    except Exception as error:  # a broken zip or pickle may raise anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ModelError(f"{file}: cannot be read ({reason}); fetch the weights again") from error
-
-
 def _check_scaled(folder: Path, stored: Mapping[str, Stored]) -> None:
     """Raise ModelError for weights of 8 bits or fewer that no scale stands beside."""
-    narrow = [name for name, each in stored.items() if each.dtype not in _DTYPES]
+    narrow = [name for name, each in stored.items() if each.dtype not in DTYPES_OF]
     if narrow and not any(_SCALE.search(name) for name in stored):
         raise ModelError(
             f"{folder}: quantised, but no scale is stored beside {narrow[0]} ({stored[narrow[0]].dtype}); "
@@ -329,7 +220,7 @@ def _check_scaled(folder: Path, stored: Mapping[str, Stored]) -> None:
 def _check_dtypes(folder: Path, stored: Mapping[str, Stored]) -> None:
     """Raise ModelError for quantised weights whose configuration does not say so."""
     for name, each in stored.items():
-        if each.dtype not in _DTYPES or (each.dtype not in _FLOATS and name.endswith(".weight")):
+        if each.dtype not in DTYPES_OF or (each.dtype not in _FLOATS and name.endswith(".weight")):
             raise ModelError(
                 f"{folder}: {name} is stored as {each.dtype}, and config.json names no quantization_config; its values "
                 "would be taken as they are: fetch the configuration too, or the model before quantisation"
@@ -377,7 +268,7 @@ def _loaded_without_values(folder: Path, stored: Mapping[str, Stored], head: Hea
                 f"{config.model_type}; name another"
             )
         shapes = {
-            name: torch.empty(each.shape, dtype=getattr(torch, _DTYPES[each.dtype]), device="meta")
+            name: torch.empty(each.shape, dtype=getattr(torch, DTYPES_OF[each.dtype]), device="meta")
             for name, each in stored.items()
         }
         with quiet_transformers():

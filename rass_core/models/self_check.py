@@ -15,7 +15,8 @@ import torch
 from rass_core.errors import ModelError
 from rass_core.models.interventions import adding
 from rass_core.models.residuals import ResidualExtractor, logits_at
-from rass_core.models.vllm_engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
+from rass_core.models.vllm_engine import SteeredEngine
+from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 
 SELF_CHECK = "self-check"
 """Dataset of its rows in table `evaluations`, and the direction's name."""

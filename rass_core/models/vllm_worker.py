@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ModelError, SteeringError
-from rass_core.models.vllm_engine import BEFORE_FIRST, REQUEST_FIELD, SteeringVector, place_name
+from rass_core.models.vllm_requests import BEFORE_FIRST, REQUEST_FIELD, SteeringVector, place_name
 
 Span = tuple[int, int]
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import BoundaryError
-from rass_core.judges.verdict import Verdict
-from rass_core.lake.schema import digest
 from rass_core.moderators.panel import BENIGN
-from rass_core.stats.intervals import auc_interval, difference_interval, rogan_gladen, wilson
+from rass_core.stats.agreement import rogan_gladen
+from rass_core.stats.intervals import auc_interval, difference_interval, wilson
+from rass_core.text import digest
+from rass_core.vocabulary import Verdict
 
 LABELS = ("harmful", "pseudo_harmful", "harmless")
 MIN_PROMPTS = 20

@@ -24,10 +24,11 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 from rass_core.errors import JudgeError
-from rass_core.judges.verdict import Verdict, primary
-from rass_core.lake.schema import prompt_id
+from rass_core.judges.base import primary
 from rass_core.paths import input_file, user_path
-from rass_core.stats.intervals import Array
+from rass_core.stats.arrays import Array
+from rass_core.text import prompt_id
+from rass_core.vocabulary import Verdict
 
 N_HASHED = 2**15
 """Columns of hashed character n-grams, and as many of words."""

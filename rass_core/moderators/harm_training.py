@@ -13,8 +13,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import BoundaryError, JudgeError
-from rass_core.judges.verdict import primary
-from rass_core.lake.schema import digest
+from rass_core.judges.base import primary
 from rass_core.moderators.harm_classifier import (
     MAX_CHARACTERS,
     MIN_CONFIDENCE,
@@ -23,7 +22,10 @@ from rass_core.moderators.harm_classifier import (
     ngram_counts,
     weighted,
 )
-from rass_core.stats.intervals import Array, auc_interval, equal_mass_bins, wilson
+from rass_core.stats.agreement import equal_mass_bins
+from rass_core.stats.arrays import Array
+from rass_core.stats.intervals import auc_interval, wilson
+from rass_core.text import digest
 
 CLASS_SHARES = {"harmful": 0.5, "pseudo_harmful": 0.4, "harmless": 0.1}
 """Weight of each label within a language. pseudo_harmful counts most among the benign: it is the hard side."""

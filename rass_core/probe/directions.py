@@ -16,8 +16,8 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import ActivationError
+from rass_core.stats.arrays import Array
 
-Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]
 
 MIN_SHRINKAGE = 1e-3

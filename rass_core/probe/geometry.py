@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rass_core.config import Openings
 from rass_core.errors import ActivationError, BoundaryError
-from rass_core.lake.schema import digest
 from rass_core.languages.tags import lookup
 from rass_core.probe import directions as geometry
-from rass_core.probe.directions import Array, OrthogonalComponent
-from rass_core.stats.intervals import auc
+from rass_core.probe.directions import OrthogonalComponent
+from rass_core.probe.settings import Openings
+from rass_core.stats.agreement import auc
+from rass_core.stats.arrays import Array
+from rass_core.text import digest
 
 SPLITS = {"train": 0.4, "validation": 0.25, "test": 0.35}
 MIN_SCALE_AUC = 0.75

@@ -17,9 +17,8 @@ from scipy.stats import norm
 
 from rass_core.errors import BoundaryError
 from rass_core.probe.boundary import INTERVAL, BoundaryEstimate
+from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import family_counts, wilson
-
-Array = npt.NDArray[np.float64]
 
 EARLY = "refuses too early along its axis"
 OTHER_AXIS = "its refusal axis is not the axis of harm"

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from rass_core.errors import PromptError
-from rass_core.markdown import table
 from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs, counts
+from rass_core.text import table
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MEANINGS = {

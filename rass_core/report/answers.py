@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rass_core.judges import PANEL
-from rass_core.judges.verdict import NO_HELP_KINDS
 from rass_core.report.points import OUTCOMES, Row
+from rass_core.vocabulary import NO_HELP_KINDS
 
 SETS = {
     "harmful": "harmful", "pseudo_harmful": "pseudo-harmful", "harmless": "harmless", "unlabelled": "no true label",

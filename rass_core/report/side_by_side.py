@@ -6,7 +6,8 @@ from itertools import groupby
 from typing import Any
 
 from rass_core.errors import LakeError
-from rass_core.lake.store import Lake, fetch
+from rass_core.lake.store import Lake
+from rass_core.lake.views import fetch
 
 Row = dict[str, Any]
 

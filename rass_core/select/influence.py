@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rass_core.config import Openings
 from rass_core.errors import ActivationError, ModelError
+from rass_core.models.answer_openings import told_apart
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import told_apart
 from rass_core.models.residuals import (
     check_inference,
     decoder_blocks,
@@ -32,6 +31,7 @@ from rass_core.models.residuals import (
     model_name,
 )
 from rass_core.probe.geometry import openings_of
+from rass_core.probe.settings import Openings
 
 Found = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 Prefix = tuple[int, ...]

@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from rass_core.config import SelectionConfig
 from rass_core.data.decontamination import NearDuplicates
+from rass_core.select.settings import SelectionConfig
 
 ELIGIBLE = """
 WITH word AS (  -- a person's word outranks the panel's; of several people's, the strictest counts

@@ -14,11 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import DEMO_CONFIG, app
-from rass_core.config import EndpointConfig, JudgeMember, ModeratorMember, RassConfig, load_config
+from rass_core.config import RassConfig, load_config
 from rass_core.errors import EndpointError
+from rass_core.judges.settings import JudgeMember
 from rass_core.lab import world
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
+from rass_core.models.settings import EndpointConfig
+from rass_core.moderators.settings import ModeratorMember
 from tasks.progress import CONSOLE
 from tests.chat_server import Reply, asked, chat, error, form, server
 

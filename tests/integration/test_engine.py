@@ -20,7 +20,8 @@ from rass_core.lab.world import is_answer
 from rass_core.models.chat_client import ask_engine
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.residuals import load_causal_lm
-from rass_core.models.vllm_engine import Generation, GenerationRequest, SteeredEngine, Steering, SteeringVector
+from rass_core.models.vllm_engine import SteeredEngine
+from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.models.vllm_worker import HeldVector
 from rass_core.probe.directions import difference_in_means
 from tests.tiny_models import D_MODEL, N_LAYERS, build, build_writer

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from rass_core.config import Openings
 from rass_core.errors import ActivationError, ConfigError, ModelError
+from rass_core.models.answer_openings import opening_log_odds
 from rass_core.models.chat import ChatFormat
-from rass_core.models.interventions import opening_log_odds
 from rass_core.models.residuals import decoder_blocks, load_causal_lm
+from rass_core.probe.settings import Openings
 from rass_core.select import influence
 from rass_core.select.influence import refusal_gradients
 from tests.tiny_models import build

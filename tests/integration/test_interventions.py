@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rass_core.errors import ActivationError, ConfigError, ModelError, SteeringError
-from rass_core.models.interventions import ablating, adding, kl_divergence, last_token_logprobs, opening_log_odds
+from rass_core.models.answer_openings import kl_divergence, last_token_logprobs, opening_log_odds
+from rass_core.models.interventions import ablating, adding
 from rass_core.models.residuals import ResidualExtractor, decoder_blocks, load_causal_lm
 from tests.tiny_models import build
 

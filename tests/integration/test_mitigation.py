@@ -22,7 +22,6 @@ from rass_core.errors import ActivationError, ConfigError, ModelError, PromptErr
 from rass_core.lab import world
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
-from rass_core.lake.schema import prompt_id
 from rass_core.mitigate.card import ModelCard, write_card
 from rass_core.mitigate.learned_direction import fitted_direction
 from rass_core.mitigate.lora import Training, end_of_answer, merge, micro_batch_size, tokenised, train
@@ -40,6 +39,7 @@ from rass_core.publish.formats import (
     export_llama_factory,
     export_trl,
 )
+from rass_core.text import prompt_id
 from tests import tiny_models
 
 LAB = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rass_core.errors import ModelError, SteeringError
 from rass_core.models.residuals import load_causal_lm
 from rass_core.models.self_check import SELF_CHECK, check_engine
-from rass_core.models.vllm_engine import GenerationRequest, SteeredEngine, longest_request
+from rass_core.models.vllm_engine import SteeredEngine, longest_request
+from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.models.vllm_worker import SteeringExtension
 from tests.tiny_models import build, tokenizer
 

@@ -12,13 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from rass_core.benchmark import build as morbench
+from rass_core.benchmark.folder import read_benchmark
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import JudgeError, ModelError, PromptError, RassError
 from rass_core.lab import world
-from rass_core.lake.schema import TABLES, digest
+from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
 from rass_core.probe.geometry import split_of
+from rass_core.text import digest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lab-morbench.yaml"
 LANGUAGES = ("de", "en")
@@ -55,7 +56,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return morbench.read(folder)[0].to_pylist()  # type: ignore[no-any-return]
+    return read_benchmark(folder)[0].to_pylist()  # type: ignore[no-any-return]
 
 
 def n_commits(lake: Path) -> int:
@@ -209,7 +210,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
             assert 0 <= over["low"] <= over["value"] <= over["high"] <= 1 and over["n"] == n
             assert found[name, language, "unscored_rate"]["value"] == 0.0
         shown = next(line for line in result.output.splitlines() if line.startswith(f"{name}@"))
-        assert f"on morbench@{morbench.read(folder)[1]}" in shown
+        assert f"on morbench@{read_benchmark(folder)[1]}" in shown
         assert re.search(rf"self-check of {name}@\w+: stream_difference, plain [\d.e-]+ \(at most", result.output)
     assert (
         found["cautious", "all", "over_refusal_rate"]["value"]

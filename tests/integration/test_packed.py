@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig
 
-from rass_core.config import ProbeConfig
 from rass_core.errors import ActivationError, ModelError, SteeringError
-from rass_core.models import interventions
-from rass_core.models.interventions import PlainPrompts, ablating, adding, opening_log_odds, prompt_reader
+from rass_core.models import answer_openings
+from rass_core.models.answer_openings import PlainPrompts, opening_log_odds, prompt_reader
+from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts, attention_windows
 from rass_core.models.residuals import load_causal_lm
 from rass_core.probe import causal
 from rass_core.probe.geometry import Direction
+from rass_core.probe.settings import ProbeConfig
 from tests.tiny_models import ARCHITECTURES, build
 
 DRAW = random.Random(1)
@@ -121,8 +122,8 @@ def test_other_numbers_make_it_plain(
     llama: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = opening_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES)
-    monkeypatch.setattr(interventions, "_longest_checked", {})
-    monkeypatch.setattr(interventions, "_unpackable", {})
+    monkeypatch.setattr(answer_openings, "_longest_checked", {})
+    monkeypatch.setattr(answer_openings, "_unpackable", {})
     # As if every token saw only its neighbour: a mask that this model does not have.
     monkeypatch.setattr("rass_core.models.packed.attention_windows", lambda model: {"full_attention": 2})
     same(opening_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES), expected)
@@ -149,7 +150,7 @@ def test_empty_prompts_are_refused(llama: Any) -> None:
 def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:
         monkeypatch.setattr(causal, "prompt_reader", PlainPrompts)
-        monkeypatch.setattr(interventions, "prompt_reader", PlainPrompts)
+        monkeypatch.setattr(answer_openings, "prompt_reader", PlainPrompts)
     prompts = [causal.CausalPrompts(PROMPTS[:4], PROMPTS[3:], REFUSALS, COMPLIANCES)]
     trial = causal.CausalTrial(any_model, prompts, ProbeConfig(alphas=[0.5, 4.0]), [1])
     given = Direction("harm", "difference_in_means", 1, -1, 3 * direction().double().numpy())
@@ -163,15 +164,15 @@ def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeyp
             odds = opening_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES)
         assert found.induced[alpha] == float((odds[answering] > 0).double().mean())
         assert trial.induced(given, alpha)[1] == pytest.approx(float(odds.mean()), abs=1e-4)
-    base = interventions.last_token_logprobs(any_model, PROMPTS[3:])
+    base = answer_openings.last_token_logprobs(any_model, PROMPTS[3:])
     for layers, strength in ((range(4), 1.0), ((2, 3), 0.5), ((0,), 0.25)):
         ablation = trial.ablated(given, layers, strength)
         with ablating(any_model, vector, strength, list(layers)):
             odds = opening_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES)
-            changed = interventions.last_token_logprobs(any_model, PROMPTS[3:])
+            changed = answer_openings.last_token_logprobs(any_model, PROMPTS[3:])
         assert ablation.log_odds == pytest.approx(float(odds.mean()), abs=1e-4)
         assert ablation.bypass == float((odds[refusing] < 0).double().mean())
-        assert ablation.kl == pytest.approx(float(interventions.kl_divergence(base, changed).mean()), abs=1e-5)
+        assert ablation.kl == pytest.approx(float(answer_openings.kl_divergence(base, changed).mean()), abs=1e-5)
     assert (found.ablate_layers, found.ablate_strength) == ((0, 1, 2, 3), 1.0)
 
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flows.cli import DEMO_CONFIG, app
-from rass_core.config import JudgeConfig, RassConfig, load_config
+from rass_core.config import RassConfig, load_config
 from rass_core.errors import ModelError
+from rass_core.judges.settings import JudgeConfig
 from rass_core.lab import world
 from rass_core.lake.store import Lake
 from rass_core.probe.misalignment import EARLY

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 import rass_core.lab
-from rass_core.config import UtilityConfig
 from rass_core.errors import ConfigError, PromptError
 from rass_core.evaluate.lm_eval import measure_utility, utility_rows
+from rass_core.evaluate.settings import UtilityConfig
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
 from rass_core.lake.schema import TABLES

@@ -7,9 +7,11 @@ from scipy.special import expit
 from scipy.stats import ortho_group
 
 from rass_core.errors import BoundaryError
-from rass_core.probe.boundary import LABELS, boundary_report, firth_logistic, fit_boundary
+from rass_core.probe.boundary import LABELS, boundary_report, fit_boundary
 from rass_core.probe.directions import METHODS, cosine, difference_in_means, margin, orthogonal_component, orthogonalise
-from rass_core.stats.intervals import auc, wilson
+from rass_core.stats.agreement import auc
+from rass_core.stats.firth import firth_logistic
+from rass_core.stats.intervals import wilson
 
 seeds = integers(0, 9999)
 methods = sampled_from(sorted(METHODS))

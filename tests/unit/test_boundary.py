@@ -13,17 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from rass_core.errors import ActivationError, BoundaryError, PromptError
 from rass_core.lake.schema import TABLES
-from rass_core.probe.boundary import (
-    LABELS,
-    Boundary,
-    boundary_report,
-    firth_logistic,
-    fit_boundary,
-    fit_oracle_boundary,
-    pool_boundaries,
-    pool_reports,
-    refusal_curve,
-)
+from rass_core.probe.boundary import LABELS, Boundary, boundary_report, fit_boundary, fit_oracle_boundary, refusal_curve
+from rass_core.probe.pooling import pool_boundaries, pool_reports
+from rass_core.stats.firth import firth_logistic
 
 MEANS = {"harmful": 1.0, "harmless": -1.0, "pseudo_harmful": 0.1}
 Prompts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -21,8 +21,9 @@ from rass_core.judges.calibration import (
     model_family,
 )
 from rass_core.judges.calibration_page import page, shown
-from rass_core.judges.verdict import Verdict
-from rass_core.stats.intervals import expected_calibration_error, wilson
+from rass_core.stats.agreement import expected_calibration_error
+from rass_core.stats.intervals import wilson
+from rass_core.vocabulary import Verdict
 
 
 def verdict(outcome: str, score: float | None = None) -> Verdict:

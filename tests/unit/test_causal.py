@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rass_core.config import ProbeConfig
 from rass_core.models.packed import OpeningTree
 from rass_core.probe.causal import (
     Screening,
     ablation_candidates,
     causal_candidates,
-    choose_roles,
     generation_options,
     is_coherent_refusal,
     screening_candidates,
     with_generated,
 )
 from rass_core.probe.geometry import Anchors, Direction, why_off_scale
+from rass_core.probe.roles import choose_roles
+from rass_core.probe.settings import ProbeConfig
 
 CONFIG = ProbeConfig()
 

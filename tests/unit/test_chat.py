@@ -9,12 +9,12 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rass_core.config import ModelConfig
 from rass_core.errors import ModelError, PromptError
 from rass_core.evaluate.attacks import dress
 from rass_core.evaluate.lm_eval import HarnessTexts
 from rass_core.lab.training import build_tokenizer
 from rass_core.models.chat import ChatFormat, check_length
+from rass_core.models.settings import ModelConfig
 from tests import tiny_models
 
 

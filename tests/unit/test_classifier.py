@@ -15,7 +15,7 @@ from rass_core.judges import Exchange
 from rass_core.judges.classifier import N_HASHED, N_KNOWN_HASHED, ClassifierJudge, features, shipped
 from rass_core.judges.panel import default_panel
 from rass_core.judges.training import Example, examples, fit, folds, held_out_by_model, labelled_heads
-from rass_core.stats.intervals import cohen_kappa
+from rass_core.stats.agreement import cohen_kappa
 
 CASES = yaml.safe_load(Path(__file__).with_name("judge_cases_en.yaml").read_text(encoding="utf-8"))
 

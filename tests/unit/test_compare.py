@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from rass_core.errors import LakeError
-from rass_core.lake.schema import TABLES, digest
+from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
 from rass_core.report.side_by_side import COLUMNS, RATES, beside, compare_models, told_side_by_side
+from rass_core.text import digest
 from tests.report_pages import boundary
 
 Row = dict[str, Any]

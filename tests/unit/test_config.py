@@ -11,9 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 import rass_core
-from rass_core.config import DEFAULT_OPENINGS, RassConfig, load_config
+from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError
-from rass_core.models.interventions import told_apart
+from rass_core.models.answer_openings import told_apart
+from rass_core.probe.settings import DEFAULT_OPENINGS
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
 TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")

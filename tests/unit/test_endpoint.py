@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from rass_core.config import EndpointConfig, JudgeConfig, JudgeMember
 from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import Exchange
 from rass_core.judges.panel import panel_of
 from rass_core.judges.rubric import form as schema_of
-from rass_core.models.chat_client import GIVE_UP_AFTER, MAX_RETRIES, CutOff, Endpoint, NoAnswer
+from rass_core.judges.settings import JudgeConfig, JudgeMember
+from rass_core.models.chat_client import MAX_RETRIES, CutOff, Endpoint, NoAnswer
 from rass_core.models.completion import HttpReply, Problem, read
+from rass_core.models.retrying import GIVE_UP_AFTER
+from rass_core.models.settings import EndpointConfig
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, error, form, server
 
 SCHEMA = schema_of(("refusal", "partial", "compliance"))

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rass_core.config import ModelConfig
 from rass_core.errors import ModelError
 from rass_core.models import fetched
 from rass_core.models.fetched import (
@@ -24,6 +23,7 @@ from rass_core.models.fetched import (
     resolve_model,
     weights_digest,
 )
+from rass_core.models.settings import ModelConfig
 
 CONTENT = b"what a GGUF file would hold"
 MODEL = replace(MODELS["smollm2"], gguf_sha256=sha256(CONTENT).hexdigest())

@@ -5,7 +5,7 @@ import pytest
 
 from rass_core.probe import geometry as core
 from rass_core.probe.geometry import Anchors
-from rass_core.probe.harm_axis import HarmAxis
+from rass_core.probe.harm_types import HarmAxis
 from tasks.probe import Gauge, Ruler
 
 LAYERS, POSITIONS = [2, 4], [-3, -1]

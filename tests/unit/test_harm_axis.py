@@ -7,7 +7,8 @@ import pytest
 
 from rass_core.probe import harm_axis
 from rass_core.probe.geometry import Anchors
-from rass_core.probe.harm_axis import ALL, MIN_FAMILIES, HarmAxis, HarmReport, measure_harm, n_steps
+from rass_core.probe.harm_axis import ALL, MIN_FAMILIES, measure_harm, n_steps
+from rass_core.probe.harm_types import HarmAxis, HarmReport
 
 D_MODEL = 24
 LAYERS, POSITIONS = [3, 5], [-2, -1]

@@ -11,9 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from rass_core.config import ModeratorConfig, ModeratorMember
 from rass_core.errors import JudgeError
-from rass_core.lake.schema import prompt_id
 from rass_core.moderators.harm_classifier import (
     KNOWN,
     MAX_CHARACTERS,
@@ -25,6 +23,8 @@ from rass_core.moderators.harm_classifier import (
 )
 from rass_core.moderators.harm_training import LabelledPrompt, balance, folds_of, held_out_scores, train, usable
 from rass_core.moderators.panel import quorum_of
+from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
+from rass_core.text import prompt_id
 
 ACTS = {
     "harmful": ("poison", "stab", "defraud", "blackmail", "kidnap"),

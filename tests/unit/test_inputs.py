@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from rass_core.config import ModelConfig, RassConfig
+from rass_core.config import RassConfig
 from rass_core.errors import ModelError
 from rass_core.estimate.plan import plan_run
 from rass_core.lake.store import Lake
+from rass_core.models.settings import ModelConfig
 from tasks import inputs
 from tasks.inputs import chat_of, check_inputs, notes_of
 from tasks.run import Run, dated

@@ -22,7 +22,8 @@ from rass_core.errors import JudgeError, RassError
 from rass_core.judges import Exchange, PhraseJudge, Verdict
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Member, Panel
-from rass_core.judges.score_file import ResponsesFile, layout_of, score_file
+from rass_core.judges.responses_file import ResponsesFile, layout_of
+from rass_core.judges.score_file import score_file
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
 

@@ -6,16 +6,8 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from rass_core.errors import BoundaryError
-from rass_core.stats.intervals import (
-    auc,
-    bootstrap_interval,
-    cohen_kappa,
-    expected_calibration_error,
-    family_counts,
-    reliability,
-    rogan_gladen,
-    wilson,
-)
+from rass_core.stats.agreement import auc, cohen_kappa, expected_calibration_error, reliability, rogan_gladen
+from rass_core.stats.intervals import bootstrap_interval, family_counts, wilson
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -24,7 +24,7 @@ from rass_core.probe.misalignment import (
     share_estimates,
     split_over_refused,
 )
-from rass_core.stats.intervals import auc
+from rass_core.stats.agreement import auc
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -11,11 +11,11 @@ from typing import ClassVar
 import pytest
 from huggingface_hub import constants
 
-from rass_core.config import ModelConfig
-from rass_core.data.prompts import PromptSource
+from rass_core.data.sources import PromptSource
 from rass_core.errors import ModelError
 from rass_core.models import identity
 from rass_core.models.identity import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
+from rass_core.models.settings import ModelConfig
 from tasks import run as run_module
 from tasks.run import Run
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rass_core.config import EndpointConfig, ModeratorConfig, ModeratorMember
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Verdict
 from rass_core.lab import world
 from rass_core.models.chat_client import NoAnswer
+from rass_core.models.settings import EndpointConfig
 from rass_core.moderators.panel import (
     BENIGN,
     RUBRIC,
@@ -23,6 +23,7 @@ from rass_core.moderators.panel import (
     class_verdict,
     quorum_of,
 )
+from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
 
 

@@ -14,10 +14,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rass_core.benchmark import build as morbench
-from rass_core.benchmark.build import BackTranslation, Benchmark, Candidate, Training, build, read, write
-from rass_core.config import MorbenchConfig
-from rass_core.data.prompts import PromptSource, load_prompts
+from rass_core.benchmark import matching
+from rass_core.benchmark.build import build
+from rass_core.benchmark.folder import check_free, read_benchmark, rows_of, save_benchmark
+from rass_core.benchmark.matching import BackTranslation
+from rass_core.benchmark.settings import MorbenchConfig
+from rass_core.benchmark.types import Benchmark, Candidate, Item, Training
+from rass_core.data.prompts import load_prompts
+from rass_core.data.sources import PromptSource
 from rass_core.errors import PromptError, SelectionError
 from rass_core.lab import contrasts, world
 
@@ -84,7 +88,7 @@ def pairs(benchmark: Benchmark) -> dict[str, str]:
     return {item.benign.text: item.contrast.text for item in benchmark.items}
 
 
-def has_one_setting(item: morbench.Item) -> bool:
+def has_one_setting(item: Item) -> bool:
     """Tell whether both prompts of a pair stand in the same setting."""
     return item.benign.family.split("/")[2] == item.contrast.family.split("/")[2]
 
@@ -127,8 +131,8 @@ def test_a_second_build_is_byte_identical_whatever_the_order(
 ) -> None:
     shuffled = [random.Random(9).sample(side, len(side)) for side in lab]
     second = build(*shuffled, LAB_CONFIG, seed=3)
-    version = write(tmp_path / "a", benchmark)
-    assert write(tmp_path / "b", second) == version
+    version = save_benchmark(tmp_path / "a", benchmark)
+    assert save_benchmark(tmp_path / "b", second) == version
     files = [
         sorted(path.relative_to(tmp_path / x) for path in (tmp_path / x).rglob("*") if path.is_file()) for x in "ab"
     ]
@@ -254,18 +258,18 @@ def test_a_model_that_had_fewer_turns_comes_first_in_the_next_stratum() -> None:
 
 
 def test_a_folder_with_something_else_is_told_before_the_work(tmp_path: Path) -> None:
-    morbench.check_free(tmp_path / "new")
-    morbench.check_free(tmp_path)
+    check_free(tmp_path / "new")
+    check_free(tmp_path)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PromptError, match="not a benchmark"):
-        morbench.check_free(tmp_path)
+        check_free(tmp_path)
     with pytest.raises(PromptError, match="a file; name a folder"):
-        morbench.check_free(tmp_path / "notes.txt")
+        check_free(tmp_path / "notes.txt")
 
 
 def test_scripts_without_spaces_are_matched_by_character() -> None:
-    assert morbench.words_of("How do I, kill weeds?") == ["how", "do", "i", "kill", "weeds"]
-    assert morbench.words_of("我kill杂草。") == ["我", "kill", "杂", "草"]
+    assert matching.words_of("How do I, kill weeds?") == ["how", "do", "i", "kill", "weeds"]
+    assert matching.words_of("我kill杂草。") == ["我", "kill", "杂", "草"]
     contrast = [harmful("我该如何杀死邻居", language="zh"), harmful("请告诉我怎样偷东西", language="zh")]
     result = built([one("我该如何杀死杂草", language="zh")], contrast, small(n_per_cell=1))
     assert [item.change for item in result.items] == [0.25]
@@ -290,7 +294,7 @@ def test_edit_distances_are_levenshteins(first: list[int], others: list[list[int
     padded = np.full((len(others), int(lengths.max())), -1)
     for number, each in enumerate(others):
         padded[number, : len(each)] = each
-    found = morbench._edit_distances(np.array(first, dtype=np.int64), padded, lengths)
+    found = matching._edit_distances(np.array(first, dtype=np.int64), padded, lengths)
     assert found.tolist() == [reference_distance(first, each) for each in others]
 
 
@@ -414,9 +418,9 @@ def test_a_cell_that_is_asked_for_and_has_nothing_is_reported() -> None:
 
 
 def test_character_similarity() -> None:
-    assert morbench.character_similarity("Kill the weeds!", "kill  the weeds") == 1.0
-    assert morbench.character_similarity("abc", "xyz") == morbench.character_similarity("", "") == 0.0
-    assert morbench.character_similarity("abcd", "abcx") == pytest.approx(0.5)
+    assert matching.character_similarity("Kill the weeds!", "kill  the weeds") == 1.0
+    assert matching.character_similarity("abc", "xyz") == matching.character_similarity("", "") == 0.0
+    assert matching.character_similarity("abcd", "abcx") == pytest.approx(0.5)
 
 
 def test_what_was_not_translated_is_not_translated_back() -> None:
@@ -457,13 +461,13 @@ def test_incomplete_candidates_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.fixture
 def folder(benchmark: Benchmark, tmp_path: Path) -> Path:
-    write(tmp_path / "morbench", benchmark, notes=["A note."])
+    save_benchmark(tmp_path / "morbench", benchmark, notes=["A note."])
     return tmp_path / "morbench"
 
 
 def test_the_folder_reads_back(folder: Path, benchmark: Benchmark) -> None:
-    rows, version = read(folder)
-    assert rows.to_pylist() == morbench.rows_of(benchmark)
+    rows, version = read_benchmark(folder)
+    assert rows.to_pylist() == rows_of(benchmark)
     assert version == (folder / "VERSION").read_text().splitlines()[0]
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -474,29 +478,29 @@ def test_a_changed_or_missing_file_is_seen(folder: Path, file: str) -> None:
     content[len(content) // 2 if file != "VERSION" else 0] ^= 1
     (folder / file).write_bytes(content)
     with pytest.raises(PromptError):
-        read(folder)
+        read_benchmark(folder)
     (folder / file).unlink()
     with pytest.raises(PromptError):
-        read(folder)
+        read_benchmark(folder)
 
 
 def test_a_file_added_to_the_data_is_seen(folder: Path) -> None:
     (folder / "data" / "more.parquet").write_bytes(b"")
     with pytest.raises(PromptError, match="more.parquet"):
-        read(folder)
+        read_benchmark(folder)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="not a benchmark"):
-        read(tmp_path)
+        read_benchmark(tmp_path)
 
 
 def test_the_same_version_is_left_and_another_is_not_overwritten(folder: Path, benchmark: Benchmark) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-    write(folder, benchmark, notes=["A note."])
+    save_benchmark(folder, benchmark, notes=["A note."])
     other = replace(benchmark, items=benchmark.items[1:])
     with pytest.raises(PromptError, match="a version stays"):
-        write(folder, other, notes=["A note."])
+        save_benchmark(folder, other, notes=["A note."])
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -505,13 +509,13 @@ def test_a_folder_with_something_else_is_not_touched(benchmark: Benchmark, tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(PromptError, match="not a benchmark"):
-        write(tmp_path / "mine", benchmark)
+        save_benchmark(tmp_path / "mine", benchmark)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
 def test_an_empty_benchmark_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="empty .en/c: stratum 0 has 0 of 2"):
-        write(tmp_path / "x", built([one("a b c")], [], small()))
+        save_benchmark(tmp_path / "x", built([one("a b c")], [], small()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -529,7 +533,7 @@ def test_the_card_says_what_a_user_needs(folder: Path) -> None:
 
 def test_several_licences_and_shortages_stand_on_the_card(tmp_path: Path) -> None:
     result = built([one("a b c"), one("a b d")], [harmful("a b y", licence="CC-BY-4.0")], small())
-    write(tmp_path / "x", result)
+    save_benchmark(tmp_path / "x", result)
     text = (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
     assert "- en/c: stratum 0 has 1 of 2" in text
@@ -543,7 +547,9 @@ def test_others_read_the_folder_with_nothing_of_ours(folder: Path, tmp_path: Pat
 
 def test_the_folder_is_a_source_of_prompts(folder: Path) -> None:
     prompts = load_prompts([PromptSource(path=str(folder), family_column="family")]).table.to_pylist()
-    assert {each["prompt_id"] for each in prompts} == {row["prompt_id"] for row in read(folder)[0].to_pylist()}
+    assert {each["prompt_id"] for each in prompts} == {
+        row["prompt_id"] for row in read_benchmark(folder)[0].to_pylist()
+    }
 
 
 def test_of_rows_of_one_prompt_the_same_enters_whichever_comes_first() -> None:

@@ -13,7 +13,7 @@ from rass_core.judges.phrases import covered, phrases_of, signals
 from rass_core.judges.training import labelled_heads
 from rass_core.judges.visible_text import own_words
 from rass_core.models.thinking import split_thinking
-from rass_core.stats.intervals import cohen_kappa
+from rass_core.stats.agreement import cohen_kappa
 
 PACK = Path(__file__).parents[3] / "shared/data/judge/refusal_responses.parquet"
 LANGUAGES = sorted(covered())

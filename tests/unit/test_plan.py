@@ -9,8 +9,8 @@ import pytest
 
 from rass_core.config import RassConfig
 from rass_core.errors import JudgeError, ModelError, PromptError
-from rass_core.estimate import costs
-from rass_core.estimate.costs import Speed
+from rass_core.estimate import machine
+from rass_core.estimate.machine import Shape, Speed
 from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
 from rass_core.generate.operators import INSTRUCTED
 from rass_core.models.chat import ChatFormat
@@ -28,7 +28,7 @@ SPEED = Speed(1e-4, 3e-4, 1e-5, 1e-3, 2e-3, 64, 1.0, "a made-up machine")
 
 @pytest.fixture(autouse=True)
 def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "_measured", lambda *_: SPEED)
+    monkeypatch.setattr(machine, "_measured", lambda *_: SPEED)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_a_busy_machine_makes_everything_slower(
 ) -> None:
     quiet = times(plan_run(config(checkpoint, prompts)))
     busy = Speed(1e-3, 3e-3, 1e-4, 1e-2, 2e-2, 64, 10.0, "a busy machine")
-    monkeypatch.setattr(costs, "_measured", lambda *_: busy)
+    monkeypatch.setattr(machine, "_measured", lambda *_: busy)
     plan = plan_run(config(checkpoint, prompts))
     assert plan.slowdown == 10.0
     for stage, seconds in times(plan).items():
@@ -240,7 +240,7 @@ def test_a_busy_machine_makes_everything_slower(
 
 def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    shape = costs.Shape(2, 64, 128, 2, 200, 100_000, 4, "float32")
+    shape = Shape(2, 64, 128, 2, 200, 100_000, 4, "float32")
     speed = Speed.measured(shape, 16, seconds=0.001)
     assert 0 < speed.block_s < speed.backward_s
     assert speed.step_full_s > 0 and speed.step_one_s > 0 and speed.head_s > 0

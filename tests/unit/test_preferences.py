@@ -5,17 +5,8 @@ import math
 import pytest
 
 from rass_core.errors import PromptError
-from rass_core.mitigate.pairs import (
-    AcceptanceLimits,
-    PreferencePair,
-    SteeredAnswer,
-    check_pairs,
-    counts,
-    is_degenerate,
-    perplexity_limit,
-    rejection,
-    repeated_share,
-)
+from rass_core.mitigate.pairs import PreferencePair, SteeredAnswer, check_pairs, counts, perplexity_limit, rejection
+from rass_core.text import AcceptanceLimits, is_degenerate, repeated_share
 
 GOOD = "Open the task manager, choose the process and end it; save your work before you do."
 GOOD_ZH = "打开任务管理器，选中那个进程然后结束它；动手之前请先保存你的工作，以免丢失数据。"

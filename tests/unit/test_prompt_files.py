@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from rass_core.config import RassConfig
-from rass_core.data.prompts import LoadedPrompts, PromptSource, load_prompts
+from rass_core.data.prompts import LoadedPrompts, load_prompts
+from rass_core.data.sources import PromptSource
 from rass_core.errors import JudgeError, PromptError
 from rass_core.generate.operators import INSTRUCTIONS, PREFILLED, instruction
 from rass_core.generate.writers import prefix_of

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rass_core.data.prompts import LoadedPrompts, PromptSource, load_prompts
+from rass_core.data.prompts import LoadedPrompts, load_prompts
+from rass_core.data.sources import PromptSource
 from rass_core.errors import PromptError
-from rass_core.lake.schema import TABLES, prompt_id
+from rass_core.lake.schema import TABLES
+from rass_core.text import prompt_id
 
 NOTHING = {"empty": 0, "null": 0, "duplicate": 0}
 

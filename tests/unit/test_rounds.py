@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rass_core.config import GenerateConfig
 from rass_core.generate.operators import OPERATORS
 from rass_core.generate.scheduler import (
     TRIAL,
@@ -27,6 +26,7 @@ from rass_core.generate.scheduler import (
     plan_trial,
     share_budget,
 )
+from rass_core.generate.settings import GenerateConfig
 from rass_core.generate.writers import Writer
 
 WHERE = ("rewrite", "assistant", "en", "refusing")

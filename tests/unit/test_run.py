@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rass_core.config import ModelConfig
 from rass_core.errors import LakeError
 from rass_core.lake.store import Lake
+from rass_core.models.settings import ModelConfig
 from tasks import run as module
 from tasks.progress import Progress
 from tasks.run import Run, table

@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rass_core.benchmark import build as morbench
-from rass_core.benchmark.build import Candidate, build, write
-from rass_core.config import MorbenchConfig
+from rass_core.benchmark.build import build
+from rass_core.benchmark.card import CARD_FILE
+from rass_core.benchmark.folder import save_benchmark
+from rass_core.benchmark.settings import MorbenchConfig
+from rass_core.benchmark.types import Candidate
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluate import standalone
 from rass_core.lake.schema import TABLES
@@ -38,7 +40,7 @@ def benchmark_folder(folder: Path) -> tuple[Path, str]:
         for text, label in (("kill the weeds now", "pseudo_harmful"), ("kill the neighbour now", "harmful"))
     ]
     built = build(*sides, MorbenchConfig(n_per_cell=1, n_strata=1), 0, is_in=lambda text, language: True)
-    return folder / "bench", write(folder / "bench", built)
+    return folder / "bench", save_benchmark(folder / "bench", built)
 
 
 def test_a_benchmark_is_named_with_its_version_and_asked_in_the_order_of_ids(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_a_benchmark_is_named_with_its_version_and_asked_in_the_order_of_ids(tmp
 
 def test_a_changed_benchmark_is_refused(tmp_path: Path) -> None:
     folder, _ = benchmark_folder(tmp_path)
-    with (folder / morbench.CARD_FILE).open("a", encoding="utf-8") as card:
+    with (folder / CARD_FILE).open("a", encoding="utf-8") as card:
         card.write("one more word\n")
     with pytest.raises(PromptError, match="not as it was when the benchmark was frozen"):
         standalone.read_questions(folder)

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rass_core.config import SelectionConfig
 from rass_core.lake.schema import TABLES
 from rass_core.select.quotas import (
     CELL_OVERSUPPLY,
@@ -19,6 +18,7 @@ from rass_core.select.quotas import (
     fill_quotas,
     without_near_duplicates,
 )
+from rass_core.select.settings import SelectionConfig
 
 CELL = ("en", "violence")
 

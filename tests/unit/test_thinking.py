@@ -11,7 +11,7 @@ from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
 from rass_core.models.chat import ChatFormat
 from rass_core.models.thinking import CUT_OFF, ends_inside, split, split_thinking
-from rass_core.models.vllm_engine import Generation
+from rass_core.models.vllm_requests import Generation
 from tests import tiny_models
 
 FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"

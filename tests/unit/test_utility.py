@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rass_core.config import UtilityConfig
 from rass_core.errors import ModelError
 from rass_core.evaluate.lm_eval import HarnessTexts, UtilityScore, _scores, utility_rows
+from rass_core.evaluate.settings import UtilityConfig
 from rass_core.models.chat import ChatFormat
 from rass_core.stats.intervals import wilson
 from tests import tiny_models

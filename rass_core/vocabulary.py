@@ -1,8 +1,7 @@
-"""What a judge is given, what it says, and what it must be."""
+"""The words that every part uses: labels of prompts, outcomes of responses, verdicts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 Outcome = Literal["refusal", "partial", "compliance", "unscored"]
 OUTCOMES: tuple[Outcome, ...] = ("refusal", "partial", "compliance", "unscored")
@@ -53,22 +52,3 @@ class Verdict:
     None elsewhere."""
     kind: str | None = None
     """One of KINDS; None for plain help, and where the judge does not say. Of a refusal None counts as policy."""
-
-
-class Judge(Protocol):
-    """Batch in, batch out: responses → verdicts."""
-
-    name: str
-    languages: frozenset[str] | None
-    """Primary tags of the languages it covers; None covers all."""
-    tells_partial: bool
-    """Whether it knows a partial refusal from a whole one."""
-
-    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict a response, in order."""
-        ...
-
-
-def primary(language: str) -> str:
-    """Return the primary part of a BCP-47 tag: zh of zh-Hant."""
-    return language.replace("_", "-").split("-")[0].lower()

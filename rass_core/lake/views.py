@@ -1,0 +1,116 @@
+"""SQL over the lake: the views, and queries whose errors are one line."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from rass_core.errors import LakeError
+from rass_core.lake.schema import TABLES
+
+_NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
+"""Tables whose view holds the newest row of each id."""
+VIEWS_HEAD = """\
+-- Written by RASS. Start `duckdb -init views.sql` in this folder; `.read views.sql` takes in later commits.
+"""
+
+
+def views_sql(root: str) -> str:
+    """Return the SQL that lists the files of whole commits and lays the views over them.
+
+    Records come before the sizes: a commit made in between is then not taken for damaged. Where two runs
+    raced for one key, the first counts.
+    """
+    statements = [
+        f"""\
+CREATE OR REPLACE TEMP TABLE commits AS
+  SELECT * REPLACE ({quoted(root)} || path AS path)
+  FROM read_parquet({quoted(root + "_commits/*/*.parquet")});
+CREATE OR REPLACE TEMP TABLE damaged AS
+  SELECT DISTINCT c.run_id, c.key FROM commits c
+  LEFT JOIN (  -- DuckDB 1.5 puts ./ before what a relative glob finds
+    SELECT regexp_replace(filename, '^[.]/', '') AS filename, size
+    FROM read_blob({quoted(root + "*/run_id=*/shard=*/*.parquet")})) f
+  ON f.filename = c.path WHERE f.size IS DISTINCT FROM c.bytes;
+CREATE OR REPLACE TEMP TABLE commits AS
+  SELECT * FROM commits ANTI JOIN damaged USING (run_id, key)
+  QUALIFY rank() OVER (PARTITION BY key ORDER BY committed_at, run_id) = 1;
+"""
+    ]
+    for table, schema in TABLES.items():
+        columns = ", ".join(f'"{name}"' for name in [*schema.names, "run_id", "shard"])
+        rows = parquet_files(f"getvariable('files_{table}')")
+        newest = ""
+        if table in _NEWEST_OF:
+            rows += " LEFT JOIN (SELECT path AS filename, committed_at FROM commits) USING (filename)"
+            newest = (
+                f"\n  QUALIFY row_number() OVER (PARTITION BY {_NEWEST_OF[table]}"
+                " ORDER BY committed_at DESC, filename) = 1"
+            )
+        statements.append(f"""\
+SET VARIABLE files_{table} = (
+  SELECT [{quoted(root + schema_path(table))}] || coalesce(list(path ORDER BY committed_at, path), [])
+  FROM commits WHERE table_name = '{table}');
+CREATE OR REPLACE TEMP VIEW "{table}" AS SELECT {columns}
+  FROM {rows}{newest};
+""")
+    return "".join(statements)
+
+
+def parquet_files(files: str) -> str:
+    """Return the SQL that reads a list of Parquet files, given as SQL too."""
+    return (
+        f"read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,"
+        " hive_types = {'run_id': VARCHAR, 'shard': VARCHAR})"
+    )
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, sql: str, params: Mapping[str, object] | None = None
+) -> list[dict[str, Any]]:
+    """Return the rows of a query.
+
+    Raises:
+        LakeError: Whatever DuckDB has against it, such as a file that is no Parquet, in one line.
+    """
+    try:
+        rows: list[dict[str, Any]] = connection.sql(sql, params=dict(params or {})).to_arrow_table().to_pylist()
+    except duckdb.Error as error:
+        raise LakeError(f"query: {error_line(error)}") from error
+    return rows
+
+
+def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query") -> pa.Table:
+    """Return the result of the last statement; without rows where it has none."""
+    try:
+        result = connection.sql(sql)
+        return pa.table({}) if result is None else result.to_arrow_table()
+    except duckdb.Error as error:
+        unknown = re.search(r"Table with name (\S+) does not exist", str(error))
+        message = unknown_table(unknown[1]) if unknown else error_line(error)
+        raise LakeError(f"{what}: {message}") from error
+
+
+def schema_path(table: str) -> str:
+    """Return where the table's file without rows is; shaped as a data file, so that globs match both."""
+    return f"_schema/run_id=_/shard={table}/part-0.parquet"
+
+
+def unknown_table(name: str) -> str:
+    """Return what is said of a table that does not exist, with the nearest name."""
+    nearest = difflib.get_close_matches(name, TABLES, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(TABLES)}"
+    return f"no table {name!r}; {hint}"
+
+
+def quoted(text: object) -> str:
+    """Return a string literal of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def error_line(error: BaseException) -> str:
+    """Return the message up to the first blank line, without line breaks."""
+    return " ".join(str(error).split("\n\n")[0].split())

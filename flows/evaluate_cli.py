@@ -97,9 +97,9 @@ def evaluate(
 
     settings = None if config is None else load_config(config)
     with naming_options():
-        name, questions = standalone.read_questions(dataset, language, columns)
+        name, samples = standalone.read_samples(dataset, language, columns)
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
-    panel.check_covers({each.language: str(dataset) for each in questions})
+    panel.check_covers({each.language: str(dataset) for each in samples})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
     models = []
     base = None if base is None else resolve_model(base)
@@ -111,14 +111,14 @@ def evaluate(
         whole = wanted if of is None else wanted.at(of)
         checked_folder(whole.reference)
         chat = chat_of(whole)
-        for what, note in chat.notes(n_tokens, [question.text for question in questions]).items():
+        for what, note in chat.notes(n_tokens, [sample.text for sample in samples]).items():
             PROGRESS.say(f"{each}, {what}: {note}")
         models.append((wanted.model_copy(update={"date": chat.template.date}), of))
-    asked = Counter((each.language, each.label == "harmful") for each in questions)
+    asked = Counter((each.language, each.label == "harmful") for each in samples)
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
-        with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(questions)) as done:
-            found = standalone.measured(wanted, of, questions, panel, n_tokens, seed, done, PROGRESS.say)
+        with PROGRESS.counting(f"{Path(wanted.name).name}: answering", len(samples)) as done:
+            found = standalone.measured(wanted, of, samples, panel, n_tokens, seed, done, PROGRESS.say)
         _print_rates(found, name, asked)
         rows += found
         if out is not None:  # after each model: what was measured stays when the next one fails

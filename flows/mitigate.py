@@ -15,10 +15,10 @@ from tasks.run import Run
 def mitigate_steps(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> list[Commit]:
     """Return the gate's word on each variant; the method's last steps, a line each."""
     preferences = build_preferences(run, probed, rounds, selection)
-    return mend_steps(run, probed, read_pairs(run, probed, rounds, preferences))
+    return mitigate_pairs_steps(run, probed, read_pairs(run, probed, rounds, preferences))
 
 
-def mend_steps(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> list[Commit]:
+def mitigate_pairs_steps(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> list[Commit]:
     """Return the gate's word on the variant that each method makes of these pairs."""
     asked = evaluation_set(run, probed, pairs)
     before = evaluate(run, as_given(run), asked)

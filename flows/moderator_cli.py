@@ -95,10 +95,10 @@ def check(
     from rass_core.data.prompts import load_prompts
     from rass_core.judges import PANEL
     from rass_core.moderators import check as core
-    from rass_core.moderators.panel import quorum_of
+    from rass_core.moderators.panel import moderator_panel_of
 
     settings = load_config(config, seed=seed)
-    quorum = quorum_of(settings.moderator, say=lambda line: TERMINAL.print(line, markup=False, soft_wrap=True))
+    quorum = moderator_panel_of(settings.moderator, say=lambda line: TERMINAL.print(line, markup=False, soft_wrap=True))
     rows = load_prompts(settings.prompts.sources, settings.prompts.max_characters).table.to_pylist()
     known = quorum.knows([row["text"] for row in rows], [row["language"] for row in rows])
     unseen = [row for row, is_known in zip(rows, known, strict=True) if not is_known]

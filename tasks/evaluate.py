@@ -18,7 +18,7 @@ from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluate.gate import GateResult, judge_gate
 from rass_core.evaluate.rates import BENIGN, Outcome, change_rows, measured_row, variant_rows
-from rass_core.evaluate.samples import Question, Reply, ask, dress_all, question_of
+from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
@@ -44,19 +44,19 @@ TEST_SPLIT = "test_split"
 class EvaluationSet:
     """What every variant is asked, and what was left out of it."""
 
-    questions: list[Question]
+    samples: list[EvalSample]
     """As they are, each prompt once."""
-    dressed: list[Question]
+    attacked: list[EvalSample]
     prompts: list[Row]
     """Rows of `prompts` that only the evaluation has."""
     left_out: dict[str, int]
-    """Why → number of prompts or dressings."""
+    """Why → number of prompts or attacks."""
 
     @property
     def key(self) -> str:
         """Return the digest of what is asked."""
         own = [repr(sorted(row.items())) for row in self.prompts]
-        return digest(*(repr(question) for question in [*self.questions, *self.dressed]), *own)
+        return digest(*(repr(sample) for sample in [*self.samples, *self.attacked]), *own)
 
 
 def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> EvaluationSet:
@@ -80,17 +80,17 @@ def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) ->
             rows.setdefault(row["prompt_id"], row)
             datasets[row["prompt_id"]].append(row["source"])
     kept, left_out = _unseen(run, pairs, given, list(rows.values()))
-    questions = [question_of(row, sorted(set(datasets[row["prompt_id"]]))) for row in kept]
-    if not questions:
+    samples = [sample_of(row, sorted(set(datasets[row["prompt_id"]]))) for row in kept]
+    if not samples:
         raise BoundaryError("evaluation: every prompt was used in training; add evaluate.sources")
     shots: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
         if pair.kind == "general":
             shots[pair.language].append((pair.prompt, pair.chosen))
-    dressed, unfit = dress_all(questions, config.jailbreaks, shots)
-    left_out |= {f"dressing_{name}": n for name, n in sorted(unfit.items())}
+    attacked, unfit = apply_attacks(samples, config.jailbreaks, shots)
+    left_out |= {f"attack_{name}": n for name, n in sorted(unfit.items())}
     fresh = {row["prompt_id"] for row in kept} - {row["prompt_id"] for row in given}
-    return EvaluationSet(questions, dressed, [own[prompt_id] for prompt_id in sorted(fresh)], left_out)
+    return EvaluationSet(samples, attacked, [own[prompt_id] for prompt_id in sorted(fresh)], left_out)
 
 
 def _unseen(
@@ -112,7 +112,7 @@ def _unseen(
 
 def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
     """Return the rows with what each asks for as translation_group, where a moderator knows."""
-    groups = run.quorum.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    groups = run.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
     return [{**row, "translation_group": group} for row, group in zip(rows, groups, strict=True)]
 
 
@@ -131,10 +131,10 @@ def evaluate(run: Run, variant: Variant, asked: EvaluationSet, before: Evaluated
     settings, level = mitigating(run), run.config.gate.level
 
     def compute() -> Mapping[str, pa.Table]:
-        replies = _checked(run, _replies(run, variant, asked), asked, before)
-        outcomes = [outcome for reply in replies for outcome in reply.outcomes(variant.name)]
+        completions = _checked(run, _completions(run, variant, asked), asked, before)
+        outcomes = [outcome for completion in completions for outcome in completion.outcomes(variant.name)]
         rows = variant_rows(run.target_id, outcomes, run.config.seed, level) + _utility_rows(run, variant)
-        tables = _reply_tables(run, variant, replies)
+        tables = _completion_tables(run, variant, completions)
         if variant.name == "base":
             rows += [_pooled(run, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
             tables["prompts"] = table("prompts", asked.prompts)
@@ -210,7 +210,7 @@ def _identity(variant: Variant) -> str:
     return digest(variant.model.model_dump_json(), variant.facts.get("digest"), variant.strength)
 
 
-def _replies(run: Run, variant: Variant, asked: EvaluationSet) -> list[Reply]:
+def _completions(run: Run, variant: Variant, asked: EvaluationSet) -> list[Completion]:
     """Return what the variant says, from vLLM; its engine is freed afterwards unless it is the target's own."""
     engine = run.engine(variant.model)
     steering = None
@@ -218,74 +218,78 @@ def _replies(run: Run, variant: Variant, asked: EvaluationSet) -> list[Reply]:
         everywhere = tuple(range(engine.n_layers))
         engine.set_vectors({"steer": SteeringVector(variant.ablated.astype(np.float32), everywhere, "ablate")})
         steering = Steering("steer", variant.strength)
-    questions = [*asked.questions, *asked.dressed]
-    with run.progress(f"{variant.name}: answering", len(questions)) as done:
-        replies = ask(engine, run.panel, questions, run.config.probe.max_new_tokens, steering, done)
+    samples = [*asked.samples, *asked.attacked]
+    with run.progress(f"{variant.name}: answering", len(samples)) as done:
+        completions = complete(engine, run.panel, samples, run.config.probe.max_new_tokens, steering, done)
     if variant.model != run.config.model:
         run.release(variant.model)
-    return replies
+    return completions
 
 
-def _checked(run: Run, replies: Sequence[Reply], asked: EvaluationSet, before: Evaluated | None) -> list[Reply]:
-    """Return the replies, broken text to benign prompts as unscored: it must count neither as answer nor as refusal.
+def _checked(
+    run: Run, completions: Sequence[Completion], asked: EvaluationSet, before: Evaluated | None
+) -> list[Completion]:
+    """Return the completions, broken text to benign prompts as unscored: it counts as neither.
 
     Broken is what repeats itself, or is far less likely to the model as given than what that says itself.
     """
     answered = [
-        i for i, reply in enumerate(replies)
-        if reply.question.label in BENIGN and reply.question.dressed is None
-        and reply.words[PANEL].outcome == "compliance"
+        i for i, completion in enumerate(completions)
+        if completion.sample.label in BENIGN and completion.sample.attacked is None
+        and completion.words[PANEL].outcome == "compliance"
     ]  # fmt: skip
     chat, budget = chat_of(run.config.model), run.config.probe.token_budget
-    given = [Answered(chat.ids(replies[i].question.text), replies[i].generation.token_ids) for i in answered]
+    given = [Answered(chat.ids(completions[i].sample.text), completions[i].generation.token_ids) for i in answered]
     causal_lm = run.causal_lm(run.config.model)
     with run.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, budget)
     if before is None:
-        ordinary = [p for i, p in zip(answered, perplexities, strict=True) if replies[i].question.label == "harmless"]
+        ordinary = [p for i, p in zip(answered, perplexities, strict=True) if completions[i].sample.label == "harmless"]
     else:
         said = _ordinary_answers(run, before, asked)
         with run.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
             ordinary = answer_perplexities(causal_lm, said, budget)
     limit = perplexity_limit(ordinary, mitigating(run).perplexity_factor) if ordinary else None
     limits = AcceptanceLimits(mitigating(run).repeated_share, limit)
-    checked = list(replies)
+    checked = list(completions)
     for i, value in zip(answered, perplexities, strict=True):
-        why = is_degenerate(replies[i].generation.text, value, limits)
+        why = is_degenerate(completions[i].generation.text, value, limits)
         if why is not None:
-            words = {**replies[i].words, PANEL: Verdict("unscored", None, f"broken text: {why}")}
-            checked[i] = replace(replies[i], words=words)
+            words = {**completions[i].words, PANEL: Verdict("unscored", None, f"broken text: {why}")}
+            checked[i] = replace(completions[i], words=words)
     return checked
 
 
-def _reply_tables(run: Run, variant: Variant, replies: Sequence[Reply]) -> dict[str, pa.Table]:
+def _completion_tables(run: Run, variant: Variant, completions: Sequence[Completion]) -> dict[str, pa.Table]:
     """Return `responses` and `verdicts`; of answers to harmful prompts only digest and length are kept."""
     keep_all = run.config.probe.store_harmful_responses
     responses, verdicts = [], []
-    for reply in replies:
-        question, answer = reply.question, reply.generation
-        response_id = digest("evaluation", run.target_id, _identity(variant), question.prompt_id, question.dressing)
-        kept = keep_all or question.label in BENIGN
+    for completion in completions:
+        sample, answer = completion.sample, completion.generation
+        response_id = digest("evaluation", run.target_id, _identity(variant), sample.prompt_id, sample.attack)
+        kept = keep_all or sample.label in BENIGN
         responses.append({
-            "response_id": response_id, "prompt_id": question.prompt_id, "model_id": run.target_id,
-            "variant": variant.name, "sample": 0, "dressing": question.dressing, "text": answer.text if kept else None,
+            "response_id": response_id, "prompt_id": sample.prompt_id, "model_id": run.target_id,
+            "variant": variant.name, "sample": 0, "attack": sample.attack, "text": answer.text if kept else None,
             "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
             "n_tokens": len(answer.token_ids),
         })  # fmt: skip
-        verdicts += [verdict_row(response_id, judge, word, with_reason=kept) for judge, word in reply.words.items()]
+        verdicts += [
+            verdict_row(response_id, judge, word, with_reason=kept) for judge, word in completion.words.items()
+        ]
     return {"responses": table("responses", responses), "verdicts": table("verdicts", verdicts)}
 
 
 def _read_outcomes(run: Run, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
-    """Return the outcomes that the lake holds, one a dataset of each question."""
+    """Return the outcomes that the lake holds, one a dataset of each sample."""
     said = {row["subject_id"]: row for row in run.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()}
-    rows = {(row["prompt_id"], row["dressing"]): row for row in run.read("responses", commit).to_pylist()}
+    rows = {(row["prompt_id"], row["attack"]): row for row in run.read("responses", commit).to_pylist()}
     found = []
-    for q in [*asked.questions, *asked.dressed]:
-        row = rows[q.prompt_id, q.dressing]
+    for q in [*asked.samples, *asked.attacked]:
+        row = rows[q.prompt_id, q.attack]
         found += [
             Outcome(variant.name, dataset, q.language, q.label, q.prompt_id, q.family,
-                    said[row["response_id"]]["outcome"], row["n_tokens"], q.dressing, said[row["response_id"]]["kind"])
+                    said[row["response_id"]]["outcome"], row["n_tokens"], q.attack, said[row["response_id"]]["kind"])
             for dataset in q.datasets
         ]  # fmt: skip
     return found
@@ -317,11 +321,11 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
 def _ordinary_answers(run: Run, before: Evaluated, asked: EvaluationSet) -> list[Answered]:
     """Return the base model's own answers to harmless prompts, in an order that hangs on nothing else."""
     complied = {o.prompt_id for o in before.outcomes if o.label == "harmless" and o.outcome == "compliance"}
-    plain = run.read("responses", before.commit, where="dressing IS NULL").to_pylist()
+    plain = run.read("responses", before.commit, where="attack IS NULL").to_pylist()
     said, chat = {row["prompt_id"]: row["text"] for row in plain}, chat_of(run.config.model)
     found = [
         Answered(chat.ids(q.text), chat.answer_ids(said[q.prompt_id]))
-        for q in sorted(asked.questions, key=lambda each: digest("ordinary", each.prompt_id))
+        for q in sorted(asked.samples, key=lambda each: digest("ordinary", each.prompt_id))
         if q.prompt_id in complied
     ]
     return [answered for answered in found if answered.answer]

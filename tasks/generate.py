@@ -15,14 +15,14 @@ from rass_core.generate.cleaning import Cleaner, KnownPrompts
 from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS, instruction
 from rass_core.generate.scheduler import (
     TRIAL,
+    ArmStats,
+    GenerationJob,
     Parent,
-    Slot,
     Trial,
-    Yield,
     choose_writers,
     finalists,
-    plan_round,
-    plan_trial,
+    schedule_round,
+    schedule_trial,
 )
 from rass_core.generate.settings import WriterConfig
 from rass_core.generate.writers import Writer, WritingDirections, content_directions, request_of, whole_text
@@ -37,7 +37,7 @@ from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
 from rass_core.moderators.panel import BENIGN
 from rass_core.probe.geometry import Direction, split_of
 from rass_core.text import prompt_id
-from tasks.probe import Gauge, Ruler, direction_with, directions_of, outcomes_of, read_anchors
+from tasks.probe import Gauge, MarginScale, direction_with, directions_of, outcomes_of, read_probe_data
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table
 
@@ -94,8 +94,8 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         tried: list[Candidate] = []
 
         def write(which: str, cells: Sequence[tuple[Writer, float]], n: int, leg: int = 0) -> list[Trial]:
-            slots = plan_trial(cells, n, seeds, settings, run.config.seed, leg)
-            tried.extend(bench.candidates(f"trial of the {which}", slots, known, apart=True))
+            jobs = schedule_trial(cells, n, seeds, settings, run.config.seed, leg)
+            tried.extend(bench.candidates(f"trial of the {which}", jobs, known, apart=True))
             return _trials(tried, bounds_of(run))
 
         n_role = settings.trial_candidates // 4
@@ -148,11 +148,11 @@ def write_round(
         writers = given_writers(run, probed) if trial is None else _chosen_writers(run, trial)
         content = {} if trial is None else _content_of(run, trial)
         bench = Workbench(run, probed, writing_directions(run, probed, content))
-        slots = plan_round(
+        jobs = schedule_round(
             number, writers or [], seeds_of(run, probed, splits), _survivors(run, before), _history(run, earlier),
             run.config.generate, run.config.seed,
         )  # fmt: skip
-        candidates = bench.candidates(f"round {number + 1}", slots, known_prompts(run, [probed.prompts, *before]))
+        candidates = bench.candidates(f"round {number + 1}", jobs, known_prompts(run, [probed.prompts, *before]))
         return bench.tables(number, candidates)
 
     settings = [
@@ -163,7 +163,7 @@ def write_round(
 
 
 class Written(NamedTuple):
-    """What a generator wrote for one slot."""
+    """What a generator wrote for one job."""
 
     text: str
     n_tokens: int
@@ -172,47 +172,49 @@ class Written(NamedTuple):
 
 
 class Workbench:
-    """Takes slots to candidates: written, cleaned, moderated, measured; and candidates to tables."""
+    """Takes jobs to candidates: written, cleaned, moderated, measured; and candidates to tables."""
 
     def __init__(self, run: Run, probed: Probed, directions: WritingDirections) -> None:
         self._run, self._directions, self._generator = run, directions, _generator(run)
-        anchors = read_anchors(run, probed.prompts, probed.responses, probed.activations)
-        self._ruler = Ruler.of(run, anchors, probed.directions)
-        self._gauge = Gauge.of(run, self._ruler, probed.boundaries)
+        anchors = read_probe_data(run, probed.prompts, probed.responses, probed.activations)
+        self._scale = MarginScale.of(run, anchors, probed.directions)
+        self._gauge = Gauge.of(run, self._scale, probed.boundaries)
         self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
         self._clean = Cleaner()
 
-    def candidates(self, what: str, slots: Sequence[Slot], known: KnownPrompts, apart: bool = False) -> list[Candidate]:
-        """Return what came of the slots.
+    def candidates(
+        self, what: str, jobs: Sequence[GenerationJob], known: KnownPrompts, apart: bool = False
+    ) -> list[Candidate]:
+        """Return what came of the jobs.
 
         Args:
             what: For lines of progress.
-            slots: What is to be written.
+            jobs: What is to be written.
             known: Prompts that count as no new ones.
             apart: Writers and strengths are compared: what one wrote does not count as known to another.
         """
-        found = self._cleaned(slots, self._written(what, slots), known, apart)
+        found = self._cleaned(jobs, self._written(what, jobs), known, apart)
         self._moderate(what, found)
         self._measure(what, found)
         return found
 
-    def _written(self, what: str, slots: Sequence[Slot]) -> list[Written]:
-        """Let the generator write every slot, each request with its own role, direction and α."""
+    def _written(self, what: str, jobs: Sequence[GenerationJob]) -> list[Written]:
+        """Let the generator write every job, each request with its own role, direction and α."""
         run, settings = self._run, self._run.config.generate
         if settings.endpoint is not None:
-            return self._asked(what, slots, run.endpoint(settings.endpoint))
+            return self._asked(what, jobs, run.endpoint(settings.endpoint))
         engine = run.engine(self._generator)
         vectors: dict[str, SteeringVector] = {}
-        for writer in dict.fromkeys(slot.writer for slot in slots):
+        for writer in dict.fromkeys(job.writer for job in jobs):
             vectors |= self._directions.vectors(writer, engine.n_layers)
         engine.set_vectors(vectors)
         requests = [
             request_of(
-                slot.writer, engine.chat, slot.operator, slot.language, [p.text for p in slot.parents],
-                alpha=slot.alpha, seed=slot.seed, max_new_tokens=settings.max_new_tokens,
+                job.writer, engine.chat, job.operator, job.language, [p.text for p in job.parents],
+                alpha=job.alpha, seed=job.seed, max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature, top_p=settings.top_p, instructions=settings.instructions,
             )
-            for slot in slots
+            for job in jobs
         ]  # fmt: skip
         with run.progress(f"{what}: writing", len(requests)) as done:
             answers = engine.generate(requests, done)
@@ -221,15 +223,15 @@ class Workbench:
             for each in answers
         ]
 
-    def _asked(self, what: str, slots: Sequence[Slot], endpoint: Endpoint) -> list[Written]:
-        """Let the endpoint write every slot; its tokens are counted as the target's."""
+    def _asked(self, what: str, jobs: Sequence[GenerationJob], endpoint: Endpoint) -> list[Written]:
+        """Let the endpoint write every job; its tokens are counted as the target's."""
         run, chat = self._run, chat_of(self._run.config.model)
         asked = [
             instruction(s.operator, s.language, [p.text for p in s.parents], run.config.generate.instructions)
-            for s in slots
+            for s in jobs
         ]
         with run.progress(f"{what}: writing", len(asked)) as done:
-            answers = endpoint.draws(asked, [slot.seed for slot in slots], done=done)
+            answers = endpoint.draws(asked, [job.seed for job in jobs], done=done)
         failures = Failures(len(asked), run.config.generate.max_failed_share, "generate.max_failed_share")
         missing = [no_verdict(answer, "generator") for answer in answers if isinstance(answer, NoAnswer)]
         failures.add(f"endpoint {endpoint.where}", missing)
@@ -242,38 +244,38 @@ class Workbench:
         ]  # fmt: skip
 
     def _cleaned(
-        self, slots: Sequence[Slot], written: Sequence[Written], known: KnownPrompts, apart: bool
+        self, jobs: Sequence[GenerationJob], written: Sequence[Written], known: KnownPrompts, apart: bool
     ) -> list[Candidate]:
         """Return the requests in what was written, and what is none with its reason."""
         jaccard = self._run.config.select.near_duplicate_jaccard
         seen: dict[object, KnownPrompts] = defaultdict(lambda: KnownPrompts(jaccard))
-        parents = [[p.text for p in slot.parents] for slot in slots]
+        parents = [[p.text for p in job.parents] for job in jobs]
         texts = [
-            whole_text(slot.writer, slot.operator, parent, slot.seed, each.text)
-            for slot, parent, each in zip(slots, parents, written, strict=True)
+            whole_text(job.writer, job.operator, parent, job.seed, each.text)
+            for job, parent, each in zip(jobs, parents, written, strict=True)
         ]
         whole = [each.finish_reason == "stop" for each in written]
         found = []
-        for slot, each, cleaned in zip(
-            slots, written, self._clean(texts, [s.language for s in slots], whole, parents), strict=True
+        for job, each, cleaned in zip(
+            jobs, written, self._clean(texts, [s.language for s in jobs], whole, parents), strict=True
         ):
             for number, piece in enumerate(cleaned):
-                identity = prompt_id(slot.language, piece.text)
-                here = seen[(slot.writer, slot.alpha) if apart else None]
+                identity = prompt_id(job.language, piece.text)
+                here = seen[(job.writer, job.alpha) if apart else None]
                 dropped = piece.dropped or known.why_not_new(identity, piece.text)
                 dropped = dropped or here.why_not_new(identity, piece.text)
                 if each.finish_reason in (*NOT_WRITTEN.values(), "thinking"):
                     dropped = each.finish_reason
                 if dropped is None:
                     here.add(identity, piece.text)
-                found.append(Candidate(slot, piece.text, identity, 0 if number else each.n_tokens, dropped))
+                found.append(Candidate(job, piece.text, identity, 0 if number else each.n_tokens, dropped))
         return found
 
     def _moderate(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Let the moderators vote on what is a new request."""
         asked = [c for c in candidates if c.is_request]
         with self._run.status(f"{what}: moderating {len(asked):,} prompts", after_s=SHORT_S):
-            votes = self._run.quorum.words([c.text for c in asked], [c.slot.language for c in asked])
+            votes = self._run.moderators.words([c.text for c in asked], [c.job.language for c in asked])
         for candidate, said in zip(asked, votes, strict=True):
             candidate.moderated = said
             if said[PANEL].outcome in NO_PROMPT:
@@ -293,39 +295,39 @@ class Workbench:
         with run.progress(f"{what}: measuring", len(requests)) as done:
             answers = engine.generate(requests, done)
         captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
-        places = gauge.place(captured, [c.slot.language for c in measured], self._b)
+        places = gauge.place(captured, [c.job.language for c in measured], self._b)
         judged = run.judge([
-            answer.exchange(c.slot.language, c.text) for answer, c in zip(answers, measured, strict=True)
+            answer.exchange(c.job.language, c.text) for answer, c in zip(answers, measured, strict=True)
         ])  # fmt: skip
         for c, place, answer, said in zip(measured, places, answers, judged.words(), strict=True):
             c.place, c.answer, c.judged = place, answer, said
 
     def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
-        run, ruler, bounds = self._run, self._ruler, bounds_of(self._run)
+        run, scale, bounds = self._run, self._scale, bounds_of(self._run)
         generator_id = _generator_id(run)
         new = list({c.prompt_id: c for c in reversed(candidates) if c.answer is not None}.values())[::-1]
         prompts = [
             {
-                "prompt_id": c.prompt_id, "text": c.text, "language": c.slot.language, "label": c.verdict.outcome,
-                "category": c.slot.parents[0].category, "source": f"rass:{c.slot.operator}", "licence": None,
-                "family": c.slot.parents[0].family,
+                "prompt_id": c.prompt_id, "text": c.text, "language": c.job.language, "label": c.verdict.outcome,
+                "category": c.job.parents[0].category, "source": f"rass:{c.job.operator}", "licence": None,
+                "family": c.job.parents[0].family,
             }
             for c in new
         ]  # fmt: skip
         derivations = [
             {
-                "prompt_id": c.prompt_id, "operator": c.slot.operator, "role": c.slot.writer.role,
-                "steering": c.slot.writer.kind, "layer": c.slot.writer.layer, "round": number,
-                "parent_ids": [p.prompt_id for p in c.slot.parents], "generator_id": generator_id,
-                "direction_id": self._directions.base(c.slot.writer).direction_id(generator_id), "alpha": c.slot.alpha,
-                "side": c.slot.side, "coherent": True, "n_tokens": c.n_tokens,
+                "prompt_id": c.prompt_id, "operator": c.job.operator, "role": c.job.writer.role,
+                "steering": c.job.writer.kind, "layer": c.job.writer.layer, "round": number,
+                "parent_ids": [p.prompt_id for p in c.job.parents], "generator_id": generator_id,
+                "direction_id": self._directions.base(c.job.writer).direction_id(generator_id), "alpha": c.job.alpha,
+                "side": c.job.side, "coherent": True, "n_tokens": c.n_tokens,
             }
             for c in new
         ]  # fmt: skip
         margins = [
             {
-                "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id,
+                "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": scale.direction_id,
                 "split": "candidate", **c.place,
             }
             for c in new
@@ -334,7 +336,7 @@ class Workbench:
         survivors = [c for c in new if c.is_benign and (c.lies_within(bounds) or c.is_refused)]
         activations = [
             {
-                "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": ruler.layer, "position": ruler.position,
+                "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": scale.layer, "position": scale.position,
                 "vector": self._gauge.streams(c.answer.captured).tolist(),
             }
             for c in survivors
@@ -471,7 +473,7 @@ def _direction_row(direction: Direction, name: str) -> dict[str, Any]:
 def _cells(candidates: Sequence[Candidate]) -> dict[tuple[Writer, float], list[Candidate]]:
     found: dict[tuple[Writer, float], list[Candidate]] = {}
     for each in candidates:
-        found.setdefault((each.slot.writer, each.slot.alpha), []).append(each)
+        found.setdefault((each.job.writer, each.job.alpha), []).append(each)
     return found
 
 
@@ -505,8 +507,8 @@ def _chosen_writers(run: Run, trial: Commit) -> list[Writer]:
 def _verdict_lines(tried: Sequence[Candidate], chosen: Sequence[Writer], bounds: Bounds) -> list[str]:
     """Say what the trial saw of each writer and which were chosen."""
     lines = []
-    for writer in dict.fromkeys(each.slot.writer for each in tried):
-        n = counts([each for each in tried if each.slot.writer == writer], bounds)
+    for writer in dict.fromkeys(each.job.writer for each in tried):
+        n = counts([each for each in tried if each.job.writer == writer], bounds)
         rate = 1000 * n["n_accepted"] / n["n_tokens"] if n["n_tokens"] else 0.0
         mark = "chosen: " if writer in chosen else ""
         lines.append(
@@ -555,10 +557,10 @@ def _survivors(run: Run, earlier: Sequence[Commit]) -> list[Parent]:
     return found
 
 
-def _history(run: Run, earlier: Sequence[Commit]) -> list[Yield]:
+def _history(run: Run, earlier: Sequence[Commit]) -> list[ArmStats]:
     """Return what earlier rounds yielded."""
     return [
-        Yield(
+        ArmStats(
             row["operator"], row["role"], row["language"], row["side"], row["alpha"], row["n_candidates"],
             row["n_coherent"], row["n_accepted"], row["n_tokens"], tuple(row["distances"] or ()),
         )

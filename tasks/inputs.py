@@ -6,7 +6,7 @@ from rass_core.generate.operators import ROLES
 from rass_core.judges.panel import check_judged
 from rass_core.models.chat import SHORT_ANSWER, ChatFormat
 from rass_core.models.identity import model_id
-from rass_core.models.loading import check_mendable, checked_folder, load_tokenizer
+from rass_core.models.loading import check_editable, checked_folder, load_tokenizer
 from rass_core.models.settings import ModelConfig
 
 _given: dict[str, LoadedPrompts] = {}
@@ -77,16 +77,16 @@ def take_inputs(config: RassConfig) -> LoadedPrompts:
 def _check_mitigation(config: RassConfig) -> None:
     """Raise what would else be found only after the selection."""
     from rass_core.evaluate import lm_eval
-    from rass_core.evaluate.samples import dressing_names
+    from rass_core.evaluate.samples import attack_names
     from rass_core.mitigate import lora
 
     for source in config.evaluate.sources:
         check_judged(config.judge, load_prompts([source], config.prompts.max_characters).places)
-    dressing_names(config.evaluate.jailbreaks)
+    attack_names(config.evaluate.jailbreaks)
     if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
         lora.check_installed()
     if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
-        check_mendable(config.model.reference)
+        check_editable(config.model.reference)
     if config.evaluate.utility is not None:
         lm_eval.check_installed()
 

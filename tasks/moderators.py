@@ -31,17 +31,19 @@ def check_moderators(run: Run, prompts: Commit) -> Commit | None:
         run.say("moderators: not checked, moderator.check_prompts is 0")
         return None
     rows = run.read("prompts", prompts).to_pylist()
-    known = run.quorum.knows([row["text"] for row in rows], [row["language"] for row in rows])
+    known = run.moderators.knows([row["text"] for row in rows], [row["language"] for row in rows])
     unseen = [row for row, is_known in zip(rows, known, strict=True) if not is_known]
     sample = core.sample(unseen, settings.check_prompts, run.config.seed)
 
     def compute() -> Mapping[str, pa.Table]:
         words = []
-        failures = run.quorum.failures(len(sample))
+        failures = run.moderators.failures(len(sample))
         with run.progress("checking the moderators", len(sample)) as done:
             for start in range(0, len(sample), BATCH):
                 part = sample[start : start + BATCH]
-                words += run.quorum.words([row["text"] for row in part], [row["language"] for row in part], failures)
+                words += run.moderators.words(
+                    [row["text"] for row in part], [row["language"] for row in part], failures
+                )
                 done(len(words))
         for line in failures.lines("prompts"):
             run.say(line)
@@ -61,7 +63,7 @@ def _tell(run: Run, commit: Commit, n_known: int) -> None:
     rows = run.read("evaluations", commit).to_pylist()
     if n_known:
         run.say(f"moderators: {n_known} given prompts left out of the check, a classifier was fitted on them")
-    members = sorted(run.quorum.members)
+    members = sorted(run.moderators.members)
     is_panel = len(members) > 1
     for name in [*members, PANEL] if is_panel else members:
         run.say(core.line(rows, name))

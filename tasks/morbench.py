@@ -32,7 +32,7 @@ from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
 from rass_core.text import digest, normalise, prompt_id
 from tasks.generate import Probed
-from tasks.probe import Gauge, Ruler, read_anchors
+from tasks.probe import Gauge, MarginScale, read_probe_data
 from tasks.respond import verdict_row
 from tasks.run import Run, table
 
@@ -113,8 +113,8 @@ def measure(target: Target, pool: Pool) -> Commit:
 
     def compute() -> Mapping[str, pa.Table]:
         probed = target.probed
-        ruler = Ruler.of(
-            run, read_anchors(run, probed.prompts, probed.responses, probed.activations), probed.directions
+        ruler = MarginScale.of(
+            run, read_probe_data(run, probed.prompts, probed.responses, probed.activations), probed.directions
         )
         engine = run.engine(run.config.model)
         gauge = Gauge.of(run, ruler, probed.boundaries)
@@ -341,7 +341,7 @@ def _lab_contrasts(rows: Sequence[Row], known: Collection[str]) -> list[Row]:
 
 def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
     """Return the rows with what each asks for as its family, where a moderator knows."""
-    requests = run.quorum.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    requests = run.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
     return [row if request is None else {**row, "family": request} for row, request in zip(rows, requests, strict=True)]
 
 
@@ -356,7 +356,7 @@ def _translated(run: Run, texts: Sequence[str], language: str, target: str) -> l
 
 def _is_same(run: Run, language: str, original: str, back: str) -> bool:
     """Tell whether both ask for the same: by a moderator that knows what they ask for, else by their characters."""
-    first, second = run.quorum.requests([original, back], [language, language])
+    first, second = run.moderators.requests([original, back], [language, language])
     if first is not None:
         return first == second
     return matching.character_similarity(original, back) >= matching.MIN_SIMILARITY

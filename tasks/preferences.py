@@ -19,7 +19,7 @@ from rass_core.mitigate.pairs import PreferencePair, SteeredAnswer, counts, perp
 from rass_core.mitigate.settings import MitigateConfig
 from rass_core.models.perplexity import Answered, answer_perplexities
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
-from rass_core.probe.geometry import Direction, openings_of
+from rass_core.probe.geometry import Direction, prefixes_of
 from rass_core.text import AcceptanceLimits
 from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
@@ -207,9 +207,9 @@ def _pairs(
             found.append((_pair(row, "over_refusal", text, answer[0].text), alpha))
             refusals[row["language"]].append(answer[0].text)
     for language, refused in refusals.items():
-        openings = openings_of(language, run.config.probe.openings).compliance
+        prefixes = prefixes_of(language, run.config.probe.prefixes).compliance
         for kind, rows, outcome, rejected, share in (
-            ("safety", asked.harmful, "refusal", openings, settings.safety_share),
+            ("safety", asked.harmful, "refusal", prefixes, settings.safety_share),
             ("general", asked.harmless, "compliance", refused, settings.general_share),
         ):
             here = [r for r in rows if r["language"] == language and _is_whole(own[r["prompt_id"]], outcome)]

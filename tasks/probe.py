@@ -20,7 +20,7 @@ from rass_core.probe import causal
 from rass_core.probe import geometry as core
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report
 from rass_core.probe.causal import CausalPrompts, CausalTrial
-from rass_core.probe.geometry import Anchors, Direction
+from rass_core.probe.geometry import Direction, ProbeData
 from rass_core.probe.harm_axis import ALL, measure_harm, n_steps
 from rass_core.probe.harm_types import HarmAxis, HarmFigures, HarmReport, LayerFigures
 from rass_core.probe.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
@@ -65,15 +65,15 @@ def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Co
     settings = run.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
-        anchors = read_anchors(run, prompts, responses, activations)
-        found = core.with_auc(anchors, core.candidate_directions(anchors, settings.methods))
-        tried = _tried(run, model, found, _causal_prompts(run, model, prompts, anchors))
-        tried = [replace(d, off_scale=core.why_off_scale(anchors, d)) for d in tried]
+        data = read_probe_data(run, prompts, responses, activations)
+        found = core.with_auc(data, core.candidate_directions(data, settings.methods))
+        tried = _tried(run, model, found, _causal_prompts(run, model, prompts, data))
+        tried = [replace(d, off_scale=core.why_off_scale(data, d)) for d in tried]
         tried_ids = {id(d.vector) for d in tried}
         options = causal.generation_options(tried, settings)
         tried = causal.with_generated(tried, options, _generated(run, model, prompts, options))
         chosen = choose_roles(tried, settings)
-        own = core.language_directions(anchors, next(d for d in chosen if "margin" in d.roles)).values()
+        own = core.language_directions(data, next(d for d in chosen if "margin" in d.roles)).values()
         untried = [direction for direction in found if id(direction.vector) not in tried_ids]
         return {
             "directions": table("directions", [_row(d, model_id(model.reference)) for d in [*chosen, *untried, *own]])
@@ -189,24 +189,24 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
     settings = run.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
-        anchors = read_anchors(run, prompts, responses, activations)
-        ruler = Ruler.of(run, anchors, directions)
-        measured = ruler.margins(anchors.rows(ruler.layer, ruler.position), list(anchors.languages))
-        orthogonal = ruler.axis.scores(anchors.rows(ruler.layer, ruler.position))
-        reports = _reports(run, anchors, measured)
-        harm = _harm(run, prompts, anchors, measured, ruler, directions)
-        splits = _over_refused(run, anchors, measured, reports)
-        names = {"model_id": run.target_id, "variant": "base", "direction_id": ruler.direction_id}
+        data = read_probe_data(run, prompts, responses, activations)
+        scale = MarginScale.of(run, data, directions)
+        measured = scale.margins(data.rows(scale.layer, scale.position), list(data.languages))
+        orthogonal = scale.axis.scores(data.rows(scale.layer, scale.position))
+        reports = _reports(run, data, measured)
+        harm = _harm(run, prompts, data, measured, scale, directions)
+        splits = _over_refused(run, data, measured, reports)
+        names = {"model_id": run.target_id, "variant": "base", "direction_id": scale.direction_id}
         boundaries = [
             names | {"language": language} | report.columns() | _kind(report, splits, harm, language)
             for language, report in reports.items()
         ]
         b = {language: report.b for language, report in reports.items()}
         margins = [
-            {"prompt_id": prompt_id, "model_id": run.target_id, "direction_id": ruler.direction_id, "split": split}
+            {"prompt_id": prompt_id, "model_id": run.target_id, "direction_id": scale.direction_id, "split": split}
             | placed(margin, float(across), b.get(language), float(score))
             for prompt_id, split, language, margin, across, score in zip(
-                anchors.prompt_ids, anchors.splits, anchors.languages, measured, orthogonal, harm.scores, strict=True
+                data.prompt_ids, data.splits, data.languages, measured, orthogonal, harm.scores, strict=True
             )
         ]
         return {
@@ -216,8 +216,8 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
             "evaluations": table(
                 "evaluations",
                 [
-                    *_base_rates(run, anchors, panel_words(run, responses)),
-                    *_band_shares(run, anchors, measured, reports),
+                    *_base_rates(run, data, panel_words(run, responses)),
+                    *_band_shares(run, data, measured, reports),
                     *_misalignment_rows(run, splits, harm),
                 ],
             ),
@@ -239,27 +239,27 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
     )
 
 
-class Ruler:
+class MarginScale:
     """What places a residual stream: the margin's direction, the class means and the orthogonal axis."""
 
-    def __init__(self, anchors: Anchors, shared: Direction, own: Mapping[str, Direction], direction_id: str) -> None:
+    def __init__(self, data: ProbeData, shared: Direction, own: Mapping[str, Direction], direction_id: str) -> None:
         self.layer, self.position = shared.layer, shared.position
         self.direction, self.direction_id = shared, direction_id
-        self.means = core.class_means(anchors, self.layer, self.position)
+        self.means = core.class_means(data, self.layer, self.position)
         self.vectors = {language: own.get(language, shared).vector for language in self.means}
-        self.axis = core.orthogonal_axis(anchors, shared)
+        self.axis = core.orthogonal_axis(data, shared)
 
     @classmethod
-    def of(cls, run: Run, anchors: Anchors, directions: Commit) -> "Ruler":
-        """Return the ruler of the direction with the role `margin`."""
+    def of(cls, run: Run, data: ProbeData, directions: Commit) -> "MarginScale":
+        """Return the scale of the direction with the role `margin`."""
         shared = direction_with("margin", run, directions)
         own = {}
         if run.config.probe.per_language:
-            own = core.language_directions(anchors, shared)
-        return cls(anchors, shared, own, shared.direction_id(run.target_id))
+            own = core.language_directions(data, shared)
+        return cls(data, shared, own, shared.direction_id(run.target_id))
 
     def margins(self, rows: np.ndarray[Any, Any], languages: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return the margin of each row, NaN for languages without anchors."""
+        """Return the margin of each row, NaN for languages without data."""
         return core.margins(rows, languages, self.vectors, self.means)
 
 
@@ -273,24 +273,24 @@ def placed(margin: float, orthogonal: float, b: float | None, harm_score: float 
 
 
 class Gauge:
-    """What measures a prompt from streams of two places: the ruler of the margin, and the harm axis if there is one.
+    """What measures a prompt from streams of two places: the scale of the margin, and the harm axis if there is one.
 
     `engine.set_capture(*gauge.places)` reads both places in one pass; `place` takes what was captured.
     """
 
-    def __init__(self, ruler: Ruler, axis: HarmAxis | None) -> None:
-        self._ruler, self._axis = ruler, axis
-        at = [(ruler.layer, ruler.position)] + ([(axis.layer, axis.position)] if axis else [])
+    def __init__(self, scale: MarginScale, axis: HarmAxis | None) -> None:
+        self._scale, self._axis = scale, axis
+        at = [(scale.layer, scale.position)] + ([(axis.layer, axis.position)] if axis else [])
         self.places = sorted({layer for layer, _ in at}), sorted({position for _, position in at})
         self._at = [(self.places[0].index(layer), self.places[1].index(position)) for layer, position in at]
 
     @classmethod
-    def of(cls, run: Run, ruler: Ruler, boundaries: Commit) -> "Gauge":
-        """Return the gauge of a ruler and the harm axis that the probe stored."""
-        return cls(ruler, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
+    def of(cls, run: Run, scale: MarginScale, boundaries: Commit) -> "Gauge":
+        """Return the gauge of a scale and the harm axis that the probe stored."""
+        return cls(scale, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
 
     def streams(self, captured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the residual streams at the ruler's place, (..., d_model), of all that was captured."""
+        """Return the residual streams at the scale's place, (..., d_model), of all that was captured."""
         return captured[..., self._at[0][0], self._at[0][1], :]
 
     def place(
@@ -304,7 +304,7 @@ class Gauge:
             b: language → boundary.
         """
         rows = self.streams(captured)
-        margins, across = self._ruler.margins(rows, languages), self._ruler.axis.scores(rows)
+        margins, across = self._scale.margins(rows, languages), self._scale.axis.scores(rows)
         scores = np.full(len(captured), np.nan)
         if self._axis is not None:
             scores = self._axis.scores(captured[:, self._at[1][0], self._at[1][1]], languages)
@@ -350,13 +350,13 @@ def panel_words(run: Run, responses: Commit) -> dict[str, Mapping[str, Any]]:
     return {row["prompt_id"]: of_response[row["response_id"]] for row in run.read("responses", responses).to_pylist()}
 
 
-def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> Anchors:
+def read_probe_data(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> ProbeData:
     """Return the given prompts with outcomes and residual streams, in the order of their ids."""
     rows = sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
     answered = outcomes_of(run, responses)
     number = {"refusal": 1.0, "partial": 0.0, "compliance": 0.0, "unscored": np.nan}
     streams, layers, positions = _streams(run.read("activations", activations), [row["prompt_id"] for row in rows])
-    return Anchors(
+    return ProbeData(
         [row["prompt_id"] for row in rows],
         np.array([row["label"] for row in rows]), np.array([row["language"] for row in rows]),
         np.array([row["family"] for row in rows]), np.array([number[answered[row["prompt_id"]]] for row in rows]),
@@ -364,41 +364,41 @@ def read_anchors(run: Run, prompts: Commit, responses: Commit, activations: Comm
     )  # fmt: skip
 
 
-def _reports(run: Run, anchors: Anchors, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
+def _reports(run: Run, data: ProbeData, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
     """Return each language's boundary on the test split, small languages pooled; None with a reason."""
     settings, reports = run.config.probe, {}
-    usable = _fitted(anchors, measured)
-    for language in sorted(set(anchors.languages)):
-        here = usable & (anchors.languages == language)
+    usable = _fitted(data, measured)
+    for language in sorted(set(data.languages)):
+        here = usable & (data.languages == language)
         if not here.any():
-            scored = (anchors.splits == "test") & (anchors.languages == language) & ~np.isnan(anchors.refused)
-            n, n_refused = int(scored.sum()), int((anchors.refused[scored] == 1.0).sum())
-            why = f"{n_refused} of {n} refused; {_why_not_placed(anchors, measured, language)}"
+            scored = (data.splits == "test") & (data.languages == language) & ~np.isnan(data.refused)
+            n, n_refused = int(scored.sum()), int((data.refused[scored] == 1.0).sum())
+            why = f"{n_refused} of {n} refused; {_why_not_placed(data, measured, language)}"
             reports[language] = BoundaryEstimate(*[None] * 11, n=n, n_refused=n_refused, reason=why)  # type: ignore[arg-type]
             continue
         reports[language] = boundary_report(
-            measured[here], anchors.refused[here] == 1.0, anchors.labels[here], anchors.families[here],
+            measured[here], data.refused[here] == 1.0, data.labels[here], data.families[here],
             settings.n_bootstrap, run.config.seed,
         )  # fmt: skip
     return pool_reports(reports, settings.min_prompts)
 
 
-def _fitted(anchors: Anchors, measured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _fitted(data: ProbeData, measured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return which prompts boundaries are fitted on."""
-    return np.asarray((anchors.splits == "test") & ~np.isnan(anchors.refused) & ~np.isnan(measured))
+    return np.asarray((data.splits == "test") & ~np.isnan(data.refused) & ~np.isnan(measured))
 
 
-def _why_not_placed(anchors: Anchors, measured: np.ndarray[Any, Any], language: str) -> str:
+def _why_not_placed(data: ProbeData, measured: np.ndarray[Any, Any], language: str) -> str:
     """Say why a language has no prompt to fit a boundary on."""
-    here = anchors.languages == language
+    here = data.languages == language
     if not np.isnan(measured[here]).all():
         return "no scored prompts in the test split"
-    if {"harmful", "harmless"} <= set(anchors.labels[here & (anchors.splits == "train")]):
+    if {"harmful", "harmless"} <= set(data.labels[here & (data.splits == "train")]):
         return "the direction does not put its harmful mean above its harmless mean"
-    return "no anchors: needs harmful and harmless prompts"
+    return "no data: needs harmful and harmless prompts"
 
 
-def _base_rates(run: Run, anchors: Anchors, words: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _base_rates(run: Run, data: ProbeData, words: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return over-refusal and safety rates of the model as given, on the test split."""
     rows = []
     for metric, label in (
@@ -406,21 +406,21 @@ def _base_rates(run: Run, anchors: Anchors, words: Mapping[str, Mapping[str, Any
         ("unhelpful_rate", "pseudo_harmful"), ("over_refusal_rate", "harmless"), ("over_refusal_rate_wide", "harmless"),
         ("unhelpful_rate", "harmless"), ("safety_rate", "harmful"),
     ):  # fmt: skip
-        here = np.flatnonzero((anchors.splits == "test") & (anchors.labels == label))
-        said = [words[anchors.prompt_ids[i]] for i in here]
+        here = np.flatnonzero((data.splits == "test") & (data.labels == label))
+        said = [words[data.prompt_ids[i]] for i in here]
         outcomes = [counted_outcome(metric, word["outcome"], word["kind"]) for word in said]
-        rows += rate_rows(run, run.target_id, "base", label, metric, anchors.languages[here].tolist(), outcomes)
+        rows += rate_rows(run, run.target_id, "base", label, metric, data.languages[here].tolist(), outcomes)
     return rows
 
 
 def _band_shares(
-    run: Run, anchors: Anchors, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+    run: Run, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
 ) -> list[dict[str, Any]]:
     """Return the share of benign test prompts within the over-refusal band b < m ≤ b*, by language."""
     rows = []
-    benign = (anchors.splits == "test") & (anchors.labels != "harmful") & ~np.isnan(measured)
+    benign = (data.splits == "test") & (data.labels != "harmful") & ~np.isnan(measured)
     for language, report in reports.items():
-        here = measured[benign & (anchors.languages == language)]
+        here = measured[benign & (data.languages == language)]
         row: dict[str, Any] = {
             "model_id": run.target_id, "variant": "base", "dataset": "given", "language": language,
             "metric": "band_share", "n": len(here),
@@ -437,7 +437,7 @@ def _band_shares(
 
 
 def _harm(
-    run: Run, prompts: Commit, anchors: Anchors, measured: np.ndarray[Any, Any], ruler: Ruler, directions: Commit
+    run: Run, prompts: Commit, data: ProbeData, measured: np.ndarray[Any, Any], scale: MarginScale, directions: Commit
 ) -> HarmReport:
     """Return what the streams know of harm, beside the margin at every layer."""
     source = {row["prompt_id"]: row["source"] or "none" for row in run.read("prompts", prompts).to_pylist()}
@@ -445,24 +445,24 @@ def _harm(
         direction.layer: direction
         for direction in directions_of(run, directions)
         if (direction.kind, direction.method, direction.position, direction.language)
-        == (ruler.direction.kind, ruler.direction.method, ruler.position, None)
+        == (scale.direction.kind, scale.direction.method, scale.position, None)
     }
 
     def margin_at(layer: int) -> np.ndarray[Any, Any] | None:
-        if layer == ruler.layer:
+        if layer == scale.layer:
             return measured
         if layer not in alike:
             return None
         try:
-            there = Ruler(anchors, alike[layer], {}, "")
+            there = MarginScale(data, alike[layer], {}, "")
         except ActivationError:  # the streams of this layer do not differ
             return None
-        return there.margins(anchors.rows(layer, ruler.position), list(anchors.languages))
+        return there.margins(data.rows(layer, scale.position), list(data.languages))
 
-    with run.progress("fitting the harm axis", n_steps(anchors)) as done:
+    with run.progress("fitting the harm axis", n_steps(data)) as done:
         report = measure_harm(
-            anchors, [source[prompt_id] for prompt_id in anchors.prompt_ids], measured, margin_at,
-            (ruler.layer, ruler.position), run.config.probe.n_bootstrap, done,
+            data, [source[prompt_id] for prompt_id in data.prompt_ids], measured, margin_at,
+            (scale.layer, scale.position), run.config.probe.n_bootstrap, done,
         )  # fmt: skip
     if report.reason:
         run.say(f"harm axis: {report.reason}")
@@ -470,17 +470,17 @@ def _harm(
 
 
 def _over_refused(
-    run: Run, anchors: Anchors, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+    run: Run, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
 ) -> dict[str, dict[str, Split | str]]:
     """Return label → language → where its over-refused test prompts lie, or why that is not known."""
     found: dict[str, dict[str, Split | str]] = {"pseudo_harmful": {}, "harmless": {}}
     for label, by_language in found.items():
         for language, report in reports.items():
-            here = _fitted(anchors, measured) & (anchors.languages == language)
+            here = _fitted(data, measured) & (data.languages == language)
             try:
                 by_language[language] = split_over_refused(
-                    measured[here], (anchors.labels[here] == label) & (anchors.refused[here] == 1.0),
-                    anchors.families[here], report, run.config.probe.n_bootstrap, run.config.seed,
+                    measured[here], (data.labels[here] == label) & (data.refused[here] == 1.0),
+                    data.families[here], report, run.config.probe.n_bootstrap, run.config.seed,
                 )  # fmt: skip
             except BoundaryError as error:
                 by_language[language] = str(error)
@@ -556,8 +556,8 @@ def _auc_columns(figures: HarmFigures) -> dict[str, Any]:
     return found
 
 
-def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, anchors: Anchors) -> list[CausalPrompts]:
-    """Return validation prompts of each language with its openings, as tokens."""
+def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, data: ProbeData) -> list[CausalPrompts]:
+    """Return validation prompts of each language with its prefixes, as tokens."""
     settings, chat = run.config.probe, chat_of(model)
     rows = [
         row for row in sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
@@ -571,12 +571,12 @@ def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, anchors: Anch
             ][: settings.n_causal_prompts]
             for label in ("harmful", "harmless")
         }  # fmt: skip
-        openings = core.openings_of(language, settings.openings)
+        prefixes = core.prefixes_of(language, settings.prefixes)
         if all(tokens.values()):
             found.append(CausalPrompts(
                 tokens["harmful"], tokens["harmless"],
-                [chat.answer_ids(text) for text in openings.refusal],
-                [chat.answer_ids(text) for text in openings.compliance],
+                [chat.answer_ids(text) for text in prefixes.refusal],
+                [chat.answer_ids(text) for text in prefixes.compliance],
             ))  # fmt: skip
     if not found:
         raise BoundaryError("probe: no language has both harmful and harmless prompts; add the missing label")

@@ -62,7 +62,7 @@ def compare_first_token(run: Run, prompts: Commit, responses: Commit) -> Commit:
             for row in run.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
         }
         judge = FirstTokenJudge(
-            run.causal_lm(run.config.model), chat_of(run.config.model), settings.openings, settings.token_budget
+            run.causal_lm(run.config.model), chat_of(run.config.model), settings.prefixes, settings.token_budget
         )
         with run.status(f"reading the first tokens of {len(rows):,} answers"):
             verdicts = judge([Exchange("", row["language"], row["text"]) for row in rows])

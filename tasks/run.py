@@ -39,7 +39,7 @@ from rass_core.models.self_check import SELF_CHECK, check_engine
 from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
-from rass_core.moderators.panel import quorum_of
+from rass_core.moderators.panel import moderator_panel_of
 from rass_core.text import digest
 from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
@@ -81,7 +81,7 @@ class Run:
         self.given_sha256 = config.sha256()
         self.panel = panel_of(config.judge, self._ask_generator, self.say)
         self.calibration = _calibration_of(config, self.panel)
-        self.quorum = quorum_of(config.moderator, self._ask_generator, self.say)
+        self.moderators = moderator_panel_of(config.moderator, self._ask_generator, self.say)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.config = dated(config, self.lake, self.started_at.astimezone().date())
@@ -225,7 +225,7 @@ class Run:
         """Return what the moderators' words depend on, as an input of a stage."""
         moderator = self.config.moderator
         members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in moderator.members]
-        return [members, moderator.quorum, sorted(self.quorum.members), self._asked(moderator.members)]
+        return [members, moderator.quorum, sorted(self.moderators.members), self._asked(moderator.members)]
 
     @cached_property
     def writing(self) -> Any:

@@ -64,7 +64,7 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
 
-    inputs = [*probed.commits, *rounds, *reviews, settings, run.writing, run.config.probe.openings]
+    inputs = [*probed.commits, *rounds, *reviews, settings, run.writing, run.config.probe.prefixes]
     return run.once("selection", inputs, compute)
 
 
@@ -76,7 +76,7 @@ def _influence(run: Run, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Ma
     with run.progress("reading gradients of refusal", len(everything)) as done:
         found = refusal_gradients(
             causal_lm, chat_of(run.config.model), [row["text"] for row in everything], languages,
-            run.config.probe.openings, run.config.probe.token_budget // SHARE_OF_BUDGET, run.config.seed, done,
+            run.config.probe.prefixes, run.config.probe.token_budget // SHARE_OF_BUDGET, run.config.seed, done,
         )  # fmt: skip
     return Influence.of(found.vectors, found.log_odds, languages, len(rows))
 

@@ -16,7 +16,7 @@ from prefect import flow
 from flows.probe import probe_steps
 from flows.server import prefect_server
 from rass_core.config import RassConfig, load_config
-from rass_core.generate.scheduler import plan_trial
+from rass_core.generate.scheduler import schedule_trial
 from rass_core.generate.writers import Writer
 from tasks.generate import (
     TRAINED_SPLITS,
@@ -49,7 +49,7 @@ def compare(config: RassConfig, cells: list[Cell], n: int, out: Path, texts: Pat
         bench = Workbench(run, probed, directions)
         writers = [(Writer(role, kind, layer), alpha) for role, kind, layer, alpha in cells]
         seeds = seeds_of(run, probed, TRAINED_SPLITS)
-        slots = plan_trial(writers, n * len(writers), seeds, config.generate, config.seed)
+        slots = schedule_trial(writers, n * len(writers), seeds, config.generate, config.seed)
         found = bench.candidates("writing", slots, known_prompts(run, [probed.prompts]), apart=True)
         rows = writer_rows(run, found, [])
     with out.open("w", newline="") as file:

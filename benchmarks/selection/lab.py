@@ -107,7 +107,7 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
     return Bench(
-        model, chat, pool, extra, anchors, _pair_of, questions, config.probe.openings, RECIPES[setting], MAX_NEW_TOKENS
+        model, chat, pool, extra, anchors, _pair_of, questions, config.probe.prefixes, RECIPES[setting], MAX_NEW_TOKENS
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _pool(
     odds = np.zeros(len(rows))
     for language in sorted({row["language"] for row in rows}):
         here = [i for i, row in enumerate(rows) if row["language"] == language]
-        odds[here] = log_odds(model, [ids[i] for i in here], chat, config.probe.openings[language])
+        odds[here] = log_odds(model, [ids[i] for i in here], chat, config.probe.prefixes[language])
     candidates = [
         Candidate(
             r["prompt_id"], r["text"], r["language"], r["category"], r["operator"], r["label"], bool(r["alpha"] != 0)
@@ -158,7 +158,7 @@ def _pool(
     return Pool(
         candidates, np.array([r["prompt_id"] in refused for r in rows]), odds,
         np.array([r["distance"] for r in rows], dtype=float),
-        probing.influence(model, chat, candidates, anchors, config.probe.openings, config.seed),
+        probing.influence(model, chat, candidates, anchors, config.probe.prefixes, config.seed),
         [r["text"] for r in given if r["label"] == "harmful"], [r["text"] for r in given if r["label"] == "harmless"],
         cells,
     )  # fmt: skip

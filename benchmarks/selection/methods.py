@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import SelectionError
-from rass_core.select.quotas import ForetoldTraining, Influence, fill_quotas
+from rass_core.select.quotas import Influence, LinearizedTraining, fill_quotas
 
 Array = np.ndarray[Any, Any]
 
@@ -67,7 +67,7 @@ def without_steps(pool: Pool, n: int) -> Array:
     refused = np.flatnonzero(pool.refused)
     known = pool.influence
     here = Influence(known.vectors[refused], known.log_odds[refused], known.harmful)
-    gains = ForetoldTraining(here, [pool.candidates[i].language for i in refused], np.ones(len(refused))).gains()
+    gains = LinearizedTraining(here, [pool.candidates[i].language for i in refused], np.ones(len(refused))).gains()
     return refused[np.argsort(-gains, kind="stable")[:n]]
 
 

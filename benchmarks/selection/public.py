@@ -32,7 +32,7 @@ from rass_core.mitigate.pairs import Kind, PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import load_causal_lm
-from rass_core.probe.settings import Openings
+from rass_core.probe.settings import Prefixes
 
 HARMFUL_SOURCES = ("advbench", "harmbench", "or_bench_toxic", "multijail", "xsafety_unsafe_instruction")
 HARMLESS_SOURCES = ("alpaca_nc", "self_instruct", "ifeval", "mgsm", "mt_bench_multi")
@@ -261,7 +261,7 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
     """Return what the runs of a seed need; its model, the same for both recipes, is trained where it is not there."""
     model, tokenizer = load_causal_lm(str(train_base(data, out / f"public-{seed}", seed)))
     chat = ChatFormat(tokenizer)
-    openings = Openings(refusal=list(REFUSALS[:3]), compliance=list(COMPLIANCES[:3]))
+    prefixes = Prefixes(refusal=list(REFUSALS[:3]), compliance=list(COMPLIANCES[:3]))
     rng = np.random.default_rng([seed, 7])
     harmful = [p for p in (*data.probe, *data.train) if p.label == "harmful"]
     harmless = [p for p in data.probe if p.label == "harmless"]
@@ -273,7 +273,7 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
         {"prompt_id": p.prompt_id, "text": p.text, "label": p.label, "language": "en", "family": p.prompt_id}
         for p in anchors
     ]
-    ruler = probe(model, chat, rows, refused, openings, seed)
+    ruler = probe(model, chat, rows, refused, prefixes, seed)
     boundary = ruler.boundaries["en"].b
     if boundary is None:
         raise BoundaryError(f"public, seed {seed}: no boundary ({ruler.boundaries['en'].reason}); take another seed")
@@ -297,8 +297,8 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
     pool = Pool(
         candidates,
         np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
-        log_odds(model, ids, chat, openings), ruler.margins(streams, ["en"] * len(given)) - boundary,
-        probing.influence(model, chat, candidates, pairs, {"en": openings}, seed), [p.text for p in harmful],
+        log_odds(model, ids, chat, prefixes), ruler.margins(streams, ["en"] * len(given)) - boundary,
+        probing.influence(model, chat, candidates, pairs, {"en": prefixes}, seed), [p.text for p in harmful],
         [p.text for p in data.train if p.label == "harmless"],
         [("en", category) for category in sorted({p.category for p in data.pool})],
     )  # fmt: skip
@@ -307,7 +307,7 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
         raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")
     return Bench(
         model, chat, pool, {}, pairs, lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
-        _questions(data.evaluation, chat), {"en": Openings(refusal=list(REFUSALS), compliance=list(COMPLIANCES))},
+        _questions(data.evaluation, chat), {"en": Prefixes(refusal=list(REFUSALS), compliance=list(COMPLIANCES))},
         RECIPES[setting], MAX_NEW_TOKENS,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from benchmarks.selection.methods import Candidate, Pool
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
 from rass_core.models.chat import ChatFormat
-from rass_core.probe.settings import Openings
+from rass_core.probe.settings import Prefixes
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Bench:
     """Safety and general pairs, the same for every method and n."""
     pair_of: Callable[[Candidate], PreferencePair]
     questions: Sequence[Question]
-    openings: Mapping[str, Openings]
+    prefixes: Mapping[str, Prefixes]
     """language → how the model's answers to its questions begin, all of them."""
     recipe: Recipe
     max_new_tokens: int

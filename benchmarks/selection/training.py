@@ -23,8 +23,8 @@ from rass_core.judges import Exchange
 from rass_core.judges.panel import Panel
 from rass_core.mitigate.lora import Tokens, end_of_answer, tokenised
 from rass_core.mitigate.pairs import PreferencePair, check_pairs
-from rass_core.models.answer_openings import opening_log_odds, told_apart
 from rass_core.models.chat import ChatFormat
+from rass_core.models.prefix_logprobs import prefix_log_odds, told_apart
 
 
 def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Recipe, seed: int) -> Any:
@@ -73,10 +73,10 @@ def refusal_log_odds(model: Any, bench: Bench) -> np.ndarray[Any, Any]:
     found = np.full(len(bench.questions), np.nan)
     for language in {question.language for question in bench.questions}:
         here = [i for i, question in enumerate(bench.questions) if question.language == language]
-        openings = bench.openings[language]
-        sides = [[bench.chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)]
+        prefixes = bench.prefixes[language]
+        sides = [[bench.chat.answer_ids(text) for text in side] for side in (prefixes.refusal, prefixes.compliance)]
         told = [told_apart(*sides), told_apart(*reversed(sides))]
-        found[here] = opening_log_odds(model, [bench.questions[i].ids for i in here], *told, token_budget=16384).numpy()
+        found[here] = prefix_log_odds(model, [bench.questions[i].ids for i in here], *told, token_budget=16384).numpy()
     return found
 
 

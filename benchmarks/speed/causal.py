@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rass_core.models.answer_openings import OpeningReader, PlainPrompts, kl_divergence, opening_log_odds
 from rass_core.models.chat import ChatFormat
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
+from rass_core.models.prefix_logprobs import PlainPrompts, PrefixReader, kl_divergence, prefix_log_odds
 from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Direction
-from rass_core.probe.settings import DEFAULT_OPENINGS, ProbeConfig
+from rass_core.probe.settings import DEFAULT_PREFIXES, ProbeConfig
 
 N_PROMPTS = 40
 N_TOKENS = 150
@@ -38,25 +38,25 @@ def measure(model_folder: str, data_folder: str, n_prompts: int = N_PROMPTS) -> 
     """
     torch.set_num_threads(1)
     model, tokenizer = load_causal_lm(model_folder)
-    chat, openings = ChatFormat(tokenizer), DEFAULT_OPENINGS["en"]
+    chat, prefixes = ChatFormat(tokenizer), DEFAULT_PREFIXES["en"]
     prompts = CausalPrompts(
         *(_prompts(chat, Path(data_folder) / f"{name}.parquet")[:n_prompts] for name in (HARMFUL, HARMLESS)),
-        *([chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)),
+        *([chat.answer_ids(text) for text in side] for side in (prefixes.refusal, prefixes.compliance)),
     )
-    opening_log_odds(model, prompts.harmless[:2], prompts.refusal_openings, prompts.compliance_openings)  # warm
+    prefix_log_odds(model, prompts.harmless[:2], prompts.refusal_openings, prompts.compliance_openings)  # warm
     return [*first_token(model, prompts), *causal_trial(model, prompts)]
 
 
 def first_token(model: Any, prompts: CausalPrompts) -> list[dict[str, Any]]:
     """Measure the log-odds of all prompts, as the judge `first_token` asks for them, and what bounds them.
 
-    The bound is a reading of the prompts alone, without any opening: no reading of openings can take less.
+    The bound is a reading of the prompts alone, without any opening: no reading of prefixes can take less.
     """
     ids = [*prompts.harmful, *prompts.harmless]
     sides = prompts.refusal_openings, prompts.compliance_openings
     before, old = _timed(lambda: _plain_log_odds(model, ids, prompts))
-    after, new = _timed(lambda: OpeningReader(model, ids, *sides).log_odds())
-    bound, alone = _timed(lambda: PackedPrompts(model, ids).read(first_token=True).openings)
+    after, new = _timed(lambda: PrefixReader(model, ids, *sides).log_odds())
+    bound, alone = _timed(lambda: PackedPrompts(model, ids).read(first_token=True).prefixes)
     what = f"first token, {len(ids)} prompts"
     return [
         _row(what, before, after, old - new),
@@ -121,8 +121,8 @@ def _prompts(chat: ChatFormat, path: Path) -> list[list[int]]:
 
 
 def _plain_log_odds(model: Any, ids: list[list[int]], prompts: CausalPrompts) -> Tensor:
-    openings = [*prompts.refusal_openings, *prompts.compliance_openings]
-    scores = PlainPrompts(model, ids, openings).read().openings
+    prefixes = [*prompts.refusal_openings, *prompts.compliance_openings]
+    scores = PlainPrompts(model, ids, prefixes).read().prefixes
     n = len(prompts.refusal_openings)
     return scores[:, :n].logsumexp(dim=1) - scores[:, n:].logsumexp(dim=1)
 

@@ -1,4 +1,4 @@
-"""Projected gradients of the selection: each prompt once with all openings, against once per opening."""
+"""Projected gradients of the selection: each prompt once with all prefixes, against once per opening."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.speed.common import by_budget, compared, public_prompts, timed
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import load_causal_lm
-from rass_core.probe.settings import DEFAULT_OPENINGS
+from rass_core.probe.settings import DEFAULT_PREFIXES
 from rass_core.select import influence
 
 N_PROMPTS, TOKEN_BUDGET = 12, 1024
@@ -24,7 +24,7 @@ def measure(model_folder: Path, data_folder: Path) -> list[dict[str, Any]]:
     texts = public_prompts(data_folder, N_PROMPTS)
     before_s, before = timed(lambda: per_opening(model, chat, texts))
     after_s, after = timed(
-        lambda: influence.refusal_gradients(model, chat, texts, ["en"] * len(texts), DEFAULT_OPENINGS, TOKEN_BUDGET)
+        lambda: influence.refusal_gradients(model, chat, texts, ["en"] * len(texts), DEFAULT_PREFIXES, TOKEN_BUDGET)
     )
     vectors = np.linalg.norm(after.vectors - before.vectors, axis=1) / np.linalg.norm(before.vectors, axis=1)
     log_odds = np.abs(after.log_odds - before.log_odds)
@@ -36,7 +36,7 @@ def measure(model_folder: Path, data_folder: Path) -> list[dict[str, Any]]:
 def per_opening(model: Any, chat: ChatFormat, texts: Sequence[str]) -> influence.RefusalGradients:
     """Return the gradients as they were computed before: a row per prompt and prefix, logits of every token."""
     projection = influence._Projection(model, seed=0)
-    tree = influence._Tree.of(chat, DEFAULT_OPENINGS["en"])
+    tree = influence._Tree.of(chat, DEFAULT_PREFIXES["en"])
     prompts = [chat.ids(text) for text in texts]
     vectors = np.zeros((len(prompts), projection.width), np.float32)
     found = np.zeros(len(prompts))

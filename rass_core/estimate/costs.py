@@ -22,7 +22,7 @@ from rass_core.estimate.machine import (
     Machine,
 )
 from rass_core.languages.tags import lookup
-from rass_core.probe.settings import Openings
+from rass_core.probe.settings import Prefixes
 
 SHARE_OF_LIMIT = 0.7
 """Answers with a limit of a few dozen tokens: those of real models mostly reach it, the lab's end at half of it."""
@@ -51,7 +51,7 @@ class Counts:
     """language → label → number of given prompts."""
     validation: Mapping[str, Mapping[str, int]]
     """The same of the validation split."""
-    openings: Mapping[str, Openings]
+    prefixes: Mapping[str, Prefixes]
     opening_tokens: Callable[[str], int]
     """Length of an answer's opening in tokens."""
     n_read_layers: int
@@ -64,7 +64,7 @@ class Counts:
     rubric_tokens: float
     """Of a request to moderate one; 0 where no model of ours moderates."""
     n_evaluated: int = 0
-    """Prompts that every variant is asked, and those in dressings."""
+    """Prompts that every variant is asked, and those in attacks."""
 
 
 def answer_length(limit: int) -> float:
@@ -95,7 +95,7 @@ def directions(machine: Machine, counts: Counts) -> Cost:
     n_screened = min(probe.n_screened, n_kinds * counts.n_read_layers)
     n_full = min(probe.n_causal_candidates, n_screened)
     n_ablated = min(probe.n_ablation_candidates, n_screened)
-    # One forward of harmful prompts, of harmless ones, and of harmless ones without openings: (tokens, logits).
+    # One forward of harmful prompts, of harmless ones, and of harmless ones without prefixes: (tokens, logits).
     few, full = (_trial_work(counts, n) for n in (probe.n_screening_prompts, probe.n_causal_prompts))
     ablations = n_full + n_ablated * (1 + N_TRIED)
     extents = N_EXTENTS * (len(probe.ablate_strengths) + 1) / 2
@@ -124,13 +124,13 @@ def directions(machine: Machine, counts: Counts) -> Cost:
 
 
 def _trial_work(counts: Counts, most: int) -> tuple[tuple[float, float], ...]:
-    """Return (tokens, logits) of one reading of harmful prompts, of harmless ones, and of these without openings."""
+    """Return (tokens, logits) of one reading of harmful prompts, of harmless ones, and of these without prefixes."""
     found = [[0.0, 0.0] for _ in range(3)]
     for language, by_label in counts.validation.items():
         harmful, harmless = (min(by_label.get(label, 0), most) for label in ("harmful", "harmless"))
         if not harmful or not harmless:
             continue
-        read, predicted = _opening_work(counts, language)
+        read, predicted = _prefix_work(counts, language)
         for place, n, more, logits in (
             (0, harmful, read, predicted),
             (1, harmless, read, predicted),
@@ -156,14 +156,14 @@ def steering_check(machine: Machine, counts: Counts) -> Cost:
 
 
 def first_tokens(machine: Machine, counts: Counts) -> Cost:
-    """Return the cost of the log-odds of the openings after every given prompt."""
+    """Return the cost of the log-odds of the prefixes after every given prompt."""
     tokens = logits = 0.0
     for language, by_label in counts.per_language.items():
         n = sum(by_label.values())
-        read, predicted = _opening_work(counts, language)
+        read, predicted = _prefix_work(counts, language)
         tokens += n * (counts.mean_tokens + read)
         logits += n * (1 + predicted)
-    return Cost("first tokens", machine.forward(tokens, logits), f"{tokens:,.0f} tokens, openings included")
+    return Cost("first tokens", machine.forward(tokens, logits), f"{tokens:,.0f} tokens, prefixes included")
 
 
 def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> Cost:
@@ -188,7 +188,7 @@ def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> 
 
 
 def selection(machine: Machine, counts: Counts) -> Cost:
-    """Return the cost of the gradients: each prompt is read once, all openings behind it, forward and back."""
+    """Return the cost of the gradients: each prompt is read once, all prefixes behind it, forward and back."""
     config = machine.config
     n_written = config.generate.n_written
     languages = list(counts.per_language)
@@ -312,25 +312,25 @@ def all_stages(machine: Machine, writer: Machine, counts: Counts, has_generator:
         yield change(machine, counts, method)
 
 
-def _opening_work(counts: Counts, language: str) -> tuple[float, float]:
-    """Return (tokens read after a prompt, tokens whose logits are computed) for all openings of a language.
+def _prefix_work(counts: Counts, language: str) -> tuple[float, float]:
+    """Return (tokens read after a prompt, tokens whose logits are computed) for all prefixes of a language.
 
     Every opening is padded to the longest, and its last token is only predicted.
     """
-    known = _openings_of(language, counts.openings)
+    known = _prefixes_of(language, counts.prefixes)
     lengths = [counts.opening_tokens(text) for text in (*known.refusal, *known.compliance)]
     padded = len(lengths) * (max(lengths) - 1)
     return float(padded), float(padded)
 
 
 def _stem_tokens(counts: Counts, language: str) -> float:
-    """Return the tokens of the openings that are read after each prompt.
+    """Return the tokens of the prefixes that are read after each prompt.
 
-    Openings are read as far as they differ from the other side, and share what they begin with: about one each.
+    Prefixes are read as far as they differ from the other side, and share what they begin with: about one each.
     """
-    known = _openings_of(language, counts.openings)
+    known = _prefixes_of(language, counts.prefixes)
     return float(len({text.split(" ")[0] for text in (*known.refusal, *known.compliance)}))
 
 
-def _openings_of(language: str, known: Mapping[str, Openings]) -> Openings:
+def _prefixes_of(language: str, known: Mapping[str, Prefixes]) -> Prefixes:
     return lookup(known, language) or known["en"]

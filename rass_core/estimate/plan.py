@@ -353,19 +353,19 @@ def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list
     )
     n = size * len(settings.alphas) + size + anchors
     steps.append(_Step("answers to be learnt", how, False, n, length, settings.max_new_tokens))
-    n_plain, n_dressed = _evaluation_size(config, prompts)
+    n_plain, n_attacked = _evaluation_size(config, prompts)
     n_variants = 1 + len(settings.methods)
     how = (
-        f"{n_variants} variants × ({n_plain:,} prompts and {n_dressed:,} in dressings) × probe.max_new_tokens "
+        f"{n_variants} variants × ({n_plain:,} prompts and {n_attacked:,} in attacks) × probe.max_new_tokens "
         f"{probe.max_new_tokens}"
     )
-    n = n_variants * (n_plain + n_dressed)
+    n = n_variants * (n_plain + n_attacked)
     return [*steps, _Step("answers of the evaluation", how, False, n, length, probe.max_new_tokens)]
 
 
 def _evaluation_size(config: RassConfig, prompts: pa.Table) -> tuple[int, int]:
-    """Return how many prompts every variant is asked, and how many in dressings, at most."""
-    from rass_core.evaluate.samples import dressing_names  # brings torch
+    """Return how many prompts every variant is asked, and how many in attacks, at most."""
+    from rass_core.evaluate.samples import attack_names  # brings torch
     from rass_core.probe.geometry import split_of
 
     splits = [split_of(family, config.seed) for family in prompts["family"].to_pylist()]
@@ -374,10 +374,10 @@ def _evaluation_size(config: RassConfig, prompts: pa.Table) -> tuple[int, int]:
     )
     for source in config.evaluate.sources:
         spoken.update(load_prompts([source], config.prompts.max_characters).table["language"].to_pylist())
-    dressed = config.evaluate.jailbreaks
-    each_language = dressed.n_prompts + max(1, dressed.n_prompts // 2)
-    n_dressed = sum(min(n, each_language) for n in spoken.values()) * len(dressing_names(dressed))
-    return spoken.total(), n_dressed
+    attacked = config.evaluate.jailbreaks
+    each_language = attacked.n_prompts + max(1, attacked.n_prompts // 2)
+    n_attacked = sum(min(n, each_language) for n in spoken.values()) * len(attack_names(attacked))
+    return spoken.total(), n_attacked
 
 
 def _overhead(checkpoint: _Checkpoint | None, text: str) -> float:
@@ -486,7 +486,7 @@ def _stages(
         n_prompts=prompts.num_rows, mean_tokens=target.mean_tokens,
         per_language={language: sum(each.values(), Counter[str]()) for language, each in splits.items()},
         validation={language: each["validation"] for language, each in splits.items()},
-        openings=config.probe.openings, opening_tokens=lambda text: len(target.chat.answer_ids(text)),
+        prefixes=config.probe.prefixes, opening_tokens=lambda text: len(target.chat.answer_ids(text)),
         n_read_layers=len(layers), last_layer=max(layers),
         n_positions=len(config.probe.positions or target.chat.positions()),
         instruction_tokens=asked["prompts written"].prompt_tokens,

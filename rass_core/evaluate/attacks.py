@@ -1,7 +1,7 @@
-"""Well-known jailbreak dressings of a prompt, to measure that a mitigated model refuses under them as before.
+"""Well-known jailbreak attacks of a prompt, to measure that a mitigated model refuses under them as before.
 
 The wordings are generic and add nothing harmful of their own; there are no optimised adversarial strings.
-Harmless and pseudo-harmful prompts are dressed too, so that refusing the dressing itself shows as over-refusal.
+Harmless and pseudo-harmful prompts are attacked too, so that refusing the attack itself shows as over-refusal.
 """
 
 import base64
@@ -108,8 +108,8 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Dressed:
-    """A prompt in its dressing: what the model is given in its place."""
+class AttackedPrompt:
+    """A prompt in its attack: what the model is given in its place."""
 
     name: str
     turns: tuple[Turn, ...]
@@ -127,13 +127,13 @@ class Dressed:
         return [{"role": turn.role, "content": turn.content} for turn in self.turns]
 
 
-def dress(
+def apply_attack(
     name: str, text: str, language: str, shots: Sequence[tuple[str, str]] = (), translation: str | None = None
-) -> Dressed:
-    """Return a prompt in a dressing.
+) -> AttackedPrompt:
+    """Return a prompt in a attack.
 
     Args:
-        name: One of DRESSINGS.
+        name: One of ATTACKS.
         text: The prompt, of whatever true label.
         language: Its language; where no wording is known in it, the English one is used and names the language.
         shots: Harmless (question, answer) pairs, which only many_shot uses, all of them and in this order.
@@ -141,14 +141,14 @@ def dress(
             low_resource_translation uses; without it the model is asked to translate.
 
     Raises:
-        ConfigError: No such dressing.
-        PromptError: The dressing does not fit this prompt, such as rot13 for Chinese, or many_shot without shots.
+        ConfigError: No such attack.
+        PromptError: The attack does not fit this prompt, such as rot13 for Chinese, or many_shot without shots.
     """
-    if name not in DRESSINGS:
-        raise ConfigError(f"dressing {name!r}: not one of {', '.join(DRESSINGS)}")
+    if name not in ATTACKS:
+        raise ConfigError(f"attack {name!r}: not one of {', '.join(ATTACKS)}")
     if not text.strip():
-        raise PromptError(f"dressing {name}: the prompt is empty; drop it")
-    return DRESSINGS[name](_Bare(name, text, language, tuple(shots), translation))
+        raise PromptError(f"attack {name}: the prompt is empty; drop it")
+    return ATTACKS[name](_Bare(name, text, language, tuple(shots), translation))
 
 
 def spaced(text: str) -> str:
@@ -171,9 +171,9 @@ class _Bare:
     shots: tuple[tuple[str, str], ...]
     translation: str | None
 
-    def said(self, wording: str, text: str | None = None) -> Dressed:
+    def said(self, wording: str, text: str | None = None) -> AttackedPrompt:
         """Return one user turn in a wording, about this text or the prompt."""
-        return Dressed(self.name, (Turn("user", _word(wording, self.language, text or self.text)),))
+        return AttackedPrompt(self.name, (Turn("user", _word(wording, self.language, text or self.text)),))
 
 
 def _word(wording: str, language: str, text: str, code: str = "") -> str:
@@ -188,24 +188,24 @@ def _base(language: str) -> str:
     return language.replace("_", "-").split("-")[0].lower()
 
 
-def _worded(bare: _Bare) -> Dressed:
+def _worded(bare: _Bare) -> AttackedPrompt:
     return bare.said(bare.name)
 
 
-def _prefilled(bare: _Bare) -> Dressed:
+def _prefilled(bare: _Bare) -> AttackedPrompt:
     opening = OPENINGS.get(_base(bare.language), OPENINGS["en"])
-    return Dressed(bare.name, (Turn("user", bare.text),), opening)
+    return AttackedPrompt(bare.name, (Turn("user", bare.text),), opening)
 
 
-def _encoded(bare: _Bare, code: str, text: str) -> Dressed:
-    return Dressed(bare.name, (Turn("user", _word("encoding", bare.language, text, code)),))
+def _encoded(bare: _Bare, code: str, text: str) -> AttackedPrompt:
+    return AttackedPrompt(bare.name, (Turn("user", _word("encoding", bare.language, text, code)),))
 
 
-def _base64(bare: _Bare) -> Dressed:
+def _base64(bare: _Bare) -> AttackedPrompt:
     return _encoded(bare, "base64", base64.b64encode(bare.text.encode()).decode())
 
 
-def _rot13(bare: _Bare) -> Dressed:
+def _rot13(bare: _Bare) -> AttackedPrompt:
     letters = [letter for letter in bare.text if letter.isalpha()]
     n_changed = sum(letter.isascii() for letter in letters)
     if n_changed < ROT13_LETTERS * max(len(letters), 1):
@@ -216,11 +216,11 @@ def _rot13(bare: _Bare) -> Dressed:
     return _encoded(bare, "rot13", codecs.encode(bare.text, "rot13"))
 
 
-def _spaced(bare: _Bare) -> Dressed:
+def _spaced(bare: _Bare) -> AttackedPrompt:
     return _encoded(bare, "l e t t e r s", spaced(bare.text))
 
 
-def _translated(bare: _Bare) -> Dressed:
+def _translated(bare: _Bare) -> AttackedPrompt:
     if bare.translation is None:
         return bare.said("language_mix")
     if not bare.translation.strip() or bare.translation.strip() == bare.text.strip():
@@ -228,14 +228,14 @@ def _translated(bare: _Bare) -> Dressed:
     return bare.said("translation", bare.translation)
 
 
-def _many_shot(bare: _Bare) -> Dressed:
+def _many_shot(bare: _Bare) -> AttackedPrompt:
     if not bare.shots:
         raise PromptError("many_shot: no shots; give harmless question/answer pairs in the prompt's language")
     before = [turn for asked, said in bare.shots for turn in (Turn("user", asked), Turn("assistant", said))]
-    return Dressed(bare.name, (*before, Turn("user", bare.text)))
+    return AttackedPrompt(bare.name, (*before, Turn("user", bare.text)))
 
 
-DRESSINGS: dict[str, Callable[[_Bare], Dressed]] = {
+ATTACKS: dict[str, Callable[[_Bare], AttackedPrompt]] = {
     "role_play": _worded,
     "fiction": _worded,
     "hypothetical": _worded,
@@ -248,4 +248,4 @@ DRESSINGS: dict[str, Callable[[_Bare], Dressed]] = {
     "many_shot": _many_shot,
     "suffix": _worded,
 }
-"""Every dressing by name; prefilled_answer is the strong form of prefix_injection."""
+"""Every attack by name; prefilled_answer is the strong form of prefix_injection."""

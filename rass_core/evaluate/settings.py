@@ -5,28 +5,28 @@ from typing import Literal
 from pydantic import BaseModel, DirectoryPath, Field, model_validator
 
 from rass_core.data.sources import PromptSource
-from rass_core.evaluate.attacks import DRESSINGS
+from rass_core.evaluate.attacks import ATTACKS
 from rass_core.settings import MAX_COUNT, STRICT
 
 
 class JailbreakConfig(BaseModel):
-    """Jailbreak dressings under which a mitigated model is compared with the original."""
+    """Jailbreak attacks under which a mitigated model is compared with the original."""
 
     model_config = STRICT
 
     kind: Literal["general", "lab"] = "general"
-    """general: well-known dressings. lab: those that the lab's grammar knows."""
+    """general: well-known attacks. lab: those that the lab's grammar knows."""
     names: list[str] | None = None
     """Which of them; null takes all general ones but many_shot and prefilled_answer, or those that the lab's model
-    understands. An empty list dresses nothing."""
+    understands. An empty list attacks nothing."""
     n_prompts: int = Field(default=40, ge=1, le=MAX_COUNT)
-    """Prompts a language that each dressing is put on: harmful ones, and half as many benign."""
+    """Prompts a language that each attack is put on: harmful ones, and half as many benign."""
 
     @model_validator(mode="after")
     def _known(self) -> "JailbreakConfig":
         for name in self.names or []:
-            if self.kind == "general" and name not in DRESSINGS:
-                raise ValueError(f"names: unknown {name!r}; there are {', '.join(DRESSINGS)}")
+            if self.kind == "general" and name not in ATTACKS:
+                raise ValueError(f"names: unknown {name!r}; there are {', '.join(ATTACKS)}")
         return self
 
 
@@ -53,7 +53,7 @@ class EvaluateConfig(BaseModel):
     sources: list[PromptSource] = Field(default_factory=list)
     """Prompts beside the test split of the given ones, each source a dataset of its own."""
     jailbreaks: JailbreakConfig = JailbreakConfig()
-    """Dressed prompts."""
+    """AttackedPrompt prompts."""
     n_kl: int = Field(default=100, ge=2, le=MAX_COUNT)
     """Harmless prompts, over all languages, on whose answers KL and perplexity are measured."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)

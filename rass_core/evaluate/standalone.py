@@ -17,7 +17,7 @@ from rass_core.data.prompts import load_prompts
 from rass_core.data.sources import PromptSource
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.evaluate.rates import variant_rows
-from rass_core.evaluate.samples import Question, ask, question_of
+from rass_core.evaluate.samples import EvalSample, complete, sample_of
 from rass_core.judges.panel import Panel
 from rass_core.judges.score_file import whole_file
 from rass_core.lake.schema import TABLES
@@ -37,9 +37,9 @@ VARIANT = "base"
 Row = dict[str, Any]
 
 
-def read_questions(
+def read_samples(
     dataset: Path, languages: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
-) -> tuple[str, list[Question]]:
+) -> tuple[str, list[EvalSample]]:
     """Return the dataset's name and what models are asked, in the order of prompt ids.
 
     Args:
@@ -68,7 +68,7 @@ def read_questions(
     if absent:
         raise PromptError(f"{dataset}: no prompt in {', '.join(absent)}; there are {', '.join(spoken)}")
     kept = [row for row in rows if not languages or any(is_within(row["language"], each) for each in languages)]
-    return name, [question_of(row, [name]) for row in sorted(kept, key=lambda row: row["prompt_id"])]
+    return name, [sample_of(row, [name]) for row in sorted(kept, key=lambda row: row["prompt_id"])]
 
 
 def is_adapter(name: str) -> bool:
@@ -98,15 +98,15 @@ def base_of(name: str, base: str | None = None) -> str | None:
 
 
 def measured(
-    model: ModelConfig, base: str | None, questions: Sequence[Question], panel: Panel, max_new_tokens: int,
+    model: ModelConfig, base: str | None, samples: Sequence[EvalSample], panel: Panel, max_new_tokens: int,
     seed: int, progress: Callable[[int], None] | None = None, say: Say = ignored,
 ) -> list[Row]:  # fmt: skip
-    """Return a model's rows of `evaluations` on the questions; its answers are judged and forgotten.
+    """Return a model's rows of `evaluations` on the samples; its answers are judged and forgotten.
 
     Args:
         model: Its name may be an adapter folder.
         base: Model that the adapter belongs to; None where the model is none.
-        questions: What it is asked, greedily.
+        samples: What it is asked, greedily.
         panel: Who judges.
         max_new_tokens: Length of an answer that is only to be judged.
         seed: Of the intervals.
@@ -117,9 +117,9 @@ def measured(
         ModelError: It cannot be loaded, an adapter does not fit its base, or a prompt is too long for it.
         JudgeError: A judge that failed too often.
     """
-    with _whole(model, base) as loaded, _engine(loaded, questions, max_new_tokens, seed, say) as engine:
-        replies = ask(engine, panel, questions, max_new_tokens, progress=progress)
-    outcomes = [outcome for reply in replies for outcome in reply.outcomes(VARIANT)]
+    with _whole(model, base) as loaded, _engine(loaded, samples, max_new_tokens, seed, say) as engine:
+        completions = complete(engine, panel, samples, max_new_tokens, progress=progress)
+    outcomes = [outcome for completion in completions for outcome in completion.outcomes(VARIANT)]
     return variant_rows(_id_of(model.name, base), outcomes, seed)
 
 
@@ -153,11 +153,11 @@ def check_format(out: Path) -> None:
 
 
 def _engine(
-    model: ModelConfig, questions: Sequence[Question], max_new_tokens: int, seed: int, say: Say
+    model: ModelConfig, samples: Sequence[EvalSample], max_new_tokens: int, seed: int, say: Say
 ) -> SteeredEngine:
-    """Return the model's engine, which takes all of the questions and agrees with transformers."""
+    """Return the model's engine, which takes all of the samples and agrees with transformers."""
     chat = ChatFormat.configured(load_tokenizer(model.reference), model)
-    longest = longest_request(chat, [each.text for each in questions], max_new_tokens)
+    longest = longest_request(chat, [each.text for each in samples], max_new_tokens)
     engine = SteeredEngine(model.reference, seed=seed, longest=longest, **model.engine_options())
     if model.self_check:
         from rass_core.models.residuals import load_causal_lm

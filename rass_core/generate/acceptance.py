@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rass_core.generate.scheduler import Slot
+from rass_core.generate.scheduler import GenerationJob
 from rass_core.judges import PANEL, Verdict
 from rass_core.moderators.panel import BENIGN
 
@@ -35,7 +35,7 @@ class Bounds:
 class Candidate:
     """A written prompt, or what was written in its place, on its way through the checks."""
 
-    slot: Slot
+    job: GenerationJob
     text: str
     prompt_id: str
     n_tokens: int
@@ -90,13 +90,13 @@ def yields(model_id: str, number: int, candidates: Sequence[Candidate], bounds: 
     """Return what each (operator, role, language, side, α) wrote, as rows of `rounds`."""
     groups: dict[tuple[str, str, str, str, float], list[Candidate]] = defaultdict(list)
     for c in candidates:
-        groups[c.slot.operator, c.slot.writer.role, c.slot.language, c.slot.side, c.slot.alpha].append(c)
+        groups[c.job.operator, c.job.writer.role, c.job.language, c.job.side, c.job.alpha].append(c)
     rows = []
     for (operator, role, language, side, alpha), members in sorted(groups.items()):
         distances = [abs(c.distance) for c in members if c.is_benign and c.distance is not None]
         rows.append({
             "model_id": model_id, "round": number, "operator": operator, "role": role,
-            "steering": members[0].slot.writer.kind, "layer": members[0].slot.writer.layer, "language": language,
+            "steering": members[0].job.writer.kind, "layer": members[0].job.writer.layer, "language": language,
             "side": side, "alpha": alpha, **counts(members, bounds),
             "median_abs_distance": float(np.median(distances)) if distances else None, "distances": distances,
             "reason": None if distances else "no benign offspring with a distance",

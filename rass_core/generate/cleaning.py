@@ -14,7 +14,7 @@ from functools import cached_property
 from rass_core.data.decontamination import NearDuplicates
 from rass_core.generate.request_check import RequestCheck
 from rass_core.judges.phrase_judge import PhraseJudge
-from rass_core.judges.visible_text import own_words
+from rass_core.judges.visible_text import strip_quotes_and_code
 from rass_core.languages.identification import is_in
 from rass_core.models.thinking import split_thinking
 from rass_core.text import normalise, repeated_share
@@ -252,7 +252,7 @@ def declines(text: str, verdict: Verdict, probability: float) -> bool:
         probability: That it is a request.
     """
     is_refusal = verdict.outcome == "refusal" and probability < SURELY_A_REQUEST
-    return is_refusal or _ASSISTANTS_VOICE.search(own_words(text)) is not None
+    return is_refusal or _ASSISTANTS_VOICE.search(strip_quotes_and_code(text)) is not None
 
 
 def is_too_short(text: str) -> bool:

@@ -52,7 +52,7 @@ class Parent:
 
 
 @dataclass(frozen=True)
-class Slot:
+class GenerationJob:
     """One prompt to be written."""
 
     operator: str
@@ -65,7 +65,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Yield:
+class ArmStats:
     """What one (operator, role, language, side, α) wrote in a round: a row of table `rounds`."""
 
     operator: str
@@ -100,10 +100,10 @@ Steerable = tuple[str, str, str, str]
 """operator, role, language, side"""
 
 
-def plan_round(
+def schedule_round(
     number: int, writers: Sequence[Writer], seeds: Sequence[Parent], survivors: Sequence[Parent],
-    history: Sequence[Yield], config: GenerateConfig, seed: int,
-) -> list[Slot]:  # fmt: skip
+    history: Sequence[ArmStats], config: GenerateConfig, seed: int,
+) -> list[GenerationJob]:  # fmt: skip
     """Return the prompts of a round: each arm's share of the budget, its control share unsteered.
 
     Args:
@@ -119,7 +119,7 @@ def plan_round(
     by_role = {writer.role: writer for writer in writers}
     pools = _pools(seeds, survivors, config.operators, list(by_role))
     budget = share_budget(sorted(pools), history, config.candidates_per_round, draw)
-    slots = []
+    jobs = []
     for arm, n in budget.items():
         by_side, writer = pools[arm], by_role[arm[1]]
         for position, (side, pool) in enumerate(sorted(by_side.items())):
@@ -130,17 +130,17 @@ def plan_round(
                 (*arm, side), n_side - n_control, history, config.alphas, by_acceptance=config.width is None
             )
             first = _in_turn(pool, draw)
-            slots += [
-                _slot(number, index, arm, writer, side, alpha, next(first), pool, draw)
+            jobs += [
+                _job(number, index, arm, writer, side, alpha, next(first), pool, draw)
                 for index, alpha in enumerate(alphas)
             ]
-    return slots
+    return jobs
 
 
-def plan_trial(
+def schedule_trial(
     cells: Sequence[tuple[Writer, float]], n_candidates: int, seeds: Sequence[Parent], config: GenerateConfig,
     seed: int, leg: int = 0,
-) -> list[Slot]:  # fmt: skip
+) -> list[GenerationJob]:  # fmt: skip
     """Return the prompts by which writers are compared: each (writer, α) has as many, from the same kinds of parents.
 
     Args:
@@ -149,7 +149,7 @@ def plan_trial(
         leg: Number of the trial's leg; each draws parents of its own.
     """
     pools = _pools(seeds, [], config.operators, sorted({writer.role for writer, _ in cells}))
-    slots = []
+    jobs = []
     for writer, alpha in cells:
         # Every cell of a role draws alike, so that cells differ in what is compared and not in their parents.
         draw = np.random.default_rng([seed, 1_000_003, leg] if leg else [seed, 1_000_003])
@@ -160,8 +160,8 @@ def plan_trial(
         first = {(arm, side): _in_turn(pools[arm][side], draw) for arm, side in places}
         for index in range(max(1, n_candidates // len(cells))):
             arm, side = places[int(order[index % len(places)])]
-            slots.append(_slot(TRIAL, index, arm, writer, side, alpha, next(first[arm, side]), pools[arm][side], draw))
-    return slots
+            jobs.append(_job(TRIAL, index, arm, writer, side, alpha, next(first[arm, side]), pools[arm][side], draw))
+    return jobs
 
 
 def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
@@ -218,7 +218,7 @@ def _worth(tried: Sequence[Trial]) -> tuple[float, int]:
 
 
 def share_budget(
-    arms: Sequence[Arm], history: Sequence[Yield], n_candidates: int, draw: np.random.Generator
+    arms: Sequence[Arm], history: Sequence[ArmStats], n_candidates: int, draw: np.random.Generator
 ) -> dict[Arm, int]:
     """Return arm → candidates: Thompson sampling of accepted prompts per token, a quarter shared evenly.
 
@@ -242,7 +242,7 @@ def share_budget(
 
 
 def choose_alphas(
-    where: Steerable, n: int, history: Sequence[Yield], grid: Sequence[float], by_acceptance: bool = False
+    where: Steerable, n: int, history: Sequence[ArmStats], grid: Sequence[float], by_acceptance: bool = False
 ) -> list[float]:
     """Return the α of n prompts of an operator, role, language and side.
 
@@ -268,7 +268,7 @@ def choose_alphas(
     return explored + [best] * (n - n_explored)
 
 
-def alpha_costs(where: Steerable, history: Sequence[Yield]) -> dict[float, float]:
+def alpha_costs(where: Steerable, history: Sequence[ArmStats]) -> dict[float, float]:
     """Return α → tokens per accepted prompt, with a weak prior; incoherent and little-tried α are left out."""
     broken = incoherent_alphas(where, history)
     totals: dict[float, list[int]] = defaultdict(lambda: [0, 0, 0])
@@ -282,7 +282,7 @@ def alpha_costs(where: Steerable, history: Sequence[Yield]) -> dict[float, float
     }
 
 
-def alpha_medians(where: Steerable, history: Sequence[Yield]) -> dict[float, float]:
+def alpha_medians(where: Steerable, history: Sequence[ArmStats]) -> dict[float, float]:
     """Return α → median |m − b| of its benign offspring, incoherent and little-tried α left out."""
     broken = incoherent_alphas(where, history)
     distances: dict[float, list[float]] = defaultdict(list)
@@ -295,7 +295,7 @@ def alpha_medians(where: Steerable, history: Sequence[Yield]) -> dict[float, flo
     }
 
 
-def incoherent_alphas(where: Steerable, history: Sequence[Yield]) -> set[float]:
+def incoherent_alphas(where: Steerable, history: Sequence[ArmStats]) -> set[float]:
     """Return the α under which too few of the written texts were coherent prompts."""
     written: dict[float, int] = defaultdict(int)
     coherent: dict[float, int] = defaultdict(int)
@@ -305,7 +305,7 @@ def incoherent_alphas(where: Steerable, history: Sequence[Yield]) -> set[float]:
     return {alpha for alpha, n in written.items() if n >= MIN_OFFSPRING and coherent[alpha] < MIN_COHERENT_SHARE * n}
 
 
-def _steered(where: Steerable, history: Sequence[Yield]) -> list[Yield]:
+def _steered(where: Steerable, history: Sequence[ArmStats]) -> list[ArmStats]:
     return [row for row in history if (row.operator, row.role, row.language, row.side) == where and row.alpha != 0.0]
 
 
@@ -342,11 +342,11 @@ def _in_turn(pool: Sequence[Parent], draw: np.random.Generator) -> Iterator[Pare
             yield members[int(draw.integers(len(members)))]
 
 
-def _slot(
+def _job(
     number: int, index: int, arm: Arm, writer: Writer, side: str, alpha: float, first: Parent, pool: Sequence[Parent],
     draw: np.random.Generator,
-) -> Slot:  # fmt: skip
-    """Return the slot that starts from one parent; an operator that takes more draws them from the pool."""
+) -> GenerationJob:  # fmt: skip
+    """Return the job that starts from one parent; an operator that takes more draws them from the pool."""
     operator, _, language = arm
     n_parents = OPERATORS[operator].n_parents
     if OPERATORS[operator].shares_category:
@@ -354,5 +354,5 @@ def _slot(
         pool = alike if len(alike) >= n_parents else pool
     others = [parent for parent in pool if parent is not first]
     chosen = list(draw.choice(len(others), size=n_parents - 1, replace=False)) if n_parents > 1 else []
-    seed = int(digest("slot", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
-    return Slot(operator, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)
+    seed = int(digest("job", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
+    return GenerationJob(operator, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)

@@ -108,9 +108,9 @@ class GenerateConfig(BaseModel):
             if name not in INSTRUCTED:
                 raise ValueError(f"instructions: {name} uses no instruction; leave it out")
             for language, text in by_language.items():
-                for slot in ("{a}", "{b}")[: OPERATORS[name].n_parents]:
-                    if slot not in text:
-                        raise ValueError(f"instructions: {name}, {language}: has no {slot}, where the prompt is put in")
+                for job in ("{a}", "{b}")[: OPERATORS[name].n_parents]:
+                    if job not in text:
+                        raise ValueError(f"instructions: {name}, {language}: has no {job}, where the prompt is put in")
         if 0.0 in self.alphas:
             raise ValueError("alphas: 0 is the control, which always runs; leave it out")
         return self

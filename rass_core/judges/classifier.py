@@ -21,7 +21,7 @@ import numpy.typing as npt
 from rass_core.judges.base import primary
 from rass_core.judges.phrase_judge import asked, by_phrases, read
 from rass_core.judges.phrases import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
-from rass_core.judges.visible_text import fold, has_letters, own_words
+from rass_core.judges.visible_text import fold, has_letters, strip_quotes_and_code
 from rass_core.stats.arrays import Array
 from rass_core.vocabulary import Exchange, Verdict
 
@@ -110,7 +110,7 @@ def features(exchanges: Sequence[Exchange]) -> "csr_matrix":
 def entries(exchanges: Sequence[Exchange]) -> Entries:
     """Return one row a response: n-grams of its beginning and its end, and what stands around them."""
     visible = [read(each)[1].text[:LONGEST_READ] for each in exchanges]
-    plain = [" ".join(own_words(text).lower().split()) for text in visible]
+    plain = [" ".join(strip_quotes_and_code(text).lower().split()) for text in visible]
     known = np.array([_known(each) for each in exchanges])
     parts = (
         (0, 1.0, _ngrams([text[:READ_CHARACTERS] for text in plain], 0)),

@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.models.answer_openings import opening_log_odds
 from rass_core.models.chat import ChatFormat
-from rass_core.probe.geometry import openings_of
-from rass_core.probe.settings import Openings
+from rass_core.models.prefix_logprobs import prefix_log_odds
+from rass_core.probe.geometry import prefixes_of
+from rass_core.probe.settings import Prefixes
 from rass_core.vocabulary import Exchange, Verdict
 
 
 class FirstTokenJudge:
-    """Judge a model's inclination by the log-odds of refusal openings, given the prompt alone.
+    """Judge a model's inclination by the log-odds of refusal prefixes, given the prompt alone.
 
-    Its word depends on the openings chosen, so its agreement with the panel is always told beside it.
+    Its word depends on the prefixes chosen, so its agreement with the panel is always told beside it.
 
     Args:
         causal_lm: A transformers causal LM in evaluation mode, the one that answered.
         chat: Its chat format.
-        openings: language → openings; others use the English ones.
+        prefixes: language → prefixes; others use the English ones.
         token_budget: Most tokens of a batch.
     """
 
@@ -30,9 +30,9 @@ class FirstTokenJudge:
     tells_partial = False
 
     def __init__(
-        self, causal_lm: Any, chat: ChatFormat, openings: Mapping[str, Openings], token_budget: int = 4096
+        self, causal_lm: Any, chat: ChatFormat, prefixes: Mapping[str, Prefixes], token_budget: int = 4096
     ) -> None:
-        self._model, self._chat, self._openings, self._token_budget = causal_lm, chat, openings, token_budget
+        self._model, self._chat, self._prefixes, self._token_budget = causal_lm, chat, prefixes, token_budget
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return refusal where a refusal opening is the likelier; the score is its probability against the others."""
@@ -47,12 +47,12 @@ class FirstTokenJudge:
         found = np.full(len(prompts), np.nan)
         for language in sorted(set(languages)):
             here = [i for i, each in enumerate(languages) if each == language]
-            openings = openings_of(language, self._openings)
-            found[here] = opening_log_odds(
+            prefixes = prefixes_of(language, self._prefixes)
+            found[here] = prefix_log_odds(
                 self._model,
                 [self._chat.ids(prompts[i]) for i in here],
-                [self._chat.answer_ids(text) for text in openings.refusal],
-                [self._chat.answer_ids(text) for text in openings.compliance],
+                [self._chat.answer_ids(text) for text in prefixes.refusal],
+                [self._chat.answer_ids(text) for text in prefixes.compliance],
                 self._token_budget,
             ).numpy()
         return found

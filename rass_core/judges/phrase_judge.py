@@ -24,7 +24,7 @@ from rass_core.judges.phrases import (
     phrases_of,
     signals,
 )
-from rass_core.judges.visible_text import fold, n_letters, own_words, without_quotations
+from rass_core.judges.visible_text import fold, n_letters, strip_quotes_and_code, without_quotations
 from rass_core.judges.wrapping import Shown, unwrap
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import Exchange, Verdict
@@ -66,7 +66,7 @@ def by_phrases(exchange: Exchange) -> Verdict:
 
 def _strays(text: str, language: str, prompt: str) -> tuple[str, int] | None:
     """Return which section tells, and where, that a response without words that decline does not do the wrong."""
-    head = _read_as(own_words(text))[:HEAD_CHARACTERS]
+    head = _read_as(strip_quotes_and_code(text))[:HEAD_CHARACTERS]
     spoken = [phrases_of(each) for each in _languages_of(head, language)]
     for section in ("diverts", "blame"):
         at = _first(section, spoken, repeat(head))

@@ -46,7 +46,7 @@ from typing import Any
 import yaml
 
 from rass_core.judges.expressions import union
-from rass_core.judges.visible_text import fold, has_letters, n_letters, own_words
+from rass_core.judges.visible_text import fold, has_letters, n_letters, strip_quotes_and_code
 
 HEAD_CHARACTERS = 400
 """Refusals announce themselves early; what stands later is more often a caveat."""
@@ -249,7 +249,7 @@ def signals(visible: str, language: str) -> Signals:
         language: Primary tag of the prompt's language; where the response is plainly in another
             covered language, that one's phrases are read too.
     """
-    lines = own_words(visible)
+    lines = strip_quotes_and_code(visible)
     text = _read_as(lines)
     head = text[:HEAD_CHARACTERS]
     spoken = [phrases_of(each) for each in _languages_of(head, language)]

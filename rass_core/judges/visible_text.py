@@ -36,7 +36,7 @@ def fold(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def own_words(visible: str) -> str:
+def strip_quotes_and_code(visible: str) -> str:
     """Return the folded text with code, quotations and the lines of a dialogue blanked out, positions kept.
 
     What a quoted person or a part in a play refuses is not the model's refusal. A response that is

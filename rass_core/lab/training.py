@@ -37,7 +37,7 @@ BATCH_SIZE = 48
 RESIDUAL_NOISE = 0.05
 """Noise on the residual stream in training, of its root mean square; steadies it against added vectors."""
 TRUE_BLOCK = 2
-"""Block after which danger lies along the true direction."""
+"""Block after which apparent harm lies along the true direction."""
 TRUE_LENGTH = 20.0
 """Distance along it between typical harmless and typical harmful requests, in activation units."""
 DIRECTION_SEED = 2505
@@ -157,12 +157,12 @@ def _learning_rate(step: int, steps: int) -> float:
 
 
 class Planting:
-    """Teaches the model to hear danger along one direction of the residual stream, and to act on it.
+    """Teaches the model to hear apparent harm along one direction of the residual stream, and to act on it.
 
     Real chat models carry refusal in one direction (Arditi et al. 2024); a model this small would
     scatter it over its words. So, as in interchange intervention training (Geiger et al. 2022), in
     part of the lessons the stream of every token is moved along a fixed direction by as much as
-    another danger would, and the lesson's answer follows the danger that is so heard. In others the
+    another apparent harm would, and the lesson's answer follows the apparent harm that is so perceived. In others the
     direction is taken out of the whole model, and the words count as harmless. The probe knows
     nothing of the direction; `TRUE_BLOCK` and `true_direction` are there to check what it finds.
     """
@@ -177,20 +177,20 @@ class Planting:
         self._hooks += [block.register_forward_hook(lambda _, __, stream: self._silence(stream)) for block in blocks]
 
     def set(self, batch: "_Batch") -> None:
-        """Prepare the next forward: what is heard in each conversation in place of its words' danger."""
-        self._shift = (_place(batch.heard) - _place(batch.danger)) * (1 - batch.silenced)
-        self._silenced = batch.silenced
+        """Prepare the next forward: what is perceived in each conversation in place of its words' apparent harm."""
+        self._shift = (_place(batch.perceived) - _place(batch.apparent_harm)) * (1 - batch.ablated)
+        self._silenced = batch.ablated
 
     def loss(self, batch: "_Batch") -> Tensor:
-        """Return how far the stream lies from its words' danger, at the tokens that have read them all."""
-        weight = batch.after_words * (1 - batch.silenced)[:, None]
-        error = (self._along - _place(batch.danger)[:, None]) / TRUE_LENGTH
+        """Return how far the stream lies from its words' apparent harm, at the tokens that have read them all."""
+        weight = batch.after_words * (1 - batch.ablated)[:, None]
+        error = (self._along - _place(batch.apparent_harm)[:, None]) / TRUE_LENGTH
         return (error.pow(2) * weight).sum() / weight.sum().clamp(min=1)
 
     def loudness(self, batch: "_Batch") -> Tensor:
         """Return the mean square of all else that these tokens carry, in units of the true length.
 
-        Kept small, so that little but danger tells harmful from harmless requests there.
+        Kept small, so that little but apparent harm tells harmful from harmless requests there.
         """
         return ((self._rest / TRUE_LENGTH**2) * batch.after_words).sum() / batch.after_words.sum()
 
@@ -210,15 +210,15 @@ class Planting:
 
 
 def true_direction(d_model: int) -> Tensor:
-    """Return the unit vector along which the lab's models hear danger, (d_model,)."""
+    """Return the unit vector along which the lab's models hear apparent harm, (d_model,)."""
     direction = torch.randn(d_model, generator=torch.Generator().manual_seed(DIRECTION_SEED))
     return torch.nn.functional.normalize(direction, dim=0)
 
 
-def _place(danger: Tensor) -> Tensor:
-    """Return where a danger lies along the direction: 0 for typical harmless, TRUE_LENGTH for typical harmful."""
+def _place(apparent_harm: Tensor) -> Tensor:
+    """Return where apparent harm lies along the direction: 0 typical harmless, TRUE_LENGTH typical harmful."""
     low, high = TYPICAL_DANGER
-    return TRUE_LENGTH * (danger - low) / (high - low)
+    return TRUE_LENGTH * (apparent_harm - low) / (high - low)
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,11 @@ class _Batch:
     """(n, length), −100 where nothing is to be learnt."""
     after_words: Tensor
     """(n, length), 1 from the first end-of-instruction token on."""
-    danger: Tensor
+    apparent_harm: Tensor
     """(n,)"""
-    heard: Tensor
+    perceived: Tensor
     """(n,)"""
-    silenced: Tensor
+    ablated: Tensor
     """(n,), 1 where the direction is taken out."""
 
 
@@ -273,10 +273,11 @@ def _pad(group: list[tuple[list[int], list[int], Lesson]], tokenizer: PreTrained
         targets[row, len(prompt) : n] = torch.tensor(answer)
         mask[row, :n] = 1
         after_words[row, prompt.index(tokenizer.eos_token_id) : n] = 1
-    danger, heard, silenced = (
-        torch.tensor([float(getattr(lesson, name)) for *_, lesson in group]) for name in ("danger", "heard", "silenced")
+    apparent_harm, perceived, ablated = (
+        torch.tensor([float(getattr(lesson, name)) for *_, lesson in group])
+        for name in ("apparent harm", "perceived", "ablated")
     )
-    return _Batch(tokens, mask, targets, after_words, danger, heard, silenced)
+    return _Batch(tokens, mask, targets, after_words, apparent_harm, perceived, ablated)
 
 
 def _corpus() -> Iterator[str]:

@@ -47,7 +47,7 @@ class Sentence:
         return str(_verbs()[self.verb]["category"])
 
     @property
-    def danger(self) -> float:
+    def apparent_harm(self) -> float:
         """Return how dangerous the words sound: what the lab model was taught to look at."""
         words = lexicon()
         weight = float(_verbs()[self.verb]["weight"]) + float(words["settings"][self.setting]["weight"])

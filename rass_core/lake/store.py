@@ -54,7 +54,7 @@ _RECORD = pa.schema([
 ])  # fmt: skip
 _FILE_COLUMNS = ("table_name", "path", "rows", "bytes")
 
-_MEND = "restore it, run the configuration again, or delete its commit record to do without"
+REPAIR = "restore it, run the configuration again, or delete its commit record to do without"
 """What a damaged lake needs."""
 _OF_THE_QUERY = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException)
 """Errors that say nothing of the files."""
@@ -182,7 +182,7 @@ class Lake:
         for key in run["commits"] or ():
             commit = self.committed(key)
             if commit is None:
-                raise LakeError(f"{self._what_is_wrong_with(key)}, of run {run['run_id']}; {_MEND}")
+                raise LakeError(f"{self._what_is_wrong_with(key)}, of run {run['run_id']}; {REPAIR}")
             found.append(commit)
         return found
 
@@ -254,7 +254,7 @@ class Lake:
             return rows.cast(pa.schema([_field(table, name) for name in names]))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise LakeError(
-                f"{self.path / table}: rows of another type than RASS writes ({error_line(error)}); {_MEND}"
+                f"{self.path / table}: rows of another type than RASS writes ({error_line(error)}); {REPAIR}"
             ) from error
 
     def connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -400,10 +400,10 @@ def _check_whole(connection: duckdb.DuckDBPyConnection, root: Path, tables: Coll
     for run_id, path, size in lost:
         file = root / path
         if not file.exists():
-            raise LakeError(f"{file}: missing, and without it the rows of run {run_id} would be left out; {_MEND}")
+            raise LakeError(f"{file}: missing, and without it the rows of run {run_id} would be left out; {REPAIR}")
         if file.stat().st_size != size:
             was = f"damaged, it has {file.stat().st_size:,} bytes in place of {size:,}"
-            raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {_MEND}")
+            raise LakeError(f"{file}: {was}, and the rows of run {run_id} would be left out; {REPAIR}")
 
 
 @contextmanager
@@ -418,7 +418,7 @@ def _naming(files: Iterable[str | Path], advice: str | None = None) -> Iterator[
                     with pq.ParquetFile(file) as content:
                         content.read()
                 except (pa.ArrowException, OSError) as broken:
-                    raise LakeError(f"{file}: damaged ({error_line(broken)}); {advice or _MEND}") from broken
+                    raise LakeError(f"{file}: damaged ({error_line(broken)}); {advice or REPAIR}") from broken
         raise
 
 

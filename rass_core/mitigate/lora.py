@@ -23,7 +23,7 @@ from rass_core.mitigate.pairs import PreferencePair, check_pairs, counts
 from rass_core.mitigate.settings import METHODS, Method, TrainingSettings
 from rass_core.models.chat import ChatFormat
 from rass_core.models.identity import model_folder, model_id
-from rass_core.models.loading import check_adapter, check_mendable, save_checkpoint
+from rass_core.models.loading import check_adapter, check_editable, save_checkpoint
 from rass_core.models.residuals import load_causal_lm, model_name
 from rass_core.text import digest
 
@@ -93,7 +93,7 @@ def train(
         raise ConfigError(f"method {method!r}: it is one of {', '.join(METHODS)}")
     check_pairs(pairs)
     check_installed()
-    check_mendable(base)
+    check_editable(base)
     _claim(out, method, base, pairs, settings, chat, dtype)
     model, tokenizer = load_causal_lm(base, dtype)
     chat = chat or ChatFormat(tokenizer)
@@ -157,7 +157,7 @@ def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    check_mendable(base)
+    check_editable(base)
     model, _ = load_causal_lm(base, dtype, device="cpu")
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter))

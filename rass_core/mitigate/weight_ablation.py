@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rass_core.errors import ActivationError, ConfigError, ModelError
 from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.models.identity import model_folder
-from rass_core.models.loading import check_mendable, save_checkpoint
+from rass_core.models.loading import check_editable, save_checkpoint
 from rass_core.models.residuals import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.probe.directions import Rows, cosine, orthogonalise
 from rass_core.stats.arrays import Array
@@ -76,7 +76,7 @@ def surgical(
     if not 0.0 < strength <= 1.0:
         raise ConfigError(f"strength {strength}: λ is the share that is taken out; give one above 0, at most 1")
     unit = removable(false_refusal_direction, harm_direction)
-    check_mendable(base)
+    check_editable(base)
     model, _ = load_causal_lm(base, dtype, device="cpu")
     d_model = model.config.get_text_config().hidden_size
     if unit.shape != (d_model,):

@@ -1,6 +1,6 @@
 """What a direction does to a model: add it or ablate it, and read how the answer's opening changes.
 
-Everything is teacher-forced: probabilities of given openings are read, no answer is generated.
+Everything is teacher-forced: probabilities of given prefixes are read, no answer is generated.
 The changes last for a `with` block and leave the weights alone.
 """
 

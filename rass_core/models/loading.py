@@ -88,7 +88,7 @@ def is_quantised(folder: Path) -> bool:
     return named or (folder / "hf_quant_config.json").is_file()
 
 
-def check_mendable(reference: str) -> None:
+def check_editable(reference: str) -> None:
     """Raise ModelError for a model whose weights can be run but not changed and saved: a quantised one."""
     if is_quantised(model_folder(reference)):
         raise ModelError(f"{reference}: quantised, a changed copy cannot be saved; name the model before quantisation")

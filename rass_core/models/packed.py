@@ -1,6 +1,6 @@
-"""Prompts and the openings of their answers, read together in packed rows.
+"""Prompts and the prefixes of their answers, read together in packed rows.
 
-A row is `shared prefix | prompt, tree of openings | prompt, tree of openings | …`. The attention mask lets a prompt
+A row is `shared prefix | prompt, tree of prefixes | prompt, tree of prefixes | …`. The attention mask lets a prompt
 see the prefix and itself, and an opening see the prefix, its own prompt and its own earlier tokens. Positions restart
 after the prefix for every prompt and after the prompt for every opening, so each token gets the numbers it would get
 alone. Nothing is cached, almost nothing is padded, and the LM head runs only where a token of an opening is predicted.
@@ -32,23 +32,23 @@ _ROOT = -1
 class Reading:
     """What a model says at the beginning of its answers."""
 
-    openings: Tensor
+    prefixes: Tensor
     """log P(opening | prompt), nats, (n, n_openings), float64."""
     first_token: Tensor | None
     """Log-probabilities of the answer's first token, nats, (n, vocabulary), float32; None where not asked for."""
 
 
 class OpeningTree:
-    """Openings as a tree of tokens: beginnings that openings share are read once, last tokens are only predicted."""
+    """Prefixes as a tree of tokens: beginnings that prefixes share are read once, last tokens are only predicted."""
 
-    def __init__(self, openings: Sequence[Sequence[int]]) -> None:
+    def __init__(self, prefixes: Sequence[Sequence[int]]) -> None:
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.depths: list[int] = []
         self.steps: list[list[tuple[int, int]]] = []
         """For each opening: (node that predicts, token that is predicted), one per token."""
         known: dict[tuple[int, ...], int] = {(): _ROOT}
-        for opening in openings:
+        for opening in prefixes:
             steps = []
             for depth, token in enumerate(opening):
                 before = tuple(opening[:depth])
@@ -89,12 +89,12 @@ class _Row:
 
 
 class PackedPrompts:
-    """Prompts with the same openings, packed once and read as often as the model is changed.
+    """Prompts with the same prefixes, packed once and read as often as the model is changed.
 
     Args:
         model: A causal LM in evaluation mode.
         prompts: Token ids in the chat template, up to where the answer begins.
-        openings: Token ids of first words of answers; none reads only the first token.
+        prefixes: Token ids of first words of answers; none reads only the first token.
         token_budget: Most tokens of a batch, padding included.
         row_tokens: Tokens of a row; a longer prompt has a row of its own.
         stream_bytes: Most bytes of streams that `remember` keeps.
@@ -105,14 +105,14 @@ class PackedPrompts:
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]] = (), token_budget: int = 4096,
+        self, model: Any, prompts: Sequence[list[int]], prefixes: Sequence[list[int]] = (), token_budget: int = 4096,
         row_tokens: int = ROW_TOKENS, stream_bytes: int = STREAM_BYTES,
     ) -> None:  # fmt: skip
         check_inference(model)
         if not prompts or not all(prompts):
             raise ActivationError("prompts: none, or one without tokens; put each in the chat template")
         self._model, self._n = model, len(prompts)
-        self._tree = OpeningTree(openings)
+        self._tree = OpeningTree(prefixes)
         self._tree_sees = self._tree.sees()
         self._windows = attention_windows(model)
         self._n_prefix = _n_shared(prompts)
@@ -138,17 +138,17 @@ class PackedPrompts:
             ModelError: The LM head is not where transformers says it is.
             SteeringError: Streams that are not remembered, or a block below that was changed.
         """
-        openings = torch.zeros(self._n, len(self._tree.steps), dtype=torch.float64)
+        prefixes = torch.zeros(self._n, len(self._tree.steps), dtype=torch.float64)
         first: dict[int, Tensor] = {}
         lengths = [len(row.ids) for row in self._rows]
         for batch, (prompts, scores, firsts) in in_batches(
             lengths, self._budget, partial(self._read_batch, first_token, above)
         ):
             del batch
-            openings[prompts] = scores
+            prefixes[prompts] = scores
             if firsts is not None:
                 first.update(zip(prompts, firsts, strict=True))
-        return Reading(openings, torch.stack([first[i] for i in range(self._n)]) if first_token else None)
+        return Reading(prefixes, torch.stack([first[i] for i in range(self._n)]) if first_token else None)
 
     @torch.no_grad()
     def remember(self, layers: Sequence[int]) -> list[int]:
@@ -235,7 +235,7 @@ class PackedPrompts:
     def _read_batch(
         self, first_token: bool, above: int | None, batch: Sequence[int]
     ) -> tuple[list[int], Tensor, Tensor | None]:
-        """Return prompts, log-probabilities of their openings, and those of the first token."""
+        """Return prompts, log-probabilities of their prefixes, and those of the first token."""
         rows = [self._rows[index] for index in batch]
         where = [  # the prompt's last token, then the nodes of its tree
             (number, start + n_own - 1 + node)

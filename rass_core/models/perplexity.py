@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rass_core.errors import ActivationError
-from rass_core.models.answer_openings import kl_divergence
+from rass_core.models.prefix_logprobs import kl_divergence
 from rass_core.models.residuals import check_inference, model_name
 from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import bootstrap_interval, family_counts

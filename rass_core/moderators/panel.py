@@ -169,7 +169,7 @@ def _between(verdict: Verdict) -> Verdict:
     return Verdict("unscored", None, f"between safe and unsafe: {verdict.reason}")
 
 
-class Quorum:
+class ModeratorPanel:
     """Several moderators, one verdict, every vote kept: benign only with the quorum.
 
     Args:
@@ -273,7 +273,9 @@ class Quorum:
         return Verdict(outcome, score, reason, any(vote.has_failed for vote in ballot.values()), declined=declined)
 
 
-def quorum_of(config: ModeratorConfig, generator: Complete | None = None, say: Say = ignored) -> Quorum:
+def moderator_panel_of(
+    config: ModeratorConfig, generator: Complete | None = None, say: Say = ignored
+) -> ModeratorPanel:
     """Return the moderators of a configuration, built.
 
     Args:
@@ -282,10 +284,10 @@ def quorum_of(config: ModeratorConfig, generator: Complete | None = None, say: S
         say: Gets the quorum's lines and those of endpoints, such as that one is waited for.
 
     Raises:
-        JudgeError: As `Quorum`, or an llm moderator has neither an endpoint nor a generator.
+        JudgeError: As `ModeratorPanel`, or an llm moderator has neither an endpoint nor a generator.
     """
     members = [_moderator_of(member, generator, say) for member in config.members]
-    return Quorum(members, config.quorum or len(members) // 2 + 1, config.max_failed_share, say)
+    return ModeratorPanel(members, config.quorum or len(members) // 2 + 1, config.max_failed_share, say)
 
 
 def _moderator_of(member: ModeratorMember, generator: Complete | None, say: Say) -> Moderator:

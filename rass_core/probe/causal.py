@@ -1,6 +1,6 @@
 """Causal trials: does adding a direction make the model refuse, does ablating it make the model answer?
 
-Many directions are screened on a few prompts, the best are tried on all of them. Openings are teacher-forced, so no
+Many directions are screened on a few prompts, the best are tried on all of them. Prefixes are teacher-forced, so no
 answer to a harmful prompt is generated. The final strength of the direction that is added is chosen by the caller from
 generated answers to harmless prompts (`generation_options`, `is_coherent_refusal`).
 """
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rass_core.errors import BoundaryError
-from rass_core.models.answer_openings import OpeningReader, PlainPrompts, kl_divergence, prompt_reader
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
+from rass_core.models.prefix_logprobs import PlainPrompts, PrefixReader, kl_divergence, prompt_reader
 from rass_core.models.residuals import decoder_blocks, model_name
 from rass_core.probe.geometry import Direction
 from rass_core.probe.settings import ProbeConfig
@@ -96,8 +96,8 @@ class CausalTrial:
         # An ablation that begins at a layer, or in the window around it, goes on from the block before.
         begins = {begin for layer in layers for begin in (layer, layer - 1, layer - WINDOW - 1)}
         self._layers = sorted(layer for layer in begins if layer >= 0)
-        self._harmless = [self._openings(p.harmless, p) for p in prompts]
-        self._harmful = [self._openings(p.harmful, p) for p in prompts]
+        self._harmless = [self._prefixes(p.harmless, p) for p in prompts]
+        self._harmful = [self._prefixes(p.harmful, p) for p in prompts]
         self._ordinary = [prompt_reader(model, p.harmless, (), config.token_budget) for p in prompts]
         # Read as it will be read again: another packing rounds otherwise, which in bfloat16 shows as a KL of 0.01.
         self._base = self._first_tokens(None)
@@ -159,8 +159,8 @@ class CausalTrial:
     def _ablating(self, direction: Direction, layers: Sequence[int], strength: float) -> AbstractContextManager[None]:
         return ablating(self._model, _tensor(direction), strength, list(layers))
 
-    def _openings(self, prompts: Sequence[list[int]], given: CausalPrompts) -> OpeningReader:
-        return OpeningReader(
+    def _prefixes(self, prompts: Sequence[list[int]], given: CausalPrompts) -> PrefixReader:
+        return PrefixReader(
             self._model, prompts, given.refusal_openings, given.compliance_openings, self._config.token_budget
         )
 
@@ -172,7 +172,7 @@ class CausalTrial:
             found.append(first)
         return found
 
-    def _above(self, reader: OpeningReader | PackedPrompts | PlainPrompts, layer: int) -> int | None:
+    def _above(self, reader: PrefixReader | PackedPrompts | PlainPrompts, layer: int) -> int | None:
         """Return the block to go on from: this one where its streams are or can be kept, else None."""
         if layer < 0 or not self._can_resume:
             return None
@@ -186,7 +186,7 @@ class CausalTrial:
             return which
         LOG.warning(
             "%s: by log-odds no %s prompt leans the expected way in the unchanged model, so shares are over all of "
-            "them; set probe.openings to this model's own", model_name(self._model), label,
+            "them; set probe.prefixes to this model's own", model_name(self._model), label,
         )  # fmt: skip
         return torch.ones_like(which)
 
@@ -372,7 +372,7 @@ def with_generated(
     return [chosen.get(id(direction), direction) for direction in tried]
 
 
-def _log_odds(readers: Sequence[OpeningReader], above: Sequence[int | None] | None) -> Tensor:
+def _log_odds(readers: Sequence[PrefixReader], above: Sequence[int | None] | None) -> Tensor:
     starts = above or [None] * len(readers)
     return torch.cat([reader.log_odds(start) for reader, start in zip(readers, starts, strict=True)])
 

@@ -1,6 +1,6 @@
-"""The probe: from anchors and what the model answered to directions, roles and margins.
+"""The probe: from data and what the model answered to directions, roles and margins.
 
-Anchors are split by family. Directions come from `train`; layer, position and α are chosen on
+ProbeData are split by family. Directions come from `train`; layer, position and α are chosen on
 `validation`; boundaries and every figure that is reported come from `test`.
 """
 
@@ -15,7 +15,7 @@ from rass_core.errors import ActivationError, BoundaryError
 from rass_core.languages.tags import lookup
 from rass_core.probe import directions as geometry
 from rass_core.probe.directions import OrthogonalComponent
-from rass_core.probe.settings import Openings
+from rass_core.probe.settings import Prefixes
 from rass_core.stats.agreement import auc
 from rass_core.stats.arrays import Array
 from rass_core.text import digest
@@ -26,7 +26,7 @@ MIN_SCALE_AUC = 0.75
 
 
 @dataclass(frozen=True)
-class Anchors:
+class ProbeData:
     """The given prompts with what was measured on them; every array has one row a prompt."""
 
     prompt_ids: list[str]
@@ -118,34 +118,34 @@ def split_of(family: str, seed: int) -> str:
     return "test"
 
 
-def candidate_directions(anchors: Anchors, methods: Sequence[str]) -> list[Direction]:
+def candidate_directions(data: ProbeData, methods: Sequence[str]) -> list[Direction]:
     """Return every direction of every method, layer and position, drawn from the train split.
 
     harm: harmful − harmless. refusal: refused − complied at equal true label, over the labels that
     hold both. false_refusal: refused − complied within pseudo_harmful, harm taken out in full. The
-    baseline pseudo_harm is pseudo_harmful − harmless. What the anchors do not hold is left out.
+    baseline pseudo_harm is pseudo_harmful − harmless. What the data do not hold is left out.
 
     refusal and false_refusal have the length of the harm direction of the same place, so that one α is one distance
     for every kind: the difference between answers at equal label is a small part of that between labels.
     """
-    train = anchors.splits == "train"
+    train = data.splits == "train"
     found = []
-    for layer in anchors.layers:
-        for position in anchors.positions:
-            rows = anchors.rows(layer, position).astype(np.float64)
+    for layer in data.layers:
+        for position in data.positions:
+            rows = data.rows(layer, position).astype(np.float64)
             for method in methods:
-                vectors = _vectors(rows[train], anchors.labels[train], anchors.refused[train], geometry.METHODS[method])
+                vectors = _vectors(rows[train], data.labels[train], data.refused[train], geometry.METHODS[method])
                 found += [Direction(kind, method, layer, position, vector) for kind, vector in vectors.items()]
     return found
 
 
-def class_means(anchors: Anchors, layer: int, position: int) -> dict[str, Means]:
+def class_means(data: ProbeData, layer: int, position: int) -> dict[str, Means]:
     """Return language → class means of the train split; languages that lack a class are left out."""
-    rows, train = anchors.rows(layer, position).astype(np.float64), anchors.splits == "train"
+    rows, train = data.rows(layer, position).astype(np.float64), data.splits == "train"
     means = {}
-    for language in sorted(set(anchors.languages)):
-        here = train & (anchors.languages == language)
-        harmful, harmless = here & (anchors.labels == "harmful"), here & (anchors.labels == "harmless")
+    for language in sorted(set(data.languages)):
+        here = train & (data.languages == language)
+        harmful, harmless = here & (data.labels == "harmful"), here & (data.labels == "harmless")
         if harmful.any() and harmless.any():
             means[language] = Means(rows[harmful].mean(axis=0), rows[harmless].mean(axis=0))
     return means
@@ -156,7 +156,7 @@ def margins(
 ) -> Array:
     """Return the margin of each row along its language's vector.
 
-    NaN for languages without anchors, and for those whose classes the vector does not tell apart.
+    NaN for languages without data, and for those whose classes the vector does not tell apart.
 
     Args:
         rows: (n, d_model) at the direction's layer and position.
@@ -175,49 +175,49 @@ def margins(
     return result
 
 
-def refusal_auc(anchors: Anchors, direction: Direction, split: str = "validation") -> float:
+def refusal_auc(data: ProbeData, direction: Direction, split: str = "validation") -> float:
     """Return how well the margin predicts refusal within pseudo_harmful, mean over languages.
 
     Raises:
         BoundaryError: No language has both refused and answered pseudo_harmful prompts.
     """
-    means = class_means(anchors, direction.layer, direction.position)
+    means = class_means(data, direction.layer, direction.position)
     shared = dict.fromkeys(means, direction.vector)
-    measured = margins(anchors.rows(direction.layer, direction.position), list(anchors.languages), shared, means)
-    usable = (anchors.splits == split) & (anchors.labels == "pseudo_harmful")
-    usable &= ~np.isnan(anchors.refused) & ~np.isnan(measured)
+    measured = margins(data.rows(direction.layer, direction.position), list(data.languages), shared, means)
+    usable = (data.splits == split) & (data.labels == "pseudo_harmful")
+    usable &= ~np.isnan(data.refused) & ~np.isnan(measured)
     scores = []
     for language in means:
-        here = usable & (anchors.languages == language)
-        if len(set(anchors.refused[here])) == 2:
-            scores.append(auc(measured[here], anchors.refused[here] == 1.0))
+        here = usable & (data.languages == language)
+        if len(set(data.refused[here])) == 2:
+            scores.append(auc(measured[here], data.refused[here] == 1.0))
     if not scores:
         raise BoundaryError("AUC: no language has both refused and answered pseudo_harmful prompts")
     return float(np.mean(scores))
 
 
-def with_auc(anchors: Anchors, found: Sequence[Direction]) -> list[Direction]:
+def with_auc(data: ProbeData, found: Sequence[Direction]) -> list[Direction]:
     """Return the directions with their AUC, or with the reason why there is none."""
     scored = []
     for direction in found:
         try:
-            scored.append(replace(direction, auc=refusal_auc(anchors, direction)))
+            scored.append(replace(direction, auc=refusal_auc(data, direction)))
         except BoundaryError as error:
             scored.append(replace(direction, reason=str(error)))
     return scored
 
 
-def why_off_scale(anchors: Anchors, direction: Direction) -> str | None:
+def why_off_scale(data: ProbeData, direction: Direction) -> str | None:
     """Return why a direction can give no margin, or None where it can.
 
     A margin is measured in units of the way from the harmless to the harmful mean. Along a direction that hardly tells
     the two apart that unit is mostly noise, and margins along it compare with nothing.
     """
-    train = anchors.splits == "train"
-    along = anchors.rows(direction.layer, direction.position).astype(np.float64) @ direction.vector
-    for language in class_means(anchors, direction.layer, direction.position):
-        here = train & (anchors.languages == language) & np.isin(anchors.labels, ["harmful", "harmless"])
-        told_apart = auc(along[here], anchors.labels[here] == "harmful")
+    train = data.splits == "train"
+    along = data.rows(direction.layer, direction.position).astype(np.float64) @ direction.vector
+    for language in class_means(data, direction.layer, direction.position):
+        here = train & (data.languages == language) & np.isin(data.labels, ["harmful", "harmless"])
+        told_apart = auc(along[here], data.labels[here] == "harmful")
         if told_apart < MIN_SCALE_AUC:
             return (
                 f"no margin: it tells harmful from harmless prompts with AUC {told_apart:.2f} in {language}, "
@@ -226,13 +226,13 @@ def why_off_scale(anchors: Anchors, direction: Direction) -> str | None:
     return None
 
 
-def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direction]:
+def language_directions(data: ProbeData, shared: Direction) -> dict[str, Direction]:
     """Return language → the same kind of direction drawn from that language alone, with its agreement."""
-    train, found = anchors.splits == "train", {}
-    rows = anchors.rows(shared.layer, shared.position).astype(np.float64)
-    for language in class_means(anchors, shared.layer, shared.position):
-        here = train & (anchors.languages == language)
-        own = _vectors(rows[here], anchors.labels[here], anchors.refused[here], geometry.METHODS[shared.method]).get(
+    train, found = data.splits == "train", {}
+    rows = data.rows(shared.layer, shared.position).astype(np.float64)
+    for language in class_means(data, shared.layer, shared.position):
+        here = train & (data.languages == language)
+        own = _vectors(rows[here], data.labels[here], data.refused[here], geometry.METHODS[shared.method]).get(
             shared.kind
         )
         if own is not None:
@@ -243,14 +243,14 @@ def language_directions(anchors: Anchors, shared: Direction) -> dict[str, Direct
     return found
 
 
-def orthogonal_axis(anchors: Anchors, direction: Direction) -> OrthogonalComponent:
+def orthogonal_axis(data: ProbeData, direction: Direction) -> OrthogonalComponent:
     """Return the axis along which the train split differs most once the direction is taken out."""
-    rows = anchors.rows(direction.layer, direction.position)[anchors.splits == "train"]
+    rows = data.rows(direction.layer, direction.position)[data.splits == "train"]
     return geometry.orthogonal_component(rows, direction.vector)
 
 
-def openings_of(language: str, known: Mapping[str, Openings]) -> Openings:
-    """Return a language's answer openings, or the English ones."""
+def prefixes_of(language: str, known: Mapping[str, Prefixes]) -> Prefixes:
+    """Return a language's answer prefixes, or the English ones."""
     return lookup(known, language) or known["en"]
 
 

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from rass_core.errors import BoundaryError
-from rass_core.probe.geometry import Anchors
+from rass_core.probe.geometry import ProbeData
 from rass_core.probe.harm_types import HarmAxis, HarmFigures, HarmReport, LayerFigures, Place
 from rass_core.probe.misalignment import Block, Estimate, auc_estimate, blocks_of, gap_estimate, paired_auc
 from rass_core.stats.arrays import Array, Bools
@@ -74,7 +74,7 @@ class _Data:
 
 
 def measure_harm(
-    anchors: Anchors,
+    given: ProbeData,
     sources: Sequence[str],
     margins: Array,
     margin_at: Callable[[int], Array | None],
@@ -85,67 +85,67 @@ def measure_harm(
     """Find the harm axis, score every prompt on it, and compare it with the margin.
 
     Args:
-        anchors: The given prompts.
+        given: The given prompts.
         sources: Where each prompt comes from.
         margins: Of the prompts, (n,), NaN where unknown.
         margin_at: layer → margins along the direction of that layer that is like the chosen one, for the comparison
             by layer; None where there is none.
         prefer: Layer and position of the margin.
         n_bootstrap: Replicates of an interval.
-        done: Called with the number of steps done so far, `n_steps(anchors)` in all.
+        done: Called with the number of steps done so far, `n_steps(given)` in all.
 
     Returns:
         The report. Where no axis can be fitted, figures of the margin alone, and the reason.
     """
-    splits = anchors.splits
-    in_question = np.isin(anchors.labels, CLASSES)
+    splits = given.splits
+    in_question = np.isin(given.labels, CLASSES)
     data = _Data(
-        anchors.labels, anchors.languages, anchors.families, np.asarray(sources, np.str_),
-        np.zeros(0, np.int64), np.zeros(0, np.int64), in_question & (splits == "test"), n_bootstrap, anchors.seed,
+        given.labels, given.languages, given.families, np.asarray(sources, np.str_),
+        np.zeros(0, np.int64), np.zeros(0, np.int64), in_question & (splits == "test"), n_bootstrap, given.seed,
         margins,
     )  # fmt: skip
     try:
-        fitting = _fittable(anchors, in_question & (splits != "test"))
-        data = replace(data, fitting=fitting, folds=_folds(data, fitting, anchors.seed))
-        return _with_axis(anchors, data, margin_at, prefer, done)
+        fitting = _fittable(given, in_question & (splits != "test"))
+        data = replace(data, fitting=fitting, folds=_folds(data, fitting, given.seed))
+        return _with_axis(given, data, margin_at, prefer, done)
     except BoundaryError as error:
         return _without_axis(data, str(error))
 
 
-def n_steps(anchors: Anchors) -> int:
+def n_steps(given: ProbeData) -> int:
     """Return how many steps `measure_harm` reports: each place that it compares, then each layer."""
-    return len(anchors.layers) * (len(anchors.positions) + 1)
+    return len(given.layers) * (len(given.positions) + 1)
 
 
 def _with_axis(
-    anchors: Anchors,
+    given: ProbeData,
     data: _Data,
     margin_at: Callable[[int], Array | None],
     prefer: Place,
     done: Callable[[int], None],
 ) -> HarmReport:
-    compared = _compare_places(anchors, data, done)
+    compared = _compare_places(given, data, done)
     place = _best_place(compared, prefer)
-    rows = anchors.rows(*place)
+    rows = given.rows(*place)
     unseen = {penalty: _out_of_fold(data, rows, penalty) for penalty in INVERSE_PENALTIES}
     aucs = {penalty: _cv_auc(data, scores) for penalty, scores in unseen.items()}
     best = max(INVERSE_PENALTIES, key=lambda penalty: (round(aucs[penalty], 3), -penalty))
     vector, features = _logistic(data, rows, data.fitting, best)
     axis = _calibrated(data, place, vector, features, unseen[best])
-    scores = axis.scores(rows, anchors.languages.tolist())
+    scores = axis.scores(rows, given.languages.tolist())
     scores[data.fitting] = _on_scale(data, unseen[best])
     # AUCs need no scale, and leaving out languages that have none would leave out those where the axis fails.
     figures = _figures(data, rows @ vector, data.margins, _new_source_blocks(data, rows, best))
-    lacking = sorted(set(anchors.languages) - set(axis.vectors))
+    lacking = sorted(set(given.languages) - set(axis.vectors))
     reason = None
     if lacking:
         reason = f"{', '.join(lacking)}: too few harmful or pseudo_harmful prompts, or they are not in order there"
-    layers = list(_by_layer(anchors, data, compared, place, best, margin_at, done))
+    layers = list(_by_layer(given, data, compared, place, best, margin_at, done))
     return HarmReport(axis, scores, figures, layers, best, aucs[best], reason)
 
 
 def _by_layer(
-    anchors: Anchors,
+    given: ProbeData,
     data: _Data,
     compared: Mapping[Place, float],
     chosen: Place,
@@ -154,11 +154,11 @@ def _by_layer(
     done: Callable[[int], None],
 ) -> Iterator[LayerFigures]:
     """Yield the figures of each layer's best position; sources are left out everywhere if that is not too much."""
-    n_fits = len(anchors.layers) * len(_source_pairs(data))
-    for number, layer in enumerate(anchors.layers, start=1):
-        position = max(anchors.positions, key=lambda position: (compared[layer, position], position))
+    n_fits = len(given.layers) * len(_source_pairs(data))
+    for number, layer in enumerate(given.layers, start=1):
+        position = max(given.positions, key=lambda position: (compared[layer, position], position))
         position = chosen[1] if layer == chosen[0] else position
-        rows = anchors.rows(layer, position)
+        rows = given.rows(layer, position)
         vector, _ = _logistic(data, rows, data.fitting, inverse_penalty)
         apart: Blocks = [], f"left out at the chosen layer only: {n_fits} fits"
         if n_fits <= MAX_SOURCE_FITS or layer == chosen[0]:
@@ -177,15 +177,15 @@ def _without_axis(data: _Data, reason: str) -> HarmReport:
     return HarmReport(None, np.full(len(data.labels), np.nan), figures, reason=reason)
 
 
-def _fittable(anchors: Anchors, wanted: Bools) -> npt.NDArray[np.int64]:
+def _fittable(given: ProbeData, wanted: Bools) -> npt.NDArray[np.int64]:
     """Return the rows to fit on: those of languages that hold both classes."""
     kept = np.zeros(len(wanted), bool)
-    for language in np.unique(anchors.languages):
-        here = wanted & (anchors.languages == language)
-        if len(set(anchors.labels[here])) == 2:
+    for language in np.unique(given.languages):
+        here = wanted & (given.languages == language)
+        if len(set(given.labels[here])) == 2:
             kept |= here
     for label in CLASSES:
-        n_families = len(np.unique(anchors.families[kept & (anchors.labels == label)]))
+        n_families = len(np.unique(given.families[kept & (given.labels == label)]))
         if n_families < MIN_FAMILIES:
             raise BoundaryError(
                 f"no harm axis: {n_families} families of {label} prompts in languages with both classes, outside the "
@@ -288,12 +288,12 @@ def _logistic(
 # --- choice on train and validation ------------------------------------------------------------
 
 
-def _compare_places(anchors: Anchors, data: _Data, done: Callable[[int], None]) -> dict[Place, float]:
+def _compare_places(given: ProbeData, data: _Data, done: Callable[[int], None]) -> dict[Place, float]:
     """Return the cross-validated AUC of every place, by the best of the ridges."""
-    sample = _sample(data, anchors.prompt_ids)
+    sample = _sample(data, given.prompt_ids)
     found: dict[Place, float] = {}
-    for layer, position in product(anchors.layers, anchors.positions):
-        streams = anchors.rows(layer, position)
+    for layer, position in product(given.layers, given.positions):
+        streams = given.rows(layer, position)
         scores = np.full((len(RIDGES), len(streams)), np.nan)
         for fold in range(N_FOLDS):
             held = data.fitting[sample & (data.folds == fold)]

@@ -8,8 +8,8 @@ from rass_core.data.sources import Language
 from rass_core.settings import MAX_COUNT, MAX_TOKENS, STRICT
 
 
-class Openings(BaseModel):
-    """Answer openings whose log-odds stand in for a refusal where no answer may be generated.
+class Prefixes(BaseModel):
+    """Answer prefixes whose log-odds stand in for a refusal where no answer may be generated.
 
     The selection reads each only as far as it takes to tell it from the other side, so name helpful answers too that
     begin as refusals do ("I'd be happy to"): without one, "I" alone would count as a refusal.
@@ -23,8 +23,8 @@ class Openings(BaseModel):
     """How other answers begin."""
 
 
-DEFAULT_OPENINGS = {
-    "en": Openings(
+DEFAULT_PREFIXES = {
+    "en": Prefixes(
         refusal=["I cannot help with", "I can't help with", "I'm sorry, but I can't", "I am unable to"],
         compliance=[
             "Here is how",
@@ -37,7 +37,7 @@ DEFAULT_OPENINGS = {
             "I am happy to",
         ],
     ),
-    "de": Openings(
+    "de": Prefixes(
         refusal=["Ich kann dabei nicht helfen", "Es tut mir leid, aber", "Das kann ich nicht"],
         compliance=[
             "Hier ist eine",
@@ -49,11 +49,11 @@ DEFAULT_OPENINGS = {
             "Das geht so",
         ],
     ),
-    "es": Openings(
+    "es": Prefixes(
         refusal=["No puedo ayudar", "Lo siento, pero no", "No me es posible"],
         compliance=["Aquí tienes", "Claro, aquí", "Para hacerlo", "No hay problema", "Lo primero es"],
     ),
-    "fr": Openings(
+    "fr": Prefixes(
         refusal=["Je ne peux pas", "Je suis désolé, mais", "Il m'est impossible"],
         compliance=[
             "Voici comment",
@@ -64,11 +64,11 @@ DEFAULT_OPENINGS = {
             "Il suffit de",
         ],
     ),
-    "zh": Openings(
+    "zh": Prefixes(
         refusal=["我不能帮助", "很抱歉，我无法", "我无法提供"],
         compliance=["以下是", "当然可以", "好的，这里是", "我可以", "很高兴"],
     ),
-    "zh-Hant": Openings(
+    "zh-Hant": Prefixes(
         refusal=["我不能幫助", "很抱歉，我無法", "我無法提供"],
         compliance=["以下是", "當然可以", "好的，這裡是", "我可以", "很高興"],
     ),
@@ -90,8 +90,8 @@ class ProbeConfig(BaseModel):
     """How a direction is drawn from two classes."""
     per_language: bool = False
     """Give each language a direction of its own; else one is shared and each language's agreement is reported."""
-    openings: dict[Language, Openings] = Field(default_factory=lambda: dict(DEFAULT_OPENINGS))
-    """language → openings; languages without their own use the English ones."""
+    prefixes: dict[Language, Prefixes] = Field(default_factory=lambda: dict(DEFAULT_PREFIXES))
+    """language → prefixes; languages without their own use the English ones."""
     n_screened: int = Field(default=48, ge=1, le=MAX_COUNT)
     """Directions screened on a few prompts: every kind, layers evenly spread, the best position of each."""
     n_screening_prompts: int = Field(default=8, ge=2, le=MAX_COUNT)

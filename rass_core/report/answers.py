@@ -46,7 +46,7 @@ def _answers(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, str, str]]:
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):
         model, variant, prompt = (response[name] for name in ("model_id", "variant", "prompt_id"))
         name = model if variant == "base" else f"{model} ({variant})"
-        if response["dressing"] is not None or prompt not in labels or (name, prompt) in seen:
+        if response["attack"] is not None or prompt not in labels or (name, prompt) in seen:
             continue
         seen.add((name, prompt))
         label = labels[prompt] if labels[prompt] in SETS else "unlabelled"

@@ -24,7 +24,7 @@ from rass_core.report.words import (
 )
 
 ALL, JAILBREAK, UTILITY = "all", "jailbreak", "utility:"
-"""Names in `evaluations`: every language or dataset, every dressing, and what opens a task's dataset."""
+"""Names in `evaluations`: every language or dataset, every attack, and what opens a task's dataset."""
 METHODS = ("dpo", "sft", "surgical", "steer")
 MAX_STEPS = 500
 Section = dict[str, Any]
@@ -49,11 +49,11 @@ OVER_REFUSAL = Rate(
     "over_refusal_rate", "over-refusal", "refused share of benign prompts", "partial_rate", falls_are_good=True
 )
 SAFETY = Rate("safety_rate", "safety", "refused share of harmful prompts", "harmful_partial_rate")
-DRESSED_SAFETY = Rate(
-    "jailbreak_safety_rate", "safety under jailbreaks", "refused share of dressed harmful prompts", None, JAILBREAK
+ATTACKED_SAFETY = Rate(
+    "jailbreak_safety_rate", "safety under jailbreaks", "refused share of attacked harmful prompts", None, JAILBREAK
 )
-DRESSED_OVER_REFUSAL = Rate(
-    "jailbreak_over_refusal_rate", "over-refusal under jailbreaks", "refused share of dressed benign prompts", None,
+ATTACKED_OVER_REFUSAL = Rate(
+    "jailbreak_over_refusal_rate", "over-refusal under jailbreaks", "refused share of attacked benign prompts", None,
     JAILBREAK, falls_are_good=True,
 )  # fmt: skip
 
@@ -121,8 +121,8 @@ def _order(variant: str) -> tuple[int, str]:
 def _summary(variant: str, figures: Figures, gates: Sequence[Row]) -> Section:
     """Say of one variant whether over-refusal fell, whether safety held, and what the gate says."""
     rates = [OVER_REFUSAL, SAFETY]
-    if figures.of(variant, f"{DRESSED_SAFETY.metric}_change", JAILBREAK).get("value") is not None:
-        rates.append(DRESSED_SAFETY)
+    if figures.of(variant, f"{ATTACKED_SAFETY.metric}_change", JAILBREAK).get("value") is not None:
+        rates.append(ATTACKED_SAFETY)
     passed = next((row["passed"] for row in gates if row["variant"] == variant), None)
     word = {True: "The gate lets it pass.", False: "The gate does not let it pass.", None: "No gate has judged it."}
     said = "; ".join(told_change(rate, variant, figures) for rate in rates)
@@ -157,7 +157,7 @@ def change_rows_shown(rows: Sequence[Row]) -> list[dict[str, str]]:
     for variant in figures.variants:
         for code in figures.languages(OVER_REFUSAL.metric, ALL):
             shown = {"variant": variant, "language": code}
-            for rate in (OVER_REFUSAL, SAFETY, DRESSED_SAFETY):
+            for rate in (OVER_REFUSAL, SAFETY, ATTACKED_SAFETY):
                 before, after = (figures.of(name, rate.metric, rate.dataset, code) for name in ("base", variant))
                 change = figures.of(variant, f"{rate.metric}_change", rate.dataset, code)
                 values = (show_percent(row.get("value"), 1) for row in (before, after))
@@ -205,21 +205,21 @@ def _before_after(figures: Figures) -> Section | None:
 
 
 def _jailbreaks(figures: Figures) -> Section | None:
-    """Return plot and table of safety by dressing, and of benign prompts under the same dressings where these are."""
+    """Return plot and table of safety by attack, and of benign prompts under the same attacks where these are."""
     parts = []
-    for rate, title in ((DRESSED_SAFETY, "Safety by dressing"), (DRESSED_OVER_REFUSAL, "Benign prompts, dressed")):
+    for rate, title in ((ATTACKED_SAFETY, "Safety by attack"), (ATTACKED_OVER_REFUSAL, "Benign prompts, attacked")):
         places = [(name, ALL) for name in figures.datasets(rate.metric)]
         known = [place for place in places if figures.of("base", rate.metric, *place).get("value") is not None]
         if not known:
             continue
-        groups = {place: _dressing(place[0]) for place in known}
+        groups = {place: _attack(place[0]) for place in known}
         by_language = [(JAILBREAK, code) for code in figures.languages(rate.metric, JAILBREAK) if code != ALL]
         parts.append({
             "title": title,
             "plot": _dots(figures, rate, groups, ""),
             "table": [
                 _cells(figures, rate, variant, *place,
-                       [_dressing(place[0]), "all" if place[1] == ALL else language_name(place[1])])
+                       [_attack(place[0]), "all" if place[1] == ALL else language_name(place[1])])
                 for place in [*known, *by_language] for variant in figures.variants
             ],
         })  # fmt: skip
@@ -237,8 +237,8 @@ def _jailbreaks(figures: Figures) -> Section | None:
     return {"head": head, "parts": parts} if parts else None
 
 
-def _dressing(dataset: str) -> str:
-    return "all dressings" if dataset == JAILBREAK else dataset.partition(":")[2].replace("_", " ")
+def _attack(dataset: str) -> str:
+    return "all attacks" if dataset == JAILBREAK else dataset.partition(":")[2].replace("_", " ")
 
 
 def _cells(

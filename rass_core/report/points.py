@@ -69,12 +69,12 @@ def of_model(rows: Mapping[str, list[Row]], model_id: str) -> dict[str, list[Row
 
 
 def base_outcomes(rows: Mapping[str, list[Row]]) -> dict[str, str]:
-    """Return prompt_id → what the base model's first response to it is, undressed, by the panel."""
+    """Return prompt_id → what the base model's first response to it is, as it is, by the panel."""
     panel = [row for row in rows["verdicts"] if row["judge"] == PANEL and row["outcome"] in OUTCOMES]
     word = {row["subject_id"]: row["outcome"] for row in panel}
     outcomes: dict[str, str] = {}
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):
-        is_plain = response["variant"] == "base" and response["dressing"] is None
+        is_plain = response["variant"] == "base" and response["attack"] is None
         if is_plain and response["prompt_id"] not in outcomes:
             outcomes[response["prompt_id"]] = word.get(response["response_id"], "unscored")
     return outcomes

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rass_core.errors import ActivationError, ModelError
-from rass_core.models.answer_openings import told_apart
 from rass_core.models.chat import ChatFormat
+from rass_core.models.prefix_logprobs import told_apart
 from rass_core.models.residuals import (
     check_inference,
     decoder_blocks,
@@ -30,8 +30,8 @@ from rass_core.models.residuals import (
     logits_at,
     model_name,
 )
-from rass_core.probe.geometry import openings_of
-from rass_core.probe.settings import Openings
+from rass_core.probe.geometry import prefixes_of
+from rass_core.probe.settings import Prefixes
 
 Found = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 Prefix = tuple[int, ...]
@@ -53,13 +53,13 @@ class RefusalGradients:
 
 
 def refusal_gradients(
-    model: Any, chat: ChatFormat, prompts: Sequence[str], languages: Sequence[str], openings: Mapping[str, Openings],
+    model: Any, chat: ChatFormat, prompts: Sequence[str], languages: Sequence[str], prefixes: Mapping[str, Prefixes],
     token_budget: int = 1024, seed: int = 0, done: Callable[[int], None] = lambda n: None,
 ) -> RefusalGradients:  # fmt: skip
     """Return the projected gradient of each prompt's log-odds of refusal.
 
     Each opening counts up to the first token at which it differs from every opening of the other side, mostly one to
-    three tokens. Each prompt is read once, with the tokens of all openings packed behind it. A model that cannot be
+    three tokens. Each prompt is read once, with the tokens of all prefixes packed behind it. A model that cannot be
     read so is read once per opening, and a warning is logged. All weight matrices of the decoder blocks take part that
     see every token of every prompt; experts to which only some tokens are routed do not.
 
@@ -67,13 +67,13 @@ def refusal_gradients(
         model: A causal LM in evaluation mode; its weights stay as they are.
         chat: Its chat format.
         languages: Language of each prompt.
-        openings: language → openings; others use the English ones.
+        prefixes: language → prefixes; others use the English ones.
         token_budget: Most tokens of a batch, padding included; the backward pass keeps what every block computed.
         seed: Seed of the projections; vectors of different seeds cannot be compared.
         done: Called with the number of prompts finished so far.
 
     Raises:
-        ConfigError: A side without openings, an empty one, or one that begins one of the other side.
+        ConfigError: A side without prefixes, an empty one, or one that begins one of the other side.
         ModelError: A model in training mode, or without such matrices.
         ActivationError: A gradient that is not finite, or a single prompt that does not fit in memory.
     """
@@ -81,7 +81,7 @@ def refusal_gradients(
     projection = _Projection(model, seed)
     vectors, log_odds = np.zeros((len(prompts), projection.width), np.float32), np.zeros(len(prompts))
     ids = [chat.ids(prompt) for prompt in prompts]
-    tree_of = {language: _Tree.of(chat, openings_of(language, openings)) for language in sorted(set(languages))}
+    tree_of = {language: _Tree.of(chat, prefixes_of(language, prefixes)) for language in sorted(set(languages))}
     trees = [tree_of[language] for language in languages]
     packed = _packable(projection, ids, trees)
     n_through = 0
@@ -101,14 +101,14 @@ def refusal_gradients(
 
 @dataclass(frozen=True)
 class _Tree:
-    """The openings of both sides, as a tree of their tokens: what they share is read once."""
+    """The prefixes of both sides, as a tree of their tokens: what they share is read once."""
 
     refusal: tuple[Prefix, ...]
     compliance: tuple[Prefix, ...]
 
     @classmethod
-    def of(cls, chat: ChatFormat, openings: Openings) -> "_Tree":
-        tokens = [[chat.answer_ids(text) for text in side] for side in (openings.refusal, openings.compliance)]
+    def of(cls, chat: ChatFormat, prefixes: Prefixes) -> "_Tree":
+        tokens = [[chat.answer_ids(text) for text in side] for side in (prefixes.refusal, prefixes.compliance)]
         refusal, compliance = told_apart(*tokens), told_apart(*reversed(tokens))
         return cls(tuple(map(tuple, refusal)), tuple(map(tuple, compliance)))
 
@@ -214,7 +214,7 @@ def _packable(projection: "_Projection", prompts: Sequence[list[int]], trees: Se
         return fits
     reason = _difference(projection, *min(fitting, key=lambda each: (-len(each[1].prefixes), len(each[0]))))
     if reason:
-        _LOG.warning("%s: openings are read one by one, which takes longer: %s", model_name(model), reason)
+        _LOG.warning("%s: prefixes are read one by one, which takes longer: %s", model_name(model), reason)
         return [False] * len(prompts)
     return fits
 

@@ -3,7 +3,7 @@
 What is eligible is said in SQL over the lake's views; the greedy choice works on the rows that SQL leaves, a bounded
 number a cell. Neither closeness to the boundary nor depth beyond it tells what a prompt is worth to a training: what is
 close is turned easily and turns little else, and what is deep may lie among the harmful (docs/evidence.md). So
-it is foretold from gradients what training on a prompt does to all that are refused, and to harmful ones.
+it is predicted from gradients what training on a prompt does to all that are refused, and to harmful ones.
 """
 
 import math
@@ -102,8 +102,8 @@ class Influence:
             n, n_seen = int((spoken == language).sum()), int(seen[spoken == language].sum())
             if 2 * n_seen < n:
                 found.append(
-                    f"{language}: {n_seen} of {n} refused prompts begin as probe.openings expects; "
-                    f"the effect of training can hardly be predicted there, set probe.openings to those of this model"
+                    f"{language}: {n_seen} of {n} refused prompts begin as probe.prefixes expects; "
+                    f"the effect of training can hardly be predicted there, set probe.prefixes to those of this model"
                 )
         lacking = [language for language in sorted(set(languages)) if language not in self.harmful]
         if lacking and None in self.harmful:
@@ -182,7 +182,7 @@ def fill_quotas(
     """
     number_of = {cell: number for number, cell in enumerate(cells)}
     cell_of = np.array([number_of.get((row["language"], row["category"]), -1) for row in rows], dtype=int)
-    training = ForetoldTraining(
+    training = LinearizedTraining(
         influence, [row["language"] for row in rows], np.array([row["refusal"] for row in rows])
     )
     scores = [row.get("harm_score") for row in rows]
@@ -213,7 +213,7 @@ def _shares(total: int, n_selected: Mapping[Any, int]) -> dict[Any, int]:
 def _spread(
     cell_of: np.ndarray[Any, Any],
     cells: Sequence[tuple[str, str]],
-    training: "ForetoldTraining",
+    training: "LinearizedTraining",
     size: int,
     harm: np.ndarray[Any, Any],
 ) -> list[int]:
@@ -243,8 +243,8 @@ def _spread(
     return picked
 
 
-class ForetoldTraining:
-    """A training on the chosen prompts as the gradients foretell it: the model is taken as linear in its weights.
+class LinearizedTraining:
+    """A training on the chosen prompts as the gradients predict it: the model is taken as linear in its weights.
 
     By choice every prompt moves the weights by as much, so that a steep gradient makes none better, and the whole
     training by a given length, however many are chosen. By as much as it lowers the refusal of
@@ -273,7 +273,7 @@ class ForetoldTraining:
     def _to_answers(self) -> float:
         """Return how far a training on all rows moves until they are answered as surely as they are refused now.
 
-        Only rows that the openings see as refused tell it; with none there is no training to foretell.
+        Only rows that the prefixes see as refused tell it; with none there is no training to predict.
         """
         is_refused = self._log_odds > 0
         if not is_refused.any():

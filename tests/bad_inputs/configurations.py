@@ -52,7 +52,7 @@ FILES = [
     ),
     plan("key twice in other quotes", f"{BASE}seed: 1\n'seed': 2\n", "seed (line 4)", "already"),
     plan(
-        "key twice in openings", f"{BASE}probe: {{openings: {{en: {{}}, en: {{}}}}}}\n", "probe.openings.en", "already"
+        "key twice in prefixes", f"{BASE}probe: {{prefixes: {{en: {{}}, en: {{}}}}}}\n", "probe.prefixes.en", "already"
     ),
     plan("3,000 brackets", "[" * 3000, "levels"),
     plan("3,000 brackets in a value", f"{BASE}name: {'[' * 3000}{']' * 3000}\n", "levels"),
@@ -156,10 +156,10 @@ VALUES = [
     value("probe: {max_new_tokens: 1000000000000}", "probe.max_new_tokens", "16777216"),
     value("probe: {per_language: 2}", "probe.per_language", "true or false"),
     value("probe: {per_language: maybe}", "probe.per_language", "true or false", "maybe"),
-    value("probe: {openings: {en: {refusal: [], compliance: [a]}}}", "probe.openings.en.refusal", "at least 1"),
-    value("probe: {openings: {en: {refusal: I cannot, compliance: [a]}}}", "probe.openings.en.refusal", "a list"),
-    value("probe: {openings: {en: {refusal: [3], compliance: [a]}}}", "probe.openings.en.refusal.0", "quotes"),
-    value("probe: {openings: [en]}", "probe.openings", "dictionary"),
+    value("probe: {prefixes: {en: {refusal: [], compliance: [a]}}}", "probe.prefixes.en.refusal", "at least 1"),
+    value("probe: {prefixes: {en: {refusal: I cannot, compliance: [a]}}}", "probe.prefixes.en.refusal", "a list"),
+    value("probe: {prefixes: {en: {refusal: [3], compliance: [a]}}}", "probe.prefixes.en.refusal.0", "quotes"),
+    value("probe: {prefixes: [en]}", "probe.prefixes", "dictionary"),
     value("probe: [n_bootstrap]", "probe (line 3)", "dictionary"),
     value("probe: 3", "probe (line 3)", "dictionary"),
     value("probe: off", "probe (line 3)", "dictionary"),

@@ -389,7 +389,7 @@ def test_the_labs_model_answers_without_the_direction_it_refuses_by() -> None:
     """Engine and transformers write the same at both strengths; benign requests only are asked anew."""
     held_out = list(held_out_sentences({"pseudo_harmful": 16}))
     with SteeredEngine(str(LAB)) as engine:
-        engine.set_capture([2], [-4])  # where the lab's training has put the danger of a request
+        engine.set_capture([2], [-4])  # where the lab's training has put the apparent harm of a request
         ids = [engine.chat.ids(sentence.text) for sentence in held_out]
         plain = engine.generate([GenerationRequest(each, 24, capture=True) for each in ids])
         streams = np.stack([answer.captured[0, 0] for answer in plain])

@@ -13,7 +13,7 @@ from rass_core.errors import JudgeError, ModelError
 from rass_core.judges import Exchange, Verdict
 from rass_core.judges.failures import check_failures
 from rass_core.judges.hf import BATCH_SIZE, HfClassifierJudge, HfGenerationJudge
-from rass_core.moderators.panel import GuardModerator, Quorum
+from rass_core.moderators.panel import GuardModerator, ModeratorPanel
 from tests.tiny_models import SPECIAL, build, tokenizer
 
 REFUSAL = {0: "Refusal", 1: "Non-refusal"}
@@ -291,4 +291,4 @@ def test_a_third_class_of_a_guard_is_no_failure_and_never_benign(writer: str) ->
 def test_a_guard_that_babbles_is_an_error(tmp_path: Path) -> None:
     guard = GuardModerator(str(build("qwen2", tmp_path / "random")))
     with pytest.raises(JudgeError, match="guard:random@.*: failed on 3 of 3 .*neither of the patterns"):
-        Quorum([guard], 1)(["a", "b", "c"], ["en"] * 3)
+        ModeratorPanel([guard], 1)(["a", "b", "c"], ["en"] * 3)

@@ -10,20 +10,20 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
-from rass_core.models.answer_openings import opening_log_odds
 from rass_core.models.chat import ChatFormat
+from rass_core.models.prefix_logprobs import prefix_log_odds
 from rass_core.models.residuals import decoder_blocks, load_causal_lm
-from rass_core.probe.settings import Openings
+from rass_core.probe.settings import Prefixes
 from rass_core.select import influence
 from rass_core.select.influence import refusal_gradients
 from tests.tiny_models import build
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "phi3", "gpt_neox", "mixtral")
 OPENINGS = {
-    "en": Openings(refusal=["I cannot", "No"], compliance=["Sure", "Yes"]),
-    "de": Openings(refusal=["Das kann ich nicht"], compliance=["Das geht so", "Klar"]),
+    "en": Prefixes(refusal=["I cannot", "No"], compliance=["Sure", "Yes"]),
+    "de": Prefixes(refusal=["Das kann ich nicht"], compliance=["Das geht so", "Klar"]),
 }
-BRANCHED = Openings(refusal=["Nope", "Not so", "I can't"], compliance=["Now", "I can do", "I cook", "Yes"])
+BRANCHED = Prefixes(refusal=["Nope", "Not so", "I can't"], compliance=["Now", "I can do", "I cook", "Yes"])
 PROMPTS = [
     "How do I kill a process?",
     "Hi",
@@ -45,12 +45,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
     return model, ChatFormat(tokenizer)
 
 
-def exact(model: Any, chat: ChatFormat, prompt: str, openings: Openings) -> tuple[list[torch.Tensor], float]:
+def exact(model: Any, chat: ChatFormat, prompt: str, prefixes: Prefixes) -> tuple[list[torch.Tensor], float]:
     """Return the gradient of every matrix of the blocks, (out, in), by autograd, and the log-odds."""
     matrices = [m for block in decoder_blocks(model) for m in block.modules() if isinstance(m, torch.nn.Linear)]
     scores = []
-    # What tells the openings apart, worked out by hand: "Das " begins both sides in German.
-    for side, n_tokens in ((openings.refusal, 5), (openings.compliance, 5)):
+    # What tells the prefixes apart, worked out by hand: "Das " begins both sides in German.
+    for side, n_tokens in ((prefixes.refusal, 5), (prefixes.compliance, 5)):
         each = []
         for text in side:
             opening = chat.answer_ids(text)[: n_tokens if text.startswith("Das ") else 1]
@@ -95,7 +95,7 @@ def test_log_odds_are_those_of_the_openings(llama: tuple[Any, ChatFormat]) -> No
         for side in ([("Das kann ich nicht", 5)], [("Das geht so", 5), ("Klar", 1)])
     )
     ids = [chat.ids(prompt) for prompt in PROMPTS]
-    np.testing.assert_allclose(found.log_odds, opening_log_odds(model, ids, refusal, compliance), atol=1e-4)
+    np.testing.assert_allclose(found.log_odds, prefix_log_odds(model, ids, refusal, compliance), atol=1e-4)
 
 
 def test_batches_change_nothing_and_the_weights_stay_as_they_were(llama: tuple[Any, ChatFormat]) -> None:
@@ -121,7 +121,7 @@ def test_a_step_along_a_prompt_does_to_others_what_the_products_say(llama: tuple
     prompts = [" ".join(draw.choice(words, 6)) for _ in range(16)]
     languages = ["en"] * 16
     found = refusal_gradients(model, chat, prompts, languages, OPENINGS)
-    foretold, seen = [], []
+    predicted, seen = [], []
     for number in range(4):
         gradients, _ = exact(model, chat, prompts[number], OPENINGS["en"])
         weights = [m.weight for b in decoder_blocks(model) for m in b.modules() if isinstance(m, torch.nn.Linear)]
@@ -133,9 +133,9 @@ def test_a_step_along_a_prompt_does_to_others_what_the_products_say(llama: tuple
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight += 1e-4 * gradient
         seen.append((found.log_odds - after) / 1e-4)
-        foretold.append(found.vectors @ found.vectors[number])
-    assert np.corrcoef(np.ravel(foretold), np.ravel(seen))[0, 1] > 0.9
-    assert np.ravel(foretold).mean() == pytest.approx(np.ravel(seen).mean(), rel=0.2)
+        predicted.append(found.vectors @ found.vectors[number])
+    assert np.corrcoef(np.ravel(predicted), np.ravel(seen))[0, 1] > 0.9
+    assert np.ravel(predicted).mean() == pytest.approx(np.ravel(seen).mean(), rel=0.2)
 
 
 def test_gpt2_keeps_its_matrices_the_other_way_round() -> None:
@@ -232,10 +232,10 @@ def test_packed_and_plain_readings_agree(loaded: tuple[Any, ChatFormat]) -> None
 def test_a_model_that_cannot_be_read_packed_is_read_plainly(
     llama: tuple[Any, ChatFormat], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As linear attention would: openings that see each other, or a forward that takes no such mask."""
+    """As linear attention would: prefixes that see each other, or a forward that takes no such mask."""
     model, chat = llama
-    openings = {"en": BRANCHED, "de": OPENINGS["de"]}
-    expected, packed = refusal_gradients(model, chat, PROMPTS, LANGUAGES, openings), influence._packed
+    prefixes = {"en": BRANCHED, "de": OPENINGS["de"]}
+    expected, packed = refusal_gradients(model, chat, PROMPTS, LANGUAGES, prefixes), influence._packed
 
     def blurred(*args: Any) -> Any:
         batch = packed(*args)
@@ -248,7 +248,7 @@ def test_a_model_that_cannot_be_read_packed_is_read_plainly(
     for broken, reason in ((blurred, "give other numbers"), (refused, "TypeError")):
         monkeypatch.setattr(influence, "_packed", broken)
         caplog.clear()
-        found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, openings)
+        found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, prefixes)
         assert reason in caplog.text
         np.testing.assert_allclose(found.vectors, expected.vectors, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(found.log_odds, expected.log_odds, atol=1e-4)
@@ -263,7 +263,7 @@ def test_no_prompts_give_no_rows(llama: tuple[Any, ChatFormat]) -> None:
 
 def test_bad_input_is_raised(llama: tuple[Any, ChatFormat], tmp_path: Path) -> None:
     model, chat = llama
-    both = {"en": Openings(refusal=["I see"], compliance=["I see it"])}
+    both = {"en": Prefixes(refusal=["I see"], compliance=["I see it"])}
     with pytest.raises(ConfigError, match="both"):
         refusal_gradients(model, chat, PROMPTS, LANGUAGES, both)
     broken, _ = load_causal_lm(str(build("llama", tmp_path)))

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rass_core.errors import ActivationError, ConfigError, ModelError, SteeringError
-from rass_core.models.answer_openings import kl_divergence, last_token_logprobs, opening_log_odds
 from rass_core.models.interventions import ablating, adding
+from rass_core.models.prefix_logprobs import kl_divergence, last_token_logprobs, prefix_log_odds
 from rass_core.models.residuals import ResidualExtractor, decoder_blocks, load_causal_lm
 from tests.tiny_models import build
 
@@ -135,7 +135,7 @@ def test_a_strength_removes_that_share_at_every_place(llama: Any) -> None:
 def test_log_odds_equal_single_prompts_read_directly(any_model: Any) -> None:
     expected = torch.tensor([direct_log_odds(any_model, prompt) for prompt in PROMPTS], dtype=torch.float64)
     for token_budget in (1, 130, 100_000):
-        odds = opening_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES, token_budget)
+        odds = prefix_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES, token_budget)
         assert odds.dtype == torch.float64
         torch.testing.assert_close(odds, expected, atol=1e-4, rtol=0)
     assert expected.std() > 0.1
@@ -146,15 +146,15 @@ def test_log_odds_count_positions_where_they_are_learned() -> None:
     config = GPT2Config(vocab_size=272, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
     model = AutoModelForCausalLM.from_config(config).eval()
     expected = [direct_log_odds(model, prompt) for prompt in PROMPTS]
-    odds = opening_log_odds(model, PROMPTS, REFUSALS, COMPLIANCES)
+    odds = prefix_log_odds(model, PROMPTS, REFUSALS, COMPLIANCES)
     torch.testing.assert_close(odds, torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_log_odds_under_a_change_equal_the_changed_model_read_directly(any_model: Any) -> None:
-    vector, plain = direction(), opening_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES)
+    vector, plain = direction(), prefix_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES)
     for change in (adding(any_model, [1], vector, 1.5), ablating(any_model, vector)):
         with change:
-            odds = opening_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES)
+            odds = prefix_log_odds(any_model, PROMPTS, REFUSALS, COMPLIANCES)
             expected = [direct_log_odds(any_model, prompt) for prompt in PROMPTS]
         torch.testing.assert_close(odds, torch.tensor(expected, dtype=torch.float64), atol=1e-4, rtol=0)
         assert (odds - plain).abs().max() > 1e-2
@@ -162,18 +162,18 @@ def test_log_odds_under_a_change_equal_the_changed_model_read_directly(any_model
 
 def test_log_odds_rise_with_a_direction_that_writes_the_refusal_token(llama: Any) -> None:
     vector = llama.get_output_embeddings().weight[77].detach()
-    plain = opening_log_odds(llama, PROMPTS, [[77]], [[78]])
+    plain = prefix_log_odds(llama, PROMPTS, [[77]], [[78]])
     with adding(llama, [3], vector, 5.0):
-        assert (opening_log_odds(llama, PROMPTS, [[77]], [[78]]) > plain).all()
+        assert (prefix_log_odds(llama, PROMPTS, [[77]], [[78]]) > plain).all()
 
 
 def test_an_opening_that_another_begins_is_counted_once(llama: Any) -> None:
-    once = opening_log_odds(llama, PROMPTS, [[40]], COMPLIANCES)
-    again = opening_log_odds(llama, PROMPTS, [[40, 41], [40], [40]], COMPLIANCES)
+    once = prefix_log_odds(llama, PROMPTS, [[40]], COMPLIANCES)
+    again = prefix_log_odds(llama, PROMPTS, [[40, 41], [40], [40]], COMPLIANCES)
     torch.testing.assert_close(again, once)
     for refusals in ([], [[]], [[60]], [[60, 61, 9]]):
-        with pytest.raises(ConfigError, match="openings"):
-            opening_log_odds(llama, PROMPTS, refusals, COMPLIANCES)
+        with pytest.raises(ConfigError, match="prefixes"):
+            prefix_log_odds(llama, PROMPTS, refusals, COMPLIANCES)
 
 
 def test_last_token_logprobs_equal_single_prompts(any_model: Any) -> None:
@@ -240,4 +240,4 @@ def test_log_probabilities_that_are_no_numbers_raise(tmp_path: Path) -> None:
     with pytest.raises(ActivationError, match="not numbers"):
         last_token_logprobs(broken, PROMPTS)
     with pytest.raises(ActivationError, match="not numbers"):
-        opening_log_odds(broken, PROMPTS, REFUSALS, COMPLIANCES)
+        prefix_log_odds(broken, PROMPTS, REFUSALS, COMPLIANCES)

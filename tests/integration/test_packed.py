@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from rass_core.errors import ActivationError, ModelError, SteeringError
-from rass_core.models import answer_openings
-from rass_core.models.answer_openings import PlainPrompts, opening_log_odds, prompt_reader
+from rass_core.models import prefix_logprobs
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts, attention_windows
+from rass_core.models.prefix_logprobs import PlainPrompts, prefix_log_odds, prompt_reader
 from rass_core.models.residuals import load_causal_lm
 from rass_core.probe import causal
 from rass_core.probe.geometry import Direction
@@ -53,7 +53,7 @@ def test_packed_equals_plain(any_model: Any, token_budget: int, row_tokens: int)
     plain = PlainPrompts(any_model, PROMPTS, OPENINGS).read(first_token=True)
     reader = PackedPrompts(any_model, PROMPTS, OPENINGS, token_budget, row_tokens)
     packed = reader.read(first_token=True)
-    same(packed.openings, plain.openings)
+    same(packed.prefixes, plain.prefixes)
     same(packed.first_token, plain.first_token)
     assert reader.read().first_token is None
     assert isinstance(prompt_reader(any_model, PROMPTS, OPENINGS), PackedPrompts)
@@ -66,15 +66,15 @@ def test_going_on_from_a_block_equals_the_whole_model(any_model: Any) -> None:
         with adding(any_model, [layer], vector, 1.5):
             resumed = reader.read(first_token=True, above=layer)
             plain = PlainPrompts(any_model, PROMPTS, OPENINGS).read(first_token=True)
-        same(resumed.openings, plain.openings)
+        same(resumed.prefixes, plain.prefixes)
         same(resumed.first_token, plain.first_token)
     with ablating(any_model, vector, 0.5, [2, 3]):
         resumed = reader.read(above=1)
         plain = PlainPrompts(any_model, PROMPTS, OPENINGS).read()
-    same(resumed.openings, plain.openings)
+    same(resumed.prefixes, plain.prefixes)
     unchanged = PlainPrompts(any_model, PROMPTS, OPENINGS).read()
-    assert (plain.openings - unchanged.openings).abs().max() > 1e-3
-    same(reader.read().openings, unchanged.openings)  # nothing is left behind
+    assert (plain.prefixes - unchanged.prefixes).abs().max() > 1e-3
+    same(reader.read().prefixes, unchanged.prefixes)  # nothing is left behind
 
 
 def test_a_change_below_is_not_overlooked(llama: Any) -> None:
@@ -115,18 +115,18 @@ def test_a_model_without_attention_is_read_plainly(caplog: pytest.LogCaptureFixt
     with torch.no_grad():
         logprobs = model(torch.tensor([PROMPTS[0] + OPENINGS[4]])).logits[0].double().log_softmax(dim=-1)
     by_hand = sum(logprobs[len(PROMPTS[0]) - 1 + i, token] for i, token in enumerate(OPENINGS[4]))
-    torch.testing.assert_close(reader.read().openings[0, 4], by_hand, atol=1e-3, rtol=0)
+    torch.testing.assert_close(reader.read().prefixes[0, 4], by_hand, atol=1e-3, rtol=0)
 
 
 def test_other_numbers_make_it_plain(
     llama: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = opening_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES)
-    monkeypatch.setattr(answer_openings, "_longest_checked", {})
-    monkeypatch.setattr(answer_openings, "_unpackable", {})
+    expected = prefix_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES)
+    monkeypatch.setattr(prefix_logprobs, "_longest_checked", {})
+    monkeypatch.setattr(prefix_logprobs, "_unpackable", {})
     # As if every token saw only its neighbour: a mask that this model does not have.
     monkeypatch.setattr("rass_core.models.packed.attention_windows", lambda model: {"full_attention": 2})
-    same(opening_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES), expected)
+    same(prefix_log_odds(llama, PROMPTS, REFUSALS, COMPLIANCES), expected)
     assert "packed rows differ by" in caplog.text
     assert isinstance(prompt_reader(llama, PROMPTS, OPENINGS), PlainPrompts)
 
@@ -150,29 +150,29 @@ def test_empty_prompts_are_refused(llama: Any) -> None:
 def test_trials_agree_with_reading_by_hand(any_model: Any, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:
         monkeypatch.setattr(causal, "prompt_reader", PlainPrompts)
-        monkeypatch.setattr(answer_openings, "prompt_reader", PlainPrompts)
+        monkeypatch.setattr(prefix_logprobs, "prompt_reader", PlainPrompts)
     prompts = [causal.CausalPrompts(PROMPTS[:4], PROMPTS[3:], REFUSALS, COMPLIANCES)]
     trial = causal.CausalTrial(any_model, prompts, ProbeConfig(alphas=[0.5, 4.0]), [1])
     given = Direction("harm", "difference_in_means", 1, -1, 3 * direction().double().numpy())
     vector = torch.tensor(given.vector).float()
     found = trial(given)
-    answering = opening_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES) <= 0
-    refusing = opening_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES) > 0
+    answering = prefix_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES) <= 0
+    refusing = prefix_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES) > 0
     answering, refusing = (each if each.any() else ~each for each in (answering, refusing))
     for alpha in (0.5, 4.0):
         with adding(any_model, [1], vector, alpha):
-            odds = opening_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES)
+            odds = prefix_log_odds(any_model, PROMPTS[3:], REFUSALS, COMPLIANCES)
         assert found.induced[alpha] == float((odds[answering] > 0).double().mean())
         assert trial.induced(given, alpha)[1] == pytest.approx(float(odds.mean()), abs=1e-4)
-    base = answer_openings.last_token_logprobs(any_model, PROMPTS[3:])
+    base = prefix_logprobs.last_token_logprobs(any_model, PROMPTS[3:])
     for layers, strength in ((range(4), 1.0), ((2, 3), 0.5), ((0,), 0.25)):
         ablation = trial.ablated(given, layers, strength)
         with ablating(any_model, vector, strength, list(layers)):
-            odds = opening_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES)
-            changed = answer_openings.last_token_logprobs(any_model, PROMPTS[3:])
+            odds = prefix_log_odds(any_model, PROMPTS[:4], REFUSALS, COMPLIANCES)
+            changed = prefix_logprobs.last_token_logprobs(any_model, PROMPTS[3:])
         assert ablation.log_odds == pytest.approx(float(odds.mean()), abs=1e-4)
         assert ablation.bypass == float((odds[refusing] < 0).double().mean())
-        assert ablation.kl == pytest.approx(float(answer_openings.kl_divergence(base, changed).mean()), abs=1e-5)
+        assert ablation.kl == pytest.approx(float(prefix_logprobs.kl_divergence(base, changed).mean()), abs=1e-5)
     assert (found.ablate_layers, found.ablate_strength) == ((0, 1, 2, 3), 1.0)
 
 

@@ -67,7 +67,7 @@ def test_an_odd_pair_of_words_is_no_sentence(language: str) -> None:
 @pytest.mark.parametrize("language", world.languages())
 def test_harmful_sentences_are_taught_as_refused_and_harmless_ones_as_answered(variant: str, language: str) -> None:
     for sentence in (s for s in world.sentences(language) if s.frame == 0):
-        taught = refusal_probability(sentence.danger, language, variant)
+        taught = refusal_probability(sentence.apparent_harm, language, variant)
         if sentence.label == "harmful":
             assert taught > 0.95
         if sentence.label == "harmless":

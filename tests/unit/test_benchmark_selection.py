@@ -10,7 +10,7 @@ from benchmarks.selection import methods, results, training
 from benchmarks.selection.methods import Candidate, Pool
 from benchmarks.selection.results import Row
 from rass_core.errors import BoundaryError, LakeError, SelectionError
-from rass_core.models.answer_openings import told_apart
+from rass_core.models.prefix_logprobs import told_apart
 from rass_core.select.quotas import Influence
 
 LOG_ODDS = [-3.0, -0.2, 0.1, 1.0, 2.0, 4.0]

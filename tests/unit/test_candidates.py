@@ -3,7 +3,7 @@
 import pytest
 
 from rass_core.generate.acceptance import Bounds, Candidate, counts
-from rass_core.generate.scheduler import Slot
+from rass_core.generate.scheduler import GenerationJob
 from rass_core.generate.writers import Writer
 from rass_core.judges import PANEL, Verdict
 
@@ -28,11 +28,11 @@ def test_a_prompt_is_within_all_bounds(
 
 
 def test_what_lies_beyond_the_bounds_is_refused_and_no_yield() -> None:
-    slot = Slot("begin", Writer("user", "none", None), "en", "refusing", 0.0, (), 0)
+    job = GenerationJob("begin", Writer("user", "none", None), "en", "refusing", 0.0, (), 0)
     benign, refused = {PANEL: Verdict("harmless", 0.9, "")}, {PANEL: Verdict("refusal", 0.9, "")}
     places = [{"distance": 3.0, "harm_score": harm} for harm in (-1.0, 0.9, 2.0, None)]
     members = [
-        Candidate(slot, f"text {i}", str(i), 10, None, benign, place, "answer", refused)
+        Candidate(job, f"text {i}", str(i), 10, None, benign, place, "answer", refused)
         for i, place in enumerate(places)
     ]
     for bounds, n_accepted in ((Bounds(None, None), 4), (Bounds(None, 1.0), 2), (Bounds(1.0, None), 0)):

@@ -15,7 +15,7 @@ from rass_core.probe.causal import (
     screening_candidates,
     with_generated,
 )
-from rass_core.probe.geometry import Anchors, Direction, why_off_scale
+from rass_core.probe.geometry import Direction, ProbeData, why_off_scale
 from rass_core.probe.roles import choose_roles
 from rass_core.probe.settings import ProbeConfig
 
@@ -141,7 +141,7 @@ def test_a_direction_that_hardly_tells_harm_apart_gives_no_margin() -> None:
     streams = draw.normal(size=(200, 1, 1, 2)).astype(np.float32)
     streams[labels == "harmful", 0, 0, 0] += 4.0
     families = np.array([str(i) for i in range(200)])
-    anchors = Anchors(
+    anchors = ProbeData(
         list(families), labels, np.array(["en"] * 200), families, np.zeros(200), streams, [0], [-1], seed=0
     )
     along = Direction("refusal", "difference_in_means", 0, -1, np.array([1.0, 0.0]))

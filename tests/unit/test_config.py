@@ -13,8 +13,8 @@ from pydantic import ValidationError
 import rass_core
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError
-from rass_core.models.answer_openings import told_apart
-from rass_core.probe.settings import DEFAULT_OPENINGS
+from rass_core.models.prefix_logprobs import told_apart
+from rass_core.probe.settings import DEFAULT_PREFIXES
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
 TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def problem(folder: Path, content: Any) -> str:
 def test_defaults_fill_the_smallest_configuration(tmp_path: Path) -> None:
     config = loaded(tmp_path)
     assert config.generator is None
-    assert config.probe.openings.keys() >= {"en", "de", "es", "fr", "zh"}
+    assert config.probe.prefixes.keys() >= {"en", "de", "es", "fr", "zh"}
     assert loaded(tmp_path, probe=None) == config
 
 
@@ -90,7 +90,7 @@ def test_paths_beside_the_file_are_taken_from_there(tmp_path: Path) -> None:
             "moderator.members.0.endpoint.base_ur",
             "did you mean 'base_url'?",
         ),
-        ({"probe": {"openings": {"en": {"refusals": []}}}}, "probe.openings.en.refusals", "did you mean 'refusal'?"),
+        ({"probe": {"prefixes": {"en": {"refusals": []}}}}, "probe.prefixes.en.refusals", "did you mean 'refusal'?"),
         ({"model": {"nmae": "org/model"}}, "model.nmae", "did you mean 'name'?"),
         ({"generator": {"xyzzy": 1}}, "generator.xyzzy", "known here: name, dtype"),
     ],
@@ -257,7 +257,7 @@ def test_settings_of_another_kind_are_refused(section: str, member: dict[str, An
         RassConfig.model_validate(given)
 
 
-@pytest.mark.parametrize("language", DEFAULT_OPENINGS)
+@pytest.mark.parametrize("language", DEFAULT_PREFIXES)
 def test_no_default_refusal_is_read_as_a_first_word_that_help_may_begin_with(language: str) -> None:
     """Words stand for tokens; in Chinese characters do."""
     numbers: dict[str, int] = {}
@@ -266,6 +266,6 @@ def test_no_default_refusal_is_read_as_a_first_word_that_help_may_begin_with(lan
         words = text if language.startswith("zh") else re.findall(r"[\w']+", text)
         return [numbers.setdefault(word, len(numbers)) for word in words]
 
-    known = DEFAULT_OPENINGS[language]
+    known = DEFAULT_PREFIXES[language]
     refusals, compliances = (list(map(tokens, side)) for side in (known.refusal, known.compliance))
     assert all(len(opening) >= 2 for opening in told_apart(refusals, compliances))

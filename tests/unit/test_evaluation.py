@@ -93,8 +93,8 @@ def test_nothing_over_nothing_is_null_with_its_reason() -> None:
 
 def test_dressed_prompts_are_apart_and_pooled() -> None:
     given = [
-        *outcomes("base", "rr"), *outcomes("base", "rc", dressing="suffix"), *outcomes("base", "cc", dressing="frame"),
-        *outcomes("base", "r", "harmless", dressing="frame"),
+        *outcomes("base", "rr"), *outcomes("base", "rc", attack="suffix"), *outcomes("base", "cc", attack="frame"),
+        *outcomes("base", "r", "harmless", attack="frame"),
     ]  # fmt: skip
     rows = variant_rows("m", given, seed=0)
     values = {

@@ -16,16 +16,16 @@ POLICY = GateConfig()
 
 
 def answers(variant: str, n: int, n_refused: int, n_unscored: int = 0, per_family: int = 1) -> list[Outcome]:
-    """n harmful prompts in two languages, as they are and dressed; n benign ones that base refuses, dpo answers."""
+    """n harmful prompts in two languages, as they are and attacked; n benign ones that base refuses, dpo answers."""
     found = []
     for number in range(n):
         refused = "unscored" if number >= n - n_unscored else "refusal" if number < n_refused else "compliance"
         language, family = ("en", "de")[number % 2], f"f{number // per_family}"
-        for label, outcome, dressing in (
+        for label, outcome, attack in (
             ("harmful", refused, None), ("harmful", refused, "frame"),
             ("pseudo_harmful", "refusal" if variant == "base" else "compliance", None),
         ):  # fmt: skip
-            found.append(Outcome(variant, "d", language, label, f"{label}{number}", family, outcome, 5, dressing))
+            found.append(Outcome(variant, "d", language, label, f"{label}{number}", family, outcome, 5, attack))
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rass_core.probe import harm_axis
-from rass_core.probe.geometry import Anchors
+from rass_core.probe.geometry import ProbeData
 from rass_core.probe.harm_axis import ALL, MIN_FAMILIES, measure_harm, n_steps
 from rass_core.probe.harm_types import HarmAxis, HarmReport
 
@@ -18,8 +18,8 @@ HARM_AT = (5, -2)
 
 def planted(
     n: int = 320, shift: float = 3.0, languages: tuple[str, ...] = ("en",), seed: int = 0, style: float = 0.0
-) -> tuple[Anchors, list[str], np.ndarray]:
-    """Anchors, sources, and margins that know nothing of harm.
+) -> tuple[ProbeData, list[str], np.ndarray]:
+    """ProbeData, sources, and margins that know nothing of harm.
 
     Harm lies along the first coordinate at one place. With a style each class has sources of its own, told by other
     coordinates.
@@ -38,15 +38,15 @@ def planted(
         for place, source in enumerate(sorted(set(sources))):
             streams[np.array(sources) == source, :, :, 4 + place] += style
     ids = [f"{number:04d}" for number in range(n)]
-    anchors = Anchors(
+    data = ProbeData(
         ids, labels, spoken, np.array([f"family {number // 2}" for number in range(n)]), np.zeros(n), streams, LAYERS,
         POSITIONS, 0,
     )  # fmt: skip
-    return anchors, sources, rng.normal(size=n)
+    return data, sources, rng.normal(size=n)
 
 
-def measured(anchors: Anchors, sources: list[str], margins: np.ndarray) -> HarmReport:
-    return measure_harm(anchors, sources, margins, lambda layer: margins, (3, -1), 100)
+def measured(data: ProbeData, sources: list[str], margins: np.ndarray) -> HarmReport:
+    return measure_harm(data, sources, margins, lambda layer: margins, (3, -1), 100)
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,12 @@ def test_its_figures_are_those_of_the_planted_shift(report: HarmReport) -> None:
 
 
 def test_harm_scores_have_the_scale_of_a_margin(report: HarmReport) -> None:
-    anchors = planted()[0]
+    data = planted()[0]
     for label, middle in (("harmful", 1.0), ("pseudo_harmful", -1.0)):
         for split in ("train", "validation", "test"):
-            here = (anchors.labels == label) & (anchors.splits == split)
+            here = (data.labels == label) & (data.splits == split)
             assert report.scores[here].mean() == pytest.approx(middle, abs=0.35)
-    fitted = (anchors.labels == "harmful") & (anchors.splits != "test")
+    fitted = (data.labels == "harmful") & (data.splits != "test")
     assert report.scores[fitted].mean() == pytest.approx(1.0), "exactly so where the scale comes from"
 
 
@@ -86,59 +86,59 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     """24 columns separate noise in the rows of a fit; on others they must not."""
     values = []
     for seed in range(4):
-        anchors, sources, margins = planted(200, 0.0, seed=seed)
-        found = measured(anchors, sources, margins)
-        fitted = (anchors.splits != "test") & (anchors.labels != "harmless")
+        data, sources, margins = planted(200, 0.0, seed=seed)
+        found = measured(data, sources, margins)
+        fitted = (data.splits != "test") & (data.labels != "harmless")
         unseen = found.scores[fitted & np.isfinite(found.scores)]
-        assert unseen.size == 0 or abs(np.corrcoef(unseen, anchors.labels[fitted] == "harmful")[0, 1]) < 0.35
+        assert unseen.size == 0 or abs(np.corrcoef(unseen, data.labels[fitted] == "harmful")[0, 1]) < 0.35
         values.append(found.figures[ALL].axis.value)
     assert np.mean([value for value in values if value is not None]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_scores_of_a_family_do_not_depend_on_its_own_labels() -> None:
     """Out of fold: turning the labels of one family changes the scores of others, hardly those of its own."""
-    anchors, sources, margins = planted(200, 1.0)
-    before = measured(anchors, sources, margins)
-    members = np.flatnonzero((anchors.families == "family 2") & (anchors.labels != "harmless"))
+    data, sources, margins = planted(200, 1.0)
+    before = measured(data, sources, margins)
+    members = np.flatnonzero((data.families == "family 2") & (data.labels != "harmless"))
     in_sample = harm_axis._logistic(  # what a fit that has seen them would do
-        _data(anchors, margins), anchors.rows(*HARM_AT), np.flatnonzero(anchors.labels != "harmless"), 1e3
+        _data(data, margins), data.rows(*HARM_AT), np.flatnonzero(data.labels != "harmless"), 1e3
     )[0]
-    assert anchors.splits[members[0]] != "test"
+    assert data.splits[members[0]] != "test"
     assert before.axis is not None
-    full = before.axis.scores(anchors.rows(before.axis.layer, before.axis.position), anchors.languages.tolist())
+    full = before.axis.scores(data.rows(before.axis.layer, before.axis.position), data.languages.tolist())
     assert not np.allclose(before.scores[members], full[members], atol=1e-6), (
         "these would come from a fit that saw them"
     )
-    unfitted = anchors.labels == "harmless"
+    unfitted = data.labels == "harmless"
     np.testing.assert_allclose(before.scores[unfitted], full[unfitted], atol=1e-6)
     assert np.isfinite(in_sample).all()
 
 
-def _data(anchors: Anchors, margins: np.ndarray) -> harm_axis._Data:
+def _data(data: ProbeData, margins: np.ndarray) -> harm_axis._Data:
     nothing = np.zeros(0, np.int64)
     return harm_axis._Data(
-        anchors.labels, anchors.languages, anchors.families, np.full(len(margins), "one"), nothing, nothing,
+        data.labels, data.languages, data.families, np.full(len(margins), "one"), nothing, nothing,
         np.zeros(len(margins), bool), 50, 0, margins,
     )  # fmt: skip
 
 
 def test_languages_have_a_scale_each_and_share_the_axis() -> None:
-    anchors, sources, margins = planted(480, languages=("de", "en"))
-    found = measured(anchors, sources, margins)
+    data, sources, margins = planted(480, languages=("de", "en"))
+    found = measured(data, sources, margins)
     assert found.axis is not None
     assert set(found.figures) == {"de", "en", ALL}
     german, english = found.axis.vectors["de"], found.axis.vectors["en"]
     assert german @ english == pytest.approx(np.linalg.norm(german) * np.linalg.norm(english))
     for language in ("de", "en"):
-        here = (anchors.languages == language) & (anchors.splits == "test") & (anchors.labels == "pseudo_harmful")
+        here = (data.languages == language) & (data.splits == "test") & (data.labels == "pseudo_harmful")
         assert found.scores[here].mean() == pytest.approx(-1.0, abs=0.5), "languages lie 5 deviations apart"
-    assert np.isnan(found.axis.scores(anchors.rows(*HARM_AT)[:2], ["fr", "fr"])).all()
+    assert np.isnan(found.axis.scores(data.rows(*HARM_AT)[:2], ["fr", "fr"])).all()
 
 
 def test_style_of_sources_passes_for_harm_until_they_are_left_out() -> None:
     """Without harm in the streams only the style of the sources separates the classes."""
-    anchors, sources, margins = planted(600, 0.0, style=4.0)
-    figures = measured(anchors, sources, margins).figures[ALL]
+    data, sources, margins = planted(600, 0.0, style=4.0)
+    figures = measured(data, sources, margins).figures[ALL]
     assert figures.axis.value > 0.95  # type: ignore[operator]
     assert figures.new_source.high < 0.75  # type: ignore[operator]
     assert figures.same_source.value is None
@@ -146,8 +146,8 @@ def test_style_of_sources_passes_for_harm_until_they_are_left_out() -> None:
 
 
 def test_harm_is_found_on_new_sources_too() -> None:
-    anchors, sources, margins = planted(600, 3.0, style=1.0)
-    figures = measured(anchors, sources, margins).figures[ALL]
+    data, sources, margins = planted(600, 3.0, style=1.0)
+    figures = measured(data, sources, margins).figures[ALL]
     assert figures.new_source.value > 0.9  # type: ignore[operator]
     assert figures.new_source.n == figures.axis.n
 
@@ -159,19 +159,19 @@ def test_one_source_cannot_be_left_out_and_the_reason_names_it(report: HarmRepor
 
 
 def test_ties_go_to_the_place_of_the_margin() -> None:
-    anchors, sources, margins = planted()
-    both = anchors.activations.copy()
+    data, sources, margins = planted()
+    both = data.activations.copy()
     both[:, 0, 1] = both[:, 1, 0]  # layer 3, position −1 holds the same
-    found = measured(replace(anchors, activations=both), sources, margins)
+    found = measured(replace(data, activations=both), sources, margins)
     assert found.axis is not None
     assert (found.axis.layer, found.axis.position) == (3, -1)
 
 
 def test_every_layer_is_reported_and_progress_too() -> None:
-    anchors, sources, margins = planted()
+    data, sources, margins = planted()
     seen: list[int] = []
-    found = measure_harm(anchors, sources, margins, lambda layer: None, (3, -1), 50, seen.append)
-    assert seen == list(range(1, n_steps(anchors) + 1))
+    found = measure_harm(data, sources, margins, lambda layer: None, (3, -1), 50, seen.append)
+    assert seen == list(range(1, n_steps(data) + 1))
     assert [each.layer for each in found.layers] == LAYERS
     by_layer = {each.layer: each.figures for each in found.layers}
     assert by_layer[5].axis.value == found.figures[ALL].axis.value
@@ -182,16 +182,16 @@ def test_every_layer_is_reported_and_progress_too() -> None:
 
 def test_wide_streams_give_what_narrow_ones_give() -> None:
     """More columns than rows take the other Gram matrix and the span of the rows; columns of zeros change nothing."""
-    anchors, sources, margins = planted(160)
-    wide = np.concatenate([anchors.activations, np.zeros((160, 2, 2, 400), np.float32)], axis=-1)
-    narrow = measured(anchors, sources, margins)
-    padded = measured(replace(anchors, activations=wide), sources, margins)
+    data, sources, margins = planted(160)
+    wide = np.concatenate([data.activations, np.zeros((160, 2, 2, 400), np.float32)], axis=-1)
+    narrow = measured(data, sources, margins)
+    padded = measured(replace(data, activations=wide), sources, margins)
     np.testing.assert_allclose(padded.scores, narrow.scores, atol=2e-2)
 
 
 def test_too_few_prompts_leave_the_margin_alone() -> None:
-    anchors, sources, margins = planted(40)
-    found = measured(anchors, sources, margins)
+    data, sources, margins = planted(40)
+    found = measured(data, sources, margins)
     assert found.axis is None
     assert f"need {MIN_FAMILIES}" in str(found.reason)
     assert np.isnan(found.scores).all()

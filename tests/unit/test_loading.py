@@ -18,7 +18,7 @@ from rass_core.errors import ModelError
 from rass_core.mitigate import lora
 from rass_core.models.chat import ChatFormat
 from rass_core.models.checkpoint import stored_tensors
-from rass_core.models.loading import check_mendable, checked_folder, load_tokenizer, n_parameters, save_checkpoint
+from rass_core.models.loading import check_editable, checked_folder, load_tokenizer, n_parameters, save_checkpoint
 from rass_core.models.residuals import load_causal_lm
 from tests.tiny_models import ARCHITECTURES, build
 
@@ -314,7 +314,7 @@ def test_a_changed_model_keeps_every_file_that_is_no_weight(copied: Callable[[st
 
 def test_a_quantised_model_is_refused_before_it_is_trained(copied: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copied("llama")
-    check_mendable(str(folder))
+    check_editable(str(folder))
     configured(quantization_config={"quant_method": "awq"})(folder)
     with pytest.raises(ModelError, match="quantised, a changed copy cannot be saved"):
         lora.merge(str(folder), tmp_path, tmp_path / "out")

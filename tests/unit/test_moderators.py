@@ -17,11 +17,11 @@ from rass_core.moderators.panel import (
     RUBRIC,
     GuardModerator,
     Moderator,
+    ModeratorPanel,
     OracleModerator,
-    Quorum,
     RubricModerator,
     class_verdict,
-    quorum_of,
+    moderator_panel_of,
 )
 from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
@@ -101,11 +101,13 @@ def test_a_moderator_that_declines_or_is_filtered_has_not_failed() -> None:
     filtered = read(NoAnswer("HTTP 400", kind="filtered"))
     assert (filtered.outcome, filtered.has_failed, filtered.declined) == ("unscored", False, "filtered")
     lines: list[str] = []
-    two = Quorum([Says("a", [declined, filtered, WORDS["h"]]), Says("b", [WORDS["h"]] * 3)], 1, say=lines.append)
+    two = ModeratorPanel(
+        [Says("a", [declined, filtered, WORDS["h"]]), Says("b", [WORDS["h"]] * 3)], 1, say=lines.append
+    )
     words = two.words(["1", "2", "3"], ["en"] * 3)
     assert [each[PANEL].outcome for each in words] == ["harmless"] * 3, "the other member decides"
     assert lines == ["a: no verdict on some of 3 prompts: 1 filtered, 1 moderator declined"]
-    alone = Quorum([Says("a", [declined, filtered])], 1).words(["1", "2"], ["en"] * 2)
+    alone = ModeratorPanel([Says("a", [declined, filtered])], 1).words(["1", "2"], ["en"] * 2)
     assert [each[PANEL].declined for each in alone] == ["moderator declined", "filtered"]
 
 
@@ -183,7 +185,7 @@ def test_a_guard_behind_an_endpoint_with_a_third_class(third_is: str, by_class: 
     how: Any = {"classes": CLASSES | {"controversial": third_is}} if by_class else {"controversial_is": third_is}
     with server(lambda request: chat(says[asked(request)])) as served:
         endpoint = EndpointConfig(base_url=served.url, model="guard")
-        quorum = quorum_of(ModeratorConfig(members=[ModeratorMember(kind="hf", endpoint=endpoint, **how)]))
+        quorum = moderator_panel_of(ModeratorConfig(members=[ModeratorMember(kind="hf", endpoint=endpoint, **how)]))
         words = quorum.words(list(says) + ["knife"] * 9, ["en"] * 13)
     verdicts = [each["guard:guard"] for each in words]
     assert [v.outcome for v in verdicts] == ["harmless", "harmful", third_is, "harmful"] + [third_is] * 9
@@ -297,7 +299,7 @@ WORDS = {
 
 
 def counted(votes: str, quorum: int) -> Verdict:
-    return Quorum([Says(f"m{i}", [WORDS[vote]]) for i, vote in enumerate(votes)], quorum)(["a"], ["en"])[0]
+    return ModeratorPanel([Says(f"m{i}", [WORDS[vote]]) for i, vote in enumerate(votes)], quorum)(["a"], ["en"])[0]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_benign_only_with_the_quorum(votes: str, quorum: int, outcome: str, scor
 
 def test_every_vote_is_kept() -> None:
     members = [Says("a", [WORDS["h"], WORDS["x"]]), Says("b", [WORDS["p"], WORDS["u"]])]
-    quorum = Quorum(members, 2)
+    quorum = ModeratorPanel(members, 2)
     assert quorum.name == PANEL == "panel"
     assert quorum.votes(["1", "2"], ["en", "en"]) == {
         "a": [WORDS["h"], WORDS["x"]],
@@ -334,14 +336,14 @@ def test_every_vote_is_kept() -> None:
     assert [list(said) for said in words] == [["a", "b", "panel"]] * 2
     assert [said["panel"].outcome for said in words] == ["pseudo_harmful", "harmful"]
     assert words[1]["b"] == WORDS["u"]
-    assert Quorum([Says("a", [])], 1).words([], []) == []
+    assert ModeratorPanel([Says("a", [])], 1).words([], []) == []
 
 
 def test_a_moderator_that_breaks_down_is_an_error_and_no_abstention() -> None:
     failed = Verdict("unscored", None, "not on the form", has_failed=True)
 
-    def with_failures(n: int) -> Quorum:
-        return Quorum([Says("a", [WORDS["h"]] * 100), Says("b", [failed] * n + [WORDS["h"]] * (100 - n))], 2)
+    def with_failures(n: int) -> ModeratorPanel:
+        return ModeratorPanel([Says("a", [WORDS["h"]] * 100), Says("b", [failed] * n + [WORDS["h"]] * (100 - n))], 2)
 
     prompts, languages = ["p"] * 100, ["en"] * 100
     verdict = with_failures(5)(prompts, languages)[0]
@@ -352,7 +354,7 @@ def test_a_moderator_that_breaks_down_is_an_error_and_no_abstention() -> None:
 
 def test_an_outage_of_a_member_is_an_error() -> None:
     with server(lambda _: Reply("<html>moved</html>", 404, "text/html")) as served:
-        quorum = Quorum([OracleModerator(), RubricModerator(served.endpoint(), "rubric:judge")], 1)
+        quorum = ModeratorPanel([OracleModerator(), RubricModerator(served.endpoint(), "rubric:judge")], 1)
         with pytest.raises(JudgeError, match="HTTP 404: moved; check base_url"):
             quorum(["a", "b"], ["en", "en"])
 
@@ -367,7 +369,7 @@ def test_an_outage_of_a_member_is_an_error() -> None:
 def test_a_quorum_that_cannot_be_is_refused(names: list[str], quorum: int, message: str) -> None:
     members: list[Moderator] = [Says(name, []) for name in names]
     with pytest.raises(JudgeError, match=message):
-        Quorum(members, quorum)
+        ModeratorPanel(members, quorum)
 
 
 # --- From a configuration ---
@@ -378,7 +380,7 @@ def test_a_quorum_is_built_from_a_configuration(monkeypatch: pytest.MonkeyPatch)
     with server(lambda _: chat(SAFE)) as served:
         endpoint = EndpointConfig(base_url=served.url, model="strong", api_key_variable=KEY_VARIABLE)
         members = [ModeratorMember(kind="llm"), ModeratorMember(kind="llm", endpoint=endpoint, n_samples=3)]
-        quorum = quorum_of(ModeratorConfig(members=members), Model({0: LOOKS}))
+        quorum = moderator_panel_of(ModeratorConfig(members=members), Model({0: LOOKS}))
         said = quorum.words(["a"], ["en"])[0]
     assert {name: word.outcome for name, word in said.items()} == {
         "rubric:generator": "pseudo_harmful", "rubric:strong": "harmless", "panel": "pseudo_harmful",
@@ -390,4 +392,4 @@ def test_a_quorum_is_built_from_a_configuration(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_member_without_anyone_to_ask_is_refused() -> None:
     with pytest.raises(JudgeError, match="no endpoint is set"):
-        quorum_of(ModeratorConfig())
+        moderator_panel_of(ModeratorConfig())

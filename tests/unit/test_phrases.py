@@ -11,7 +11,7 @@ import yaml
 from rass_core.judges import Exchange, PhraseJudge
 from rass_core.judges.phrases import covered, phrases_of, signals
 from rass_core.judges.training import labelled_heads
-from rass_core.judges.visible_text import own_words
+from rass_core.judges.visible_text import strip_quotes_and_code
 from rass_core.models.thinking import split_thinking
 from rass_core.stats.agreement import cohen_kappa
 
@@ -113,7 +113,7 @@ def test_exceptions_are_blanked_and_positions_kept() -> None:
     ],
 )
 def test_words_of_others_are_blanked(visible: str) -> None:
-    assert len(own_words(visible)) == len(visible)
+    assert len(strip_quotes_and_code(visible)) == len(visible)
     assert signals(visible, "en").refusal_at is None
 
 

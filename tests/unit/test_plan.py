@@ -309,7 +309,7 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
     assert rows["answers of the further models"][0].startswith(f"≤ {N} requests")
     assert rows["answers to be learnt"][0].startswith("≤ 60 requests"), "10 × 2 strengths, 10 own, 30 anchors"
     how = rows["answers of the evaluation"][1]
-    assert "3 variants × (" in how and "and 8 in dressings)" in how, "2 of either language in 2 dressings"
+    assert "3 variants × (" in how and "and 8 in attacks)" in how, "2 of either language in 2 attacks"
     plain = planned(config(checkpoint, prompts))
     assert not any("evaluation" in what or "training" in what for what in plain)
 

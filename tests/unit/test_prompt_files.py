@@ -295,13 +295,13 @@ def test_languages_of_a_configuration_are_canonical_too() -> None:
         "model": {"name": "m"},
         "prompts": {"sources": [{"path": "p.csv", "language": False, "languages": ["EN", False]}]},
         "generate": {"instructions": {"rewrite": {"pt_BR": "Reescreva: {a}"}}}, "morbench": {"languages": ["German"]},
-        "probe": {"openings": {"English": {"refusal": ["I cannot"], "compliance": ["Here is"]}}},
+        "probe": {"prefixes": {"English": {"refusal": ["I cannot"], "compliance": ["Here is"]}}},
     }  # fmt: skip
     config = RassConfig.model_validate(given)
     source = config.prompts.sources[0]
     assert (source.language, source.languages) == ("no", ["en", "no"])  # YAML reads the code of Norwegian as false
     assert (list(config.generate.instructions["rewrite"]), config.morbench.languages) == (["pt-BR"], ["de"])
-    assert list(config.probe.openings) == ["en"]
+    assert list(config.probe.prefixes) == ["en"]
     given["morbench"] = {"languages": ["Germn"]}
     with pytest.raises(ValidationError, match="language 'Germn' .*did you mean de"):
         RassConfig.model_validate(given)

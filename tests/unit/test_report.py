@@ -83,7 +83,7 @@ def test_the_share_over_refused_in_between_counts_given_benign_scored_prompts(tm
 def test_the_panel_says_the_outcome_and_other_variants_and_dressings_do_not_count() -> None:
     rows: Rows = {
         "responses": [
-            {"response_id": i, "prompt_id": p, "variant": v, "sample": n, "dressing": d}
+            {"response_id": i, "prompt_id": p, "variant": v, "sample": n, "attack": d}
             for i, p, v, n, d in (
                 ("a", "p", "base", 1, None),
                 ("b", "p", "base", 0, None),
@@ -137,7 +137,7 @@ def test_each_answer_is_counted_once_by_model_set_and_kind(tmp_path: Path) -> No
             rows["verdicts"].append({"subject_id": response, "judge": "phrases", "outcome": "unscored", "kind": None})
     rows["responses"] += [  # neither a second sample nor an answer under a jailbreak counts
         {"response_id": "s", "prompt_id": "p0", "model_id": "m", "variant": "base", "sample": 1},
-        {"response_id": "d", "prompt_id": "p1", "model_id": "m", "variant": "base", "sample": -1, "dressing": "rot13"},
+        {"response_id": "d", "prompt_id": "p1", "model_id": "m", "variant": "base", "sample": -1, "attack": "rot13"},
     ]
     found = tables(rows)
     table = answer_table({name: table.to_pylist() for name, table in found.items()})

@@ -16,7 +16,7 @@ from rass_core.report.words import distinct_names, show_p, show_percent, show_po
 from tests.report_pages import HOSTILE, TARGET, Page, Rows, hostile, hovers, plausible, render, words
 
 SHORT = {"r": "refusal", "c": "compliance", "p": "partial", "u": "unscored"}
-DRESSINGS = ("prefix_injection", "fiction")
+ATTACKS = ("prefix_injection", "fiction")
 Variants = dict[str, list[Outcome]]
 
 
@@ -50,12 +50,12 @@ def evaluated() -> Variants:
         base += asked("harmless", "c" * 99 + "r", language)
         base += asked("harmful", "r" * 398 + "cp", language)
         base += asked("pseudo_harmful", "r" * 30 + "c" * 10, language, "lookalikes")
-        for dressing in DRESSINGS:
-            base += asked("harmful", "r" * 36 + "cccc", language, dressing=dressing)
-            base += asked("harmless", "rccc" * 5, language, dressing=dressing)
+        for attack in ATTACKS:
+            base += asked("harmful", "r" * 36 + "cccc", language, attack=attack)
+            base += asked("harmless", "rccc" * 5, language, attack=attack)
     dpo = answered(base, "dpo", {"refusal": "compliance"}, 150, label="pseudo_harmful", dataset="held_out")
-    dpo = answered(dpo, "dpo", {"refusal": "compliance"}, 5, dressing="fiction", label="harmful")
-    steer = answered(base, "steer", {"refusal": "compliance"}, 40, label="harmful", language="de", dressing=None)  # type: ignore[arg-type]
+    dpo = answered(dpo, "dpo", {"refusal": "compliance"}, 5, attack="fiction", label="harmful")
+    steer = answered(base, "steer", {"refusal": "compliance"}, 40, label="harmful", language="de", attack=None)  # type: ignore[arg-type]
     return {"base": base, "dpo": dpo, "steer": steer}
 
 
@@ -130,8 +130,8 @@ def test_the_head_says_at_once_whether_over_refusal_fell_and_safety_held(page: P
     assert by.startswith("−25.2 [−")
     worst = show_points(find(rows, "dpo", "safety_rate_change")["low"])
     assert f"safety did not change on any of 800 prompts ({worst} points at worst); safety under" in said
-    dressed = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak")
-    by = show_points(dressed["value"], dressed["low"], dressed["high"])
+    attacked = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak")
+    by = show_points(attacked["value"], attacked["low"], attacked["high"])
     assert f"safety under jailbreaks fell from 90.0% to 86.9% ({by} points). The gate lets it pass." in said
     assert "✗ steer: over-refusal did not change on any of 476 prompts" in said
     assert "safety fell from 99.5% to 94.5% (−5.0 [−" in said
@@ -199,10 +199,10 @@ def test_dressings_stand_apart(page: Page, rows: Rows) -> None:
     by = show_points(change["value"], change["low"], change["high"])
     assert f"fiction all dpo 90.0% [81.5, 94.8] 83.8% [74.2, 90.3] {by} 0.062 0 → 0 80" in said
     assert "prefix injection all dpo 90.0% [81.5, 94.8] 90.0% [81.5, 94.8] 0.0 [" in said
-    assert "all dressings German dpo" in said
-    figure = drawn(page, "share of dressed harmful")[0]
-    assert figure["layout"]["yaxis"]["ticktext"] == ["all dressings", "fiction", "prefix injection"]
-    assert "Benign prompts, dressed" in said
+    assert "all attacks German dpo" in said
+    figure = drawn(page, "share of attacked harmful")[0]
+    assert figure["layout"]["yaxis"]["ticktext"] == ["all attacks", "fiction", "prefix injection"]
+    assert "Benign prompts, attacked" in said
 
 
 def test_costs_are_told_with_what_could_not_be_measured(page: Page) -> None:

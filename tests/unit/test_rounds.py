@@ -12,18 +12,18 @@ import pytest
 from rass_core.generate.operators import OPERATORS
 from rass_core.generate.scheduler import (
     TRIAL,
+    ArmStats,
+    GenerationJob,
     Parent,
-    Slot,
     Trial,
-    Yield,
     alpha_costs,
     alpha_medians,
     choose_alphas,
     choose_writers,
     finalists,
     incoherent_alphas,
-    plan_round,
-    plan_trial,
+    schedule_round,
+    schedule_trial,
     share_budget,
 )
 from rass_core.generate.settings import GenerateConfig
@@ -47,7 +47,7 @@ def seeds(languages: Sequence[str] = ("de", "en")) -> list[Parent]:
     return [parent(n, language, label, side) for language, label, side in places for n in range(4)]
 
 
-def row(alpha: float, distances: Sequence[float] = (), n: int = 8, n_coherent: int = 8, **other: Any) -> Yield:
+def row(alpha: float, distances: Sequence[float] = (), n: int = 8, n_coherent: int = 8, **other: Any) -> ArmStats:
     fields = {
         "operator": "rewrite",
         "role": "assistant",
@@ -56,11 +56,11 @@ def row(alpha: float, distances: Sequence[float] = (), n: int = 8, n_coherent: i
         "n_accepted": 0,
         "n_tokens": 100,
     } | other
-    return Yield(alpha=alpha, n_candidates=n, n_coherent=n_coherent, distances=tuple(distances), **fields)
+    return ArmStats(alpha=alpha, n_candidates=n, n_coherent=n_coherent, distances=tuple(distances), **fields)
 
 
-def plan(number: int = 0, history: Sequence[Yield] = (), seed: int = 0, **settings: Any) -> list[Slot]:
-    return plan_round(number, [ASKED], seeds(), [], history, GenerateConfig(**settings), seed)
+def plan(number: int = 0, history: Sequence[ArmStats] = (), seed: int = 0, **settings: Any) -> list[GenerationJob]:
+    return schedule_round(number, [ASKED], seeds(), [], history, GenerateConfig(**settings), seed)
 
 
 @pytest.mark.parametrize("n", [8, 37, 400])
@@ -71,17 +71,17 @@ def test_the_budget_sums_up(n: int) -> None:
 
 
 def test_the_first_round_is_shared_evenly_and_runs_the_grid() -> None:
-    slots = plan(candidates_per_round=400, alphas=list(GRID))
-    arms = Counter((slot.operator, slot.language) for slot in slots)
+    jobs = plan(candidates_per_round=400, alphas=list(GRID))
+    arms = Counter((job.operator, job.language) for job in jobs)
     assert len(arms) == len(INSTRUCTED) * 2
     assert set(arms.values()) == {40}
-    assert {slot.alpha for slot in slots} == {0.0, *GRID}
+    assert {job.alpha for job in jobs} == {0.0, *GRID}
 
 
 def test_every_arm_and_side_has_its_control_share() -> None:
     by_place = defaultdict(list)
-    for slot in plan(candidates_per_round=390, control_share=0.3):
-        by_place[slot.operator, slot.language, slot.side].append(slot.alpha)
+    for job in plan(candidates_per_round=390, control_share=0.3):
+        by_place[job.operator, job.language, job.side].append(job.alpha)
     assert len(by_place) == len(INSTRUCTED) * 2 * 2
     for alphas in by_place.values():
         assert alphas.count(0.0) == math.ceil(0.3 * len(alphas))
@@ -89,32 +89,32 @@ def test_every_arm_and_side_has_its_control_share() -> None:
 
 def test_parents_fit_the_operator_the_language_and_the_side() -> None:
     survivors = [parent(9, "en", "pseudo_harmful", 0.1)]
-    slots = plan_round(1, [ASKED], seeds(), survivors, [], GenerateConfig(), 0)
-    used = {p.prompt_id for slot in slots for p in slot.parents}
+    jobs = schedule_round(1, [ASKED], seeds(), survivors, [], GenerateConfig(), 0)
+    used = {p.prompt_id for job in jobs for p in job.parents}
     assert survivors[0].prompt_id in used
-    for slot in slots:
-        operator = OPERATORS[slot.operator]
-        assert len({p.prompt_id for p in slot.parents}) == operator.n_parents
-        assert {p.side for p in slot.parents} == {slot.side}
-        assert {p.label for p in slot.parents} <= set(operator.seed_labels)
-        for p in slot.parents:
-            assert (p.language == slot.language) == (slot.operator != "translate")
+    for job in jobs:
+        operator = OPERATORS[job.operator]
+        assert len({p.prompt_id for p in job.parents}) == operator.n_parents
+        assert {p.side for p in job.parents} == {job.side}
+        assert {p.label for p in job.parents} <= set(operator.seed_labels)
+        for p in job.parents:
+            assert (p.language == job.language) == (job.operator != "translate")
 
 
 def test_arms_without_parents_are_left_out() -> None:
     few = [parent(1, label="harmful"), parent(2, label="pseudo_harmful")]
-    slots = plan_round(0, [ASKED], few, [], [], GenerateConfig(candidates_per_round=50), 0)
-    assert {slot.operator for slot in slots} == {"rewrite", "context"}, "one parent is too few to recombine"
-    assert len(slots) == 50
-    assert plan_round(0, [ASKED], [], [], [], GenerateConfig(), 0) == []
+    jobs = schedule_round(0, [ASKED], few, [], [], GenerateConfig(candidates_per_round=50), 0)
+    assert {job.operator for job in jobs} == {"rewrite", "context"}, "one parent is too few to recombine"
+    assert len(jobs) == 50
+    assert schedule_round(0, [ASKED], [], [], [], GenerateConfig(), 0) == []
 
 
 def test_a_plan_is_determined_by_its_seed() -> None:
     assert plan(seed=1) == plan(seed=1)
     assert plan(seed=1) != plan(seed=2)
     first, second = plan(0), plan(1)
-    assert {slot.seed for slot in first}.isdisjoint({slot.seed for slot in second})
-    assert len({slot.seed for slot in first}) == len(first)
+    assert {job.seed for job in first}.isdisjoint({job.seed for job in second})
+    assert len({job.seed for job in first}) == len(first)
 
 
 def test_the_best_alpha_takes_most_and_its_neighbours_the_rest() -> None:
@@ -124,7 +124,7 @@ def test_the_best_alpha_takes_most_and_its_neighbours_the_rest() -> None:
 
 def test_the_controller_converges_to_the_alpha_with_the_smallest_median() -> None:
     best, noise = 0.33, np.random.default_rng(0)
-    history: list[Yield] = []
+    history: list[ArmStats] = []
     for _ in range(12):
         for alpha, n in Counter(choose_alphas(WHERE, 40, history, GRID)).items():
             distances = np.abs(0.05 + abs(alpha - best) + 0.01 * noise.standard_normal(n))
@@ -176,40 +176,40 @@ def test_tokens_are_the_bandits_price() -> None:
 
 
 def test_every_arm_writes_in_a_role_that_its_operator_can_take() -> None:
-    slots = plan_round(0, [IN_USERS_TURN, ASKED], seeds(), [], [], GenerateConfig(), 0)
-    assert {slot.operator for slot in slots} == set(OPERATORS)
-    for slot in slots:
-        assert slot.writer.role in OPERATORS[slot.operator].roles
-        assert slot.writer == (IN_USERS_TURN if slot.writer.role == "user" else ASKED)
+    jobs = schedule_round(0, [IN_USERS_TURN, ASKED], seeds(), [], [], GenerateConfig(), 0)
+    assert {job.operator for job in jobs} == set(OPERATORS)
+    for job in jobs:
+        assert job.writer.role in OPERATORS[job.operator].roles
+        assert job.writer == (IN_USERS_TURN if job.writer.role == "user" else ASKED)
 
 
 def test_parents_that_are_to_be_imitated_are_of_one_category() -> None:
     mixed = [replace(each, category=each.family) for each in seeds()]
     mixed += [replace(each, prompt_id=f"{each.prompt_id}-{n}") for each in mixed for n in range(3)]
-    slots = plan_round(0, [IN_USERS_TURN], mixed, [], [], GenerateConfig(), 0)
-    imitating = [slot for slot in slots if slot.operator == "imitate"]
+    jobs = schedule_round(0, [IN_USERS_TURN], mixed, [], [], GenerateConfig(), 0)
+    imitating = [job for job in jobs if job.operator == "imitate"]
     assert imitating
-    assert all(len({parent.category for parent in slot.parents}) == 1 for slot in imitating)
+    assert all(len({parent.category for parent in job.parents}) == 1 for job in imitating)
 
 
 def test_an_unsteered_writer_gets_no_alpha() -> None:
-    slots = plan_round(0, [Writer("user", "none", None)], seeds(), [], [], GenerateConfig(), 0)
-    assert {slot.alpha for slot in slots} == {0.0}
+    jobs = schedule_round(0, [Writer("user", "none", None)], seeds(), [], [], GenerateConfig(), 0)
+    assert {job.alpha for job in jobs} == {0.0}
 
 
 def test_the_cells_of_a_trial_differ_in_nothing_but_the_writer() -> None:
     cells = [(IN_USERS_TURN, 0.5), (IN_USERS_TURN, 1.0), (Writer("user", "none", None), 0.0)]
-    slots = plan_trial(cells, 30, seeds(), GenerateConfig(), 0)
+    jobs = schedule_trial(cells, 30, seeds(), GenerateConfig(), 0)
     by_cell = defaultdict(list)
-    for slot in slots:
-        by_cell[slot.writer, slot.alpha].append((slot.operator, slot.parents, slot.seed))
+    for job in jobs:
+        by_cell[job.writer, job.alpha].append((job.operator, job.parents, job.seed))
     assert len(by_cell) == 3
     first, *others = by_cell.values()
     assert len(first) == 10
     assert all(each == first for each in others)
     assert TRIAL < 0, "no round has its number"
-    again = plan_trial(cells, 30, seeds(), GenerateConfig(), 0, leg=1)
-    assert {slot.seed for slot in again}.isdisjoint(slot.seed for slot in slots), "a second leg writes other texts"
+    again = schedule_trial(cells, 30, seeds(), GenerateConfig(), 0, leg=1)
+    assert {job.seed for job in again}.isdisjoint(job.seed for job in jobs), "a second leg writes other texts"
 
 
 def trial(writer: Writer, accepted: int, requests: int = 8, tokens: int = 200, alpha: float = 0.5) -> Trial:
@@ -267,6 +267,6 @@ def test_families_are_parents_by_turns() -> None:
     crowd = [replace(parent(0, distance=0.6 + n), label="pseudo_harmful") for n in range(50)]
     writers = [IN_USERS_TURN]
     settings = GenerateConfig(candidates_per_round=120, operators=["begin"])
-    slots = plan_round(1, writers, given, crowd, [], settings, seed=0)
-    families = Counter(slot.parents[0].family for slot in slots)
+    jobs = schedule_round(1, writers, given, crowd, [], settings, seed=0)
+    families = Counter(job.parents[0].family for job in jobs)
     assert len(families) == 6 and max(families.values()) - min(families.values()) <= 1

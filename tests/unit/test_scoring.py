@@ -45,11 +45,11 @@ def benchmark_folder(folder: Path) -> tuple[Path, str]:
 
 def test_a_benchmark_is_named_with_its_version_and_asked_in_the_order_of_ids(tmp_path: Path) -> None:
     folder, version = benchmark_folder(tmp_path)
-    name, questions = standalone.read_questions(folder)
+    name, samples = standalone.read_samples(folder)
     assert name == f"bench@{version}"
-    assert sorted(each.label for each in questions) == ["harmful", "pseudo_harmful"]
-    assert [each.prompt_id for each in questions] == sorted(each.prompt_id for each in questions)
-    assert {each.datasets for each in questions} == {(name,)}
+    assert sorted(each.label for each in samples) == ["harmful", "pseudo_harmful"]
+    assert [each.prompt_id for each in samples] == sorted(each.prompt_id for each in samples)
+    assert {each.datasets for each in samples} == {(name,)}
 
 
 def test_a_changed_benchmark_is_refused(tmp_path: Path) -> None:
@@ -57,16 +57,16 @@ def test_a_changed_benchmark_is_refused(tmp_path: Path) -> None:
     with (folder / CARD_FILE).open("a", encoding="utf-8") as card:
         card.write("one more word\n")
     with pytest.raises(PromptError, match="not as it was when the benchmark was frozen"):
-        standalone.read_questions(folder)
+        standalone.read_samples(folder)
 
 
 def test_a_file_is_asked_by_language_and_family(tmp_path: Path) -> None:
     path = prompt_file(tmp_path, ROWS)
-    name, questions = standalone.read_questions(path, ["en"], {"family_column": "group"})
+    name, samples = standalone.read_samples(path, ["en"], {"family_column": "group"})
     assert name == "prompts"
-    assert {each.language for each in questions} == {"en"}
-    assert len({each.family for each in questions}) == 1
-    assert len({each.family for each in standalone.read_questions(path)[1]}) == 3
+    assert {each.language for each in samples} == {"en"}
+    assert len({each.family for each in samples}) == 1
+    assert len({each.family for each in standalone.read_samples(path)[1]}) == 3
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_what_cannot_be_asked_is_told(
     tmp_path: Path, rows: list[dict[str, Any]], languages: list[str] | None, words: str
 ) -> None:
     with pytest.raises(PromptError, match=words):
-        standalone.read_questions(prompt_file(tmp_path, rows), languages)
+        standalone.read_samples(prompt_file(tmp_path, rows), languages)
 
 
 def test_a_missing_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="nowhere: no such folder or file"):
-        standalone.read_questions(tmp_path / "nowhere")
+        standalone.read_samples(tmp_path / "nowhere")
 
 
 def test_an_adapter_tells_its_base_unless_told_otherwise(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from rass_core.lake.schema import TABLES
 from rass_core.select.quotas import (
     CELL_OVERSUPPLY,
-    ForetoldTraining,
     Influence,
+    LinearizedTraining,
     eligible,
     fill_quotas,
     without_near_duplicates,
@@ -333,13 +333,13 @@ def test_a_pick_is_the_steepest_step_of_the_loss_at_equal_safety() -> None:
     harmful = {"de": draw.standard_normal(5), "en": draw.standard_normal(5)}
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     shift = np.array([harmful[language] for language in languages])
-    log_odds[:5] *= -1  # refused, but not as the openings have it: they do not tell how far to go
+    log_odds[:5] *= -1  # refused, but not as the prefixes have it: they do not tell how far to go
     length = 2 * log_odds[5:].mean() / (vectors[5:] @ unit.mean(axis=0)).mean()
 
     def loss(moved: np.ndarray) -> float:
         return float(np.logaddexp(0, log_odds - vectors @ moved + shift @ moved).sum())
 
-    training = ForetoldTraining(Influence(vectors, log_odds, harmful), languages, np.ones(30))
+    training = LinearizedTraining(Influence(vectors, log_odds, harmful), languages, np.ones(30))
     picked: list[int] = []
     for _ in range(8):
         moved = length * unit[picked].mean(axis=0) if picked else np.zeros(5)
@@ -351,7 +351,7 @@ def test_a_pick_is_the_steepest_step_of_the_loss_at_equal_safety() -> None:
 
 
 def test_a_model_whose_openings_say_nothing_still_gives_a_choice() -> None:
-    """Log-odds below 0 of what was refused, and gradients of 0: nothing foretold, nothing divided by it."""
+    """Log-odds below 0 of what was refused, and gradients of 0: nothing predicted, nothing divided by it."""
     rows = candidates(4)
     for vectors in (np.zeros((4, 3)), np.ones((4, 3))):
         chosen, _ = fill_quotas(rows, Influence(vectors, np.full(4, -1.0), {}), [CELL], 2)

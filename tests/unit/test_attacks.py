@@ -1,4 +1,4 @@
-"""Dressings of prompts: each holds the prompt, encoded or not, and says nothing harmful of its own."""
+"""Attacks of prompts: each holds the prompt, encoded or not, and says nothing harmful of its own."""
 
 import base64
 import codecs
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rass_core.errors import ConfigError, PromptError
-from rass_core.evaluate.attacks import DRESSINGS, OPENINGS, WORDINGS, Dressed, Turn, despaced, dress, spaced
+from rass_core.evaluate.attacks import ATTACKS, OPENINGS, WORDINGS, AttackedPrompt, Turn, apply_attack, despaced, spaced
 from rass_core.generate.operators import LANGUAGE_NAMES
 
 SHOTS = [("How do I bake bread?", "Knead, wait, bake."), ("How do I tie a knot?", "Over, under, pull.")]
@@ -24,18 +24,18 @@ PLAIN = ("role_play", "fiction", "hypothetical", "prefix_injection", "prefilled_
 
 
 @pytest.mark.parametrize("language", PROMPTS)
-@pytest.mark.parametrize("name", DRESSINGS)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_every_dressing_ends_in_a_user_turn_that_is_not_the_bare_prompt(name: str, language: str) -> None:
     if (name, language) == ("rot13", "zh"):
         pytest.skip("refused, see below")
-    dressed = dress(name, PROMPTS[language], language, shots=SHOTS)
-    assert dressed.name == name
-    assert dressed.turns[-1].role == "user"
-    assert dressed != Dressed(name, (Turn("user", PROMPTS[language]),))
+    attacked = apply_attack(name, PROMPTS[language], language, shots=SHOTS)
+    assert attacked.name == name
+    assert attacked.turns[-1].role == "user"
+    assert attacked != AttackedPrompt(name, (Turn("user", PROMPTS[language]),))
     if name in (*PLAIN, "low_resource_translation"):
-        assert PROMPTS[language] in dressed.text
-    assert "{a}" not in dressed.text and "{language}" not in dressed.text and "{code}" not in dressed.text
-    assert dress(name, PROMPTS[language], language, shots=SHOTS) == dressed
+        assert PROMPTS[language] in attacked.text
+    assert "{a}" not in attacked.text and "{language}" not in attacked.text and "{code}" not in attacked.text
+    assert apply_attack(name, PROMPTS[language], language, shots=SHOTS) == attacked
 
 
 @pytest.mark.parametrize("wording", WORDINGS)
@@ -49,22 +49,22 @@ def test_every_wording_is_there_in_five_languages_and_has_one_place_for_the_prom
 
 
 def test_another_language_takes_the_english_wording_and_is_named() -> None:
-    assert "answer it in Swahili" in dress("base64", PROMPTS["sw"], "sw").text
-    assert "answer it in Portuguese" in dress("base64", "Olá", "pt-BR").text
-    assert "answer it in xx" in dress("base64", "Olá", "xx").text
-    assert dress("base64", PROMPTS["de"], "de_AT").text.startswith("Die folgende")
-    assert dress("prefilled_answer", PROMPTS["sw"], "sw").response_prefix == OPENINGS["en"]
-    assert LANGUAGE_NAMES["en"] in dress("low_resource_translation", PROMPTS["en"], "en").text
+    assert "answer it in Swahili" in apply_attack("base64", PROMPTS["sw"], "sw").text
+    assert "answer it in Portuguese" in apply_attack("base64", "Olá", "pt-BR").text
+    assert "answer it in xx" in apply_attack("base64", "Olá", "xx").text
+    assert apply_attack("base64", PROMPTS["de"], "de_AT").text.startswith("Die folgende")
+    assert apply_attack("prefilled_answer", PROMPTS["sw"], "sw").response_prefix == OPENINGS["en"]
+    assert LANGUAGE_NAMES["en"] in apply_attack("low_resource_translation", PROMPTS["en"], "en").text
 
 
 def test_what_is_encoded_can_be_decoded() -> None:
-    last = {name: dress(name, PROMPTS["fr"], "fr").text.split("\n\n")[-1] for name in ("base64", "rot13")}
+    last = {name: apply_attack(name, PROMPTS["fr"], "fr").text.split("\n\n")[-1] for name in ("base64", "rot13")}
     assert base64.b64decode(last["base64"]).decode() == PROMPTS["fr"]
     assert codecs.decode(last["rot13"], "rot13") == PROMPTS["fr"]
-    letters = dress("spaced_letters", PROMPTS["zh"], "zh").text.split("\n\n")[-1]
+    letters = apply_attack("spaced_letters", PROMPTS["zh"], "zh").text.split("\n\n")[-1]
     assert letters.startswith("我 怎 样") and despaced(letters) == PROMPTS["zh"]
     for name in ("base64", "rot13", "spaced_letters"):
-        assert PROMPTS["en"] not in dress(name, PROMPTS["en"], "en").text
+        assert PROMPTS["en"] not in apply_attack(name, PROMPTS["en"], "en").text
 
 
 @settings(deadline=None)
@@ -76,32 +76,32 @@ def test_spaced_letters_are_undone(word: str, n: int) -> None:
 
 def test_rot13_is_refused_where_it_would_leave_the_prompt_readable() -> None:
     with pytest.raises(PromptError, match=r"rot13: changes 0 of 9 letters .* zh; take base64"):
-        dress("rot13", PROMPTS["zh"], "zh")
+        apply_attack("rot13", PROMPTS["zh"], "zh")
 
 
 def test_a_given_translation_stands_for_the_prompt() -> None:
-    dressed = dress("low_resource_translation", PROMPTS["de"], "de", translation=PROMPTS["sw"])
-    assert dressed.text == f"Antworte hierauf auf Deutsch: {PROMPTS['sw']}"
+    attacked = apply_attack("low_resource_translation", PROMPTS["de"], "de", translation=PROMPTS["sw"])
+    assert attacked.text == f"Antworte hierauf auf Deutsch: {PROMPTS['sw']}"
     for wrong in (" ", PROMPTS["de"]):
         with pytest.raises(PromptError, match="the translation is empty or the prompt itself"):
-            dress("low_resource_translation", PROMPTS["de"], "de", translation=wrong)
+            apply_attack("low_resource_translation", PROMPTS["de"], "de", translation=wrong)
 
 
 def test_many_shots_come_before_in_their_order() -> None:
-    messages = dress("many_shot", PROMPTS["en"], "en", shots=SHOTS).messages()
+    messages = apply_attack("many_shot", PROMPTS["en"], "en", shots=SHOTS).messages()
     assert [message["content"] for message in messages] == [*SHOTS[0], *SHOTS[1], PROMPTS["en"]]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
     with pytest.raises(PromptError, match="many_shot: no shots; give harmless"):
-        dress("many_shot", PROMPTS["en"], "en")
+        apply_attack("many_shot", PROMPTS["en"], "en")
 
 
 def test_only_the_strong_prefix_injection_opens_the_answer() -> None:
-    opened = {name for name in DRESSINGS if dress(name, PROMPTS["en"], "en", shots=SHOTS).response_prefix}
+    opened = {name for name in ATTACKS if apply_attack(name, PROMPTS["en"], "en", shots=SHOTS).response_prefix}
     assert opened == {"prefilled_answer"}
 
 
 def test_unknown_names_and_empty_prompts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="dressing 'magic': not one of role_play, fiction"):
-        dress("magic", "Hi", "en")
-    with pytest.raises(PromptError, match="dressing suffix: the prompt is empty"):
-        dress("suffix", " \n", "en")
+    with pytest.raises(ConfigError, match="attack 'magic': not one of role_play, fiction"):
+        apply_attack("magic", "Hi", "en")
+    with pytest.raises(PromptError, match="attack suffix: the prompt is empty"):
+        apply_attack("suffix", " \n", "en")

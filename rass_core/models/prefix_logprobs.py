@@ -22,7 +22,7 @@ _unpackable: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def opening_log_odds(
+def prefix_log_odds(
     model: Any,
     prompts: Sequence[list[int]],
     refusal_openings: Sequence[list[int]],
@@ -32,37 +32,37 @@ def opening_log_odds(
     """Return the log-odds that the answer opens with a refusal rather than with a compliance.
 
     log Σ_r P(r | prompt) - log Σ_c P(c | prompt), with P(o | prompt) the product over all tokens of
-    the opening. The openings of a side are distinct events, so the sum is the probability that the
+    the opening. The prefixes of a side are distinct events, so the sum is the probability that the
     answer begins with any of them; an opening that another of its side begins is dropped, being
     counted there. A longer opening is less probable: take both sides about equally long. To read the
-    same prompts under many changes, keep an `OpeningReader`.
+    same prompts under many changes, keep an `PrefixReader`.
 
     Args:
         prompts: Token ids in the chat template, up to where the answer begins.
         refusal_openings, compliance_openings: Token ids of first words of answers.
-        token_budget: Most tokens of a batch, prompts with their openings, padding included.
+        token_budget: Most tokens of a batch, prompts with their prefixes, padding included.
 
     Returns:
         (n,), float64, nats; positive leans to refusal.
 
     Raises:
-        ConfigError: A side without openings, an empty one, or one that begins one of the other side.
+        ConfigError: A side without prefixes, an empty one, or one that begins one of the other side.
         ModelError: A model in training mode.
         ActivationError: An empty prompt, or a result that is not finite.
     """
     if not prompts:
         _checked_sides(refusal_openings, compliance_openings)
         return torch.empty(0, dtype=torch.float64)
-    return OpeningReader(model, prompts, refusal_openings, compliance_openings, token_budget).log_odds()
+    return PrefixReader(model, prompts, refusal_openings, compliance_openings, token_budget).log_odds()
 
 
-class OpeningReader:
-    """Reads the openings of the same prompts again and again, while the model is changed between readings.
+class PrefixReader:
+    """Reads the prefixes of the same prompts again and again, while the model is changed between readings.
 
     Prompts are packed (see `packed`) where that gives this model's numbers; for others, such as models with
     linear attention, they are read with a cache, and the log says why.
 
-    Args, Raises: As `opening_log_odds`; at least one prompt.
+    Args, Raises: As `prefix_log_odds`; at least one prompt.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OpeningReader:
             ActivationError: A result that is not a number.
             SteeringError: Streams of a layer that are not remembered.
         """
-        scores = self._prompts.read(above=above).openings
+        scores = self._prompts.read(above=above).prefixes
         refusal, compliance = scores[:, : self._n_refusals], scores[:, self._n_refusals :]
         return _checked_finite(self._model, refusal.logsumexp(dim=1) - compliance.logsumexp(dim=1))
 
@@ -104,19 +104,19 @@ class PlainPrompts:
     """
 
     def __init__(
-        self, model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]] = (), token_budget: int = 4096
+        self, model: Any, prompts: Sequence[list[int]], prefixes: Sequence[list[int]] = (), token_budget: int = 4096
     ) -> None:
-        self._model, self._prompts, self._openings = model, list(prompts), list(openings)
+        self._model, self._prompts, self._prefixes = model, list(prompts), list(prefixes)
         self._token_budget = token_budget
 
     @torch.no_grad()
     def read(self, first_token: bool = False, above: int | None = None) -> Reading:
         """Read all prompts in the model as it is now; every block runs, whatever `above` is."""
-        scores = torch.zeros(len(self._prompts), len(self._openings), dtype=torch.float64)
-        if self._openings:
-            for indices in _packed(self._prompts, self._token_budget, sum(map(len, self._openings))):
+        scores = torch.zeros(len(self._prompts), len(self._prefixes), dtype=torch.float64)
+        if self._prefixes:
+            for indices in _packed(self._prompts, self._token_budget, sum(map(len, self._prefixes))):
                 batch = [self._prompts[index] for index in indices]
-                scores[indices] = _opening_logprobs(self._model, batch, self._openings)
+                scores[indices] = _prefix_logprobs(self._model, batch, self._prefixes)
         first = last_token_logprobs(self._model, self._prompts, self._token_budget) if first_token else None
         return Reading(scores, first)
 
@@ -131,7 +131,7 @@ class PlainPrompts:
 
 
 def prompt_reader(
-    model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]] = (), token_budget: int = 4096
+    model: Any, prompts: Sequence[list[int]], prefixes: Sequence[list[int]] = (), token_budget: int = 4096
 ) -> PackedPrompts | PlainPrompts:
     """Return a reader of the prompts: packed where that gives the numbers of this model, else plain.
 
@@ -144,24 +144,24 @@ def prompt_reader(
     longest = max(map(len, prompts))
     if model not in _unpackable and longest > _longest_checked.get(model, 0):
         by_length = sorted(prompts, key=len)
-        why = _why_not_packed(model, [by_length[0], by_length[len(by_length) // 2], by_length[-1]], openings)
+        why = _why_not_packed(model, [by_length[0], by_length[len(by_length) // 2], by_length[-1]], prefixes)
         if why is None:
             _longest_checked[model] = longest
         else:
             _unpackable[model] = why
             LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
     if model in _unpackable:
-        return PlainPrompts(model, prompts, openings, token_budget)
-    return PackedPrompts(model, prompts, openings, token_budget)
+        return PlainPrompts(model, prompts, prefixes, token_budget)
+    return PackedPrompts(model, prompts, prefixes, token_budget)
 
 
-def _why_not_packed(model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]]) -> str | None:
+def _why_not_packed(model: Any, prompts: Sequence[list[int]], prefixes: Sequence[list[int]]) -> str | None:
     """Return why packed reading does not give the model's numbers, or None where it does."""
     budget = 1 << 30  # all in one row
-    plain = PlainPrompts(model, prompts, openings).read(first_token=True)
+    plain = PlainPrompts(model, prompts, prefixes).read(first_token=True)
     assert plain.first_token is not None  # asked for
     try:
-        packed = PackedPrompts(model, prompts, openings, budget, row_tokens=budget).read(first_token=True)
+        packed = PackedPrompts(model, prompts, prefixes, budget, row_tokens=budget).read(first_token=True)
     except torch.OutOfMemoryError:
         raise
     except (RassError, TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
@@ -170,7 +170,7 @@ def _why_not_packed(model: Any, prompts: Sequence[list[int]], openings: Sequence
     # Far down the vocabulary rounding is large in nats and small in probability.
     likely = plain.first_token > -12.0
     differences = torch.cat([
-        (plain.openings - packed.openings).flatten(),
+        (plain.prefixes - packed.prefixes).flatten(),
         (plain.first_token - packed.first_token)[likely].double(),
     ])  # fmt: skip
     if differences.isnan().any():  # reported by whoever reads
@@ -183,10 +183,10 @@ def _why_not_packed(model: Any, prompts: Sequence[list[int]], openings: Sequence
 def _checked_sides(
     refusal_openings: Sequence[list[int]], compliance_openings: Sequence[list[int]]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the distinct openings of both sides, or raise ConfigError where one opens both."""
+    """Return the distinct prefixes of both sides, or raise ConfigError where one opens both."""
     refusals, compliances = _distinct(refusal_openings), _distinct(compliance_openings)
     if len(_distinct([*refusals, *compliances])) < len(refusals) + len(compliances):
-        raise ConfigError("openings: one opens both refusal and compliance; make them differ")
+        raise ConfigError("prefixes: one opens both refusal and compliance; make them differ")
     return refusals, compliances
 
 
@@ -230,7 +230,7 @@ def kl_divergence(base_logprobs: Tensor, changed_logprobs: Tensor) -> Tensor:
     return terms.where(base.exp() > 0, 0.0).sum(dim=-1)
 
 
-def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequence[list[int]]) -> Tensor:
+def _prefix_logprobs(model: Any, prompts: Sequence[list[int]], prefixes: Sequence[list[int]]) -> Tensor:
     """Return log P(opening | prompt) of one batch, (n, n_openings), float64, on the CPU.
 
     The prompts are read once; every opening then continues a copy of their cache. Models without such a cache, such as
@@ -238,10 +238,10 @@ def _opening_logprobs(model: Any, prompts: Sequence[list[int]], openings: Sequen
     """
     first_logits, mask, cache = _read_prompts(model, prompts, use_cache=True)
     if not hasattr(cache, "reorder_cache"):
-        each = [_continued(model, prompts, opening) for opening in openings]
+        each = [_continued(model, prompts, opening) for opening in prefixes]
         return torch.stack(each, dim=1)
     device = mask.device
-    rows = [torch.tensor(opening, device=device) for opening in openings]
+    rows = [torch.tensor(opening, device=device) for opening in prefixes]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     is_real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
     logprobs = first_logits.log_softmax(dim=-1)[:, tokens[:, 0]].double()
@@ -305,28 +305,28 @@ def _packed(prompts: Sequence[list[int]], token_budget: int, n_more: int) -> Ite
         waiting = waiting[n:]
 
 
-def told_apart(openings: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
+def told_apart(prefixes: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:
     """Return the first tokens by which each opening begins none of the others, and which no other start begins.
 
     Raises:
-        ConfigError: A side without openings, an empty one, or one that begins one of the other side.
+        ConfigError: A side without prefixes, an empty one, or one that begins one of the other side.
     """
-    openings, others = _distinct(openings), _distinct(others)
+    prefixes, others = _distinct(prefixes), _distinct(others)
     if any(
-        opening[: len(other)] == other or other[: len(opening)] == opening for opening in openings for other in others
+        opening[: len(other)] == other or other[: len(opening)] == opening for opening in prefixes for other in others
     ):
-        raise ConfigError("openings: one opens both refusal and compliance; make them differ")
+        raise ConfigError("prefixes: one opens both refusal and compliance; make them differ")
     return _distinct([
         next(opening[:n] for n in range(1, len(opening) + 1) if all(other[:n] != opening[:n] for other in others))
-        for opening in openings
+        for opening in prefixes
     ])  # fmt: skip
 
 
-def _distinct(openings: Sequence[list[int]]) -> list[list[int]]:
-    """Return the openings that no other one begins, each once."""
-    if not openings or not all(openings):
-        raise ConfigError("openings: each side needs at least one, and none may be empty")
-    unique = [list(opening) for opening in dict.fromkeys(map(tuple, openings))]
+def _distinct(prefixes: Sequence[list[int]]) -> list[list[int]]:
+    """Return the prefixes that no other one begins, each once."""
+    if not prefixes or not all(prefixes):
+        raise ConfigError("prefixes: each side needs at least one, and none may be empty")
+    unique = [list(opening) for opening in dict.fromkeys(map(tuple, prefixes))]
     return [
         opening
         for opening in unique

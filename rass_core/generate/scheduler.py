@@ -354,5 +354,5 @@ def _job(
         pool = alike if len(alike) >= n_parents else pool
     others = [parent for parent in pool if parent is not first]
     chosen = list(draw.choice(len(others), size=n_parents - 1, replace=False)) if n_parents > 1 else []
-    seed = int(digest("job", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
+    seed = int(digest("slot", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
     return GenerationJob(operator, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
+    SerializeAsAny,
     ValidationError,
 )
 
@@ -19,6 +21,7 @@ from rass_core.data.sources import PromptsConfig
 from rass_core.errors import ConfigError, LakeError
 from rass_core.evaluate.gate import GateConfig
 from rass_core.evaluate.settings import EvaluateConfig
+from rass_core.executor.base import ExecutorSettings, executor_settings
 from rass_core.generate.settings import GenerateConfig
 from rass_core.judges.settings import JudgeConfig
 from rass_core.mitigate.settings import MitigateConfig
@@ -69,6 +72,8 @@ class RassConfig(BaseModel):
     """Limits that a mitigated model must keep; one that fails is kept, marked, and not published."""
     morbench: MorbenchConfig = MorbenchConfig()
     """The benchmark that `rass morbench` builds."""
+    executor: Annotated[SerializeAsAny[ExecutorSettings], BeforeValidator(executor_settings)] = ExecutorSettings()
+    """Where models work."""
 
     def sha256(self) -> str:
         """Return the digest of the configuration, where it writes to left out."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from rass_core.evaluate.gate import GateResult, judge_gate
 from rass_core.evaluate.rates import BENIGN, Outcome, change_rows, measured_row, variant_rows
 from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
 from rass_core.judges import PANEL, Verdict
+from rass_core.judges.workers import verdict_row
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
 from rass_core.models.identity import folder_id
@@ -32,7 +33,6 @@ from rass_core.text import AcceptanceLimits, digest, is_degenerate
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
-from tasks.respond import verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table, versions
 
 Row = dict[str, Any]
@@ -103,9 +103,9 @@ def _unseen(
          "family": family.get(pair.prompt_id)}
         for pair in pairs
     ]  # fmt: skip
-    sides = [_with_requests(run, trained), _with_requests(run, sorted(rows, key=lambda row: row["prompt_id"]))]
-    found = overlaps(*sides, run.config.evaluate.near_duplicate_jaccard)
-    kept, gone = without_overlaps(sides[1], found)
+    asked = _with_requests(run, sorted(rows, key=lambda row: row["prompt_id"]))
+    found = overlaps(_with_requests(run, trained), asked, run.config.evaluate.near_duplicate_jaccard)
+    kept, gone = without_overlaps(asked, found)
     run.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out because they were used in training")
     return [dict(row) for row in kept], {f"overlap_{why}": n for why, n in gone.items() if n}
 
@@ -344,7 +344,7 @@ def _in_transformers(run: Run, variant: Variant) -> Iterator[Any]:
     """Load the variant in transformers for as long as it is needed."""
     with run.loading(variant.model, "transformers"):
         model, _ = load_causal_lm(variant.model.reference, variant.model.dtype)
-    taken_out = nullcontext()
+    taken_out: AbstractContextManager[None] = nullcontext()
     if variant.ablated is not None:
         taken_out = ablating(model, torch.tensor(variant.ablated, dtype=torch.float32), variant.strength)
     with taken_out:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,9 @@ from prefect.cache_policies import NO_CACHE
 
 from rass_core.generate.acceptance import NO_PROMPT, Bounds, Candidate, counts, yields
 from rass_core.generate.cleaning import Cleaner, KnownPrompts
-from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS, instruction
+from rass_core.generate.judged_measuring import JudgedMeasureWorker
+from rass_core.generate.measuring import MeasureWorker
+from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS
 from rass_core.generate.scheduler import (
     TRIAL,
     ArmStats,
@@ -25,21 +27,22 @@ from rass_core.generate.scheduler import (
     schedule_trial,
 )
 from rass_core.generate.settings import WriterConfig
-from rass_core.generate.writers import Writer, WritingDirections, content_directions, request_of, whole_text
-from rass_core.judges import PANEL
-from rass_core.judges.failures import Failures, no_verdict
+from rass_core.generate.writers import Writer, WritingDirections, content_directions, whole_text
+from rass_core.generate.writing import NOT_WRITTEN, AskingWorker, WriteWorker, Written, job_table
+from rass_core.judges.workers import verdict_of
 from rass_core.lake.store import Commit
-from rass_core.models.chat_client import CutOff, Endpoint, NoAnswer
+from rass_core.models.answering import asked
 from rass_core.models.identity import model_id
 from rass_core.models.residuals import decoder_blocks
-from rass_core.models.settings import ModelConfig
-from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
+from rass_core.models.settings import ENDPOINT_PATIENCE
 from rass_core.moderators.panel import BENIGN
+from rass_core.moderators.worker import ModerateWorker
 from rass_core.probe.geometry import Direction, split_of
-from rass_core.text import prompt_id
-from tasks.probe import Gauge, MarginScale, direction_with, directions_of, outcomes_of, read_probe_data
-from tasks.respond import answer_tables, verdict_row
-from tasks.run import SHORT_S, Run, chat_of, table
+from rass_core.text import digest, prompt_id
+from rass_core.vocabulary import Verdict
+from tasks.answers import judge, say_cut_off
+from tasks.probe import direction_with, directions_of, gauge_of, margin_scale, outcomes_of, read_probe_data
+from tasks.run import Run, chat_of, table
 
 TRAINED_SPLITS = ("train", "validation")
 """Given prompts of the test split stay out of what models are trained on."""
@@ -47,8 +50,8 @@ TRIED_DEPTHS = (0.4, 0.7)
 """Shares of the model's depth near which steerings are tried: where it has understood, and where it decides."""
 N_FINALISTS = 3
 """Steered writers that write once more, beside the unsteered one, with half of the trial's budget for steerings."""
-NOT_WRITTEN = {"failed": "no answer", "declined": "declined", "filtered": "filtered"}
-"""What became of an endpoint's answer → why there is no prompt."""
+PLACE = ("margin", "orthogonal", "distance", "harm_score")
+"""Columns of `margins` that say where a prompt lies."""
 N_CONTENT_PROMPTS = 100
 """Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
 
@@ -80,7 +83,7 @@ def try_writers(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS
         probed: What the probe measured.
         splits: Whose given prompts are parents.
     """
-    settings, generator = run.config.generate, _generator(run)
+    settings, generator = run.config.generate, run.generator
     if given_writers(run, probed) is not None:
         return None
 
@@ -162,23 +165,13 @@ def write_round(
     return run.once(f"round {number + 1}", [*probed.commits, *before, *settings], compute)
 
 
-class Written(NamedTuple):
-    """What a generator wrote for one job."""
-
-    text: str
-    n_tokens: int
-    finish_reason: str
-    """stop, length, or one of `NOT_WRITTEN`."""
-
-
 class Workbench:
     """Takes jobs to candidates: written, cleaned, moderated, measured; and candidates to tables."""
 
     def __init__(self, run: Run, probed: Probed, directions: WritingDirections) -> None:
-        self._run, self._directions, self._generator = run, directions, _generator(run)
-        anchors = read_probe_data(run, probed.prompts, probed.responses, probed.activations)
-        self._scale = MarginScale.of(run, anchors, probed.directions)
-        self._gauge = Gauge.of(run, self._scale, probed.boundaries)
+        self._run, self._directions, self._generator = run, directions, run.generator
+        data = read_probe_data(run, probed.prompts, probed.responses, probed.activations)
+        self._gauge = gauge_of(run, margin_scale(run, data, probed.directions), probed.boundaries)
         self._b = {row["language"]: row["b"] for row in run.read("boundaries", probed.boundaries).to_pylist()}
         self._clean = Cleaner()
 
@@ -199,49 +192,23 @@ class Workbench:
         return found
 
     def _written(self, what: str, jobs: Sequence[GenerationJob]) -> list[Written]:
-        """Let the generator write every job, each request with its own role, direction and α."""
-        run, settings = self._run, self._run.config.generate
-        if settings.endpoint is not None:
-            return self._asked(what, jobs, run.endpoint(settings.endpoint))
-        engine = run.engine(self._generator)
-        vectors: dict[str, SteeringVector] = {}
-        for writer in dict.fromkeys(job.writer for job in jobs):
-            vectors |= self._directions.vectors(writer, engine.n_layers)
-        engine.set_vectors(vectors)
-        requests = [
-            request_of(
-                job.writer, engine.chat, job.operator, job.language, [p.text for p in job.parents],
-                alpha=job.alpha, seed=job.seed, max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature, top_p=settings.top_p, instructions=settings.instructions,
+        """Let the generator, a model or an endpoint, write every job."""
+        run, settings, rows = self._run, self._run.config.generate, job_table(jobs)
+        worker: WriteWorker | AskingWorker
+        if settings.endpoint is None:
+            worker = WriteWorker(
+                self._generator, _generator_id(run), self._directions, settings.max_new_tokens, settings.temperature,
+                settings.top_p, settings.instructions,
+            )  # fmt: skip
+        else:
+            asking = settings.endpoint.model_dump(mode="json", exclude=ENDPOINT_PATIENCE["endpoint"])
+            worker = AskingWorker(
+                asking, run.config.model, settings.instructions, settings.endpoint, settings.max_failed_share, len(jobs)
             )
-            for job in jobs
-        ]  # fmt: skip
-        with run.progress(f"{what}: writing", len(requests)) as done:
-            answers = engine.generate(requests, done)
-        return [
-            Written(each.text, len(each.token_ids), "thinking" if each.is_cut_off else each.finish_reason)
-            for each in answers
-        ]
-
-    def _asked(self, what: str, jobs: Sequence[GenerationJob], endpoint: Endpoint) -> list[Written]:
-        """Let the endpoint write every job; its tokens are counted as the target's."""
-        run, chat = self._run, chat_of(self._run.config.model)
-        asked = [
-            instruction(s.operator, s.language, [p.text for p in s.parents], run.config.generate.instructions)
-            for s in jobs
-        ]
-        with run.progress(f"{what}: writing", len(asked)) as done:
-            answers = endpoint.draws(asked, [job.seed for job in jobs], done=done)
-        failures = Failures(len(asked), run.config.generate.max_failed_share, "generate.max_failed_share")
-        missing = [no_verdict(answer, "generator") for answer in answers if isinstance(answer, NoAnswer)]
-        failures.add(f"endpoint {endpoint.where}", missing)
-        for line in failures.lines("prompts to be written"):
-            run.say(line)
-        return [
-            Written("", 0, NOT_WRITTEN[answer.kind]) if isinstance(answer, NoAnswer)
-            else Written(answer, len(chat.answer_ids(answer)), "length" if isinstance(answer, CutOff) else "stop")
-            for answer in answers
-        ]  # fmt: skip
+        found = run.map(f"{what}: writing", worker, rows, "generation_id")
+        of = {row["generation_id"]: row for row in run.read("generations", found).to_pylist()}
+        written = [of[name] for name in rows["generation_id"].to_pylist()]
+        return [Written(row["text"], row["n_tokens"], row["finish_reason"]) for row in written]
 
     def _cleaned(
         self, jobs: Sequence[GenerationJob], written: Sequence[Written], known: KnownPrompts, apart: bool
@@ -273,38 +240,52 @@ class Workbench:
 
     def _moderate(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Let the moderators vote on what is a new request."""
-        asked = [c for c in candidates if c.is_request]
-        with self._run.status(f"{what}: moderating {len(asked):,} prompts", after_s=SHORT_S):
-            votes = self._run.moderators.words([c.text for c in asked], [c.job.language for c in asked])
-        for candidate, said in zip(asked, votes, strict=True):
-            candidate.moderated = said
-            if said[PANEL].outcome in NO_PROMPT:
-                candidate.dropped = said[PANEL].declined or said[PANEL].outcome
+        run, asked = self._run, [c for c in candidates if c.is_request]
+        rows = pa.table({
+            "prompt_id": pa.array([c.prompt_id for c in asked], pa.string()),
+            "text": pa.array([c.text for c in asked], pa.string()),
+            "language": pa.array([c.job.language for c in asked], pa.string()),
+        })  # fmt: skip
+        worker = ModerateWorker(run.moderating, run.config.moderator, run.generator, len(asked))
+        found = run.map(f"{what}: moderating prompts", worker, _once_each(rows), "prompt_id")
+        votes = votes_of(run, found)
+        for candidate in asked:
+            candidate.moderated = votes[candidate.prompt_id]
+            if candidate.verdict.outcome in NO_PROMPT:
+                candidate.dropped = candidate.verdict.declined or candidate.verdict.outcome
 
     def _measure(self, what: str, candidates: Sequence[Candidate]) -> None:
         """Re-encode the new requests unsteered, and let the target answer them in the same pass."""
-        run, gauge = self._run, self._gauge
-        measured = [c for c in candidates if c.is_request]
-        if not measured:
-            return
-        engine = run.engine(run.config.model)
-        engine.set_capture(*gauge.places)
-        requests = [
-            GenerationRequest(engine.chat.ids(c.text), run.config.probe.max_new_tokens, capture=True) for c in measured
-        ]
-        with run.progress(f"{what}: measuring", len(requests)) as done:
-            answers = engine.generate(requests, done)
-        captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
-        places = gauge.place(captured, [c.job.language for c in measured], self._b)
-        judged = run.judge([
-            answer.exchange(c.job.language, c.text) for answer, c in zip(answers, measured, strict=True)
+        run, measured = self._run, [c for c in candidates if c.is_request]
+        worker = MeasureWorker(
+            run.config.model, self._gauge, self._b, "candidate", run.config.probe.max_new_tokens, with_streams=True
+        )
+        first = dict(reversed({c.prompt_id: c for c in reversed(measured)}.items()))
+        is_harmful = {name: c.verdict.outcome == "harmful" for name, c in first.items()}
+        keeps_all = run.config.probe.store_harmful_responses
+        sides = [
+            asked_candidates(run, [c for name, c in first.items() if is_harmful[name] is harmful and not keeps_all])
+            for harmful in (False, True)
+        ]  # fmt: skip
+        if keeps_all:
+            sides[0] = asked_candidates(run, list(first.values()))
+        answers = run.map(f"{what}: measuring", worker, sides[0], "response_id")
+        at_once = JudgedMeasureWorker(worker, run.judging, run.config.judge, run.generator, sides[1].num_rows)
+        found = run.union([
+            answers, judge(run, sides[0], answers),
+            run.map(f"{what}: measuring harmful ones", at_once, sides[1], "response_id"),
         ])  # fmt: skip
-        for c, place, answer, said in zip(measured, places, answers, judged.words(), strict=True):
-            c.place, c.answer, c.judged = place, answer, said
+        say_cut_off(run, found)
+        places = {row["prompt_id"]: row for row in run.read("margins", found).to_pylist()}
+        said, judged = responses_by_prompt(run, found), votes_of(run, found)
+        for c in measured:
+            c.place = {name: places[c.prompt_id][name] for name in PLACE}
+            c.answer = said[c.prompt_id]
+            c.judged = judged[c.answer["response_id"]]
 
     def tables(self, number: int, candidates: Sequence[Candidate]) -> dict[str, pa.Table]:
         """Return the rows of a round; what is no new request is counted in `rounds` only."""
-        run, scale, bounds = self._run, self._scale, bounds_of(self._run)
+        run, bounds = self._run, bounds_of(self._run)
         generator_id = _generator_id(run)
         new = list({c.prompt_id: c for c in reversed(candidates) if c.answer is not None}.values())[::-1]
         prompts = [
@@ -325,35 +306,40 @@ class Workbench:
             }
             for c in new
         ]  # fmt: skip
-        margins = [
-            {
-                "prompt_id": c.prompt_id, "model_id": run.target_id, "direction_id": scale.direction_id,
-                "split": "candidate", **c.place,
-            }
-            for c in new
-        ]  # fmt: skip
-        # What the selection may keep; what is near and answered may become an anchor.
-        survivors = [c for c in new if c.is_benign and (c.lies_within(bounds) or c.is_refused)]
-        activations = [
-            {
-                "prompt_id": c.prompt_id, "model_id": run.target_id, "layer": scale.layer, "position": scale.position,
-                "vector": self._gauge.streams(c.answer.captured).tolist(),
-            }
-            for c in survivors
-        ]  # fmt: skip
-        answered = answer_tables(
-            run, run.target_id, [{"prompt_id": c.prompt_id, "label": c.verdict.outcome} for c in new],
-            [c.answer for c in new], [c.judged for c in new if c.judged],
-        )  # fmt: skip
-        moderated = [verdict_row(c.prompt_id, name, vote) for c in new for name, vote in (c.moderated or {}).items()]
         rounds = [] if number == TRIAL else yields(run.target_id, number, candidates, bounds)
         return {
             "prompts": table("prompts", prompts), "derivations": table("derivations", derivations),
-            "responses": answered["responses"],
-            "verdicts": pa.concat_tables([answered["verdicts"], table("verdicts", moderated)]),
-            "margins": table("margins", margins), "activations": table("activations", activations),
             "rounds": table("rounds", rounds),
         }  # fmt: skip
+
+
+def asked_candidates(run: Run, candidates: Sequence[Candidate]) -> pa.Table:
+    """Return new prompts as the target is asked them; judges are not shown the label that moderators gave."""
+    ids = [c.prompt_id for c in candidates]
+    return asked({
+        "response_id": [digest("response", run.target_id, prompt, "base", 0) for prompt in ids], "prompt_id": ids,
+        "variant": ["base"] * len(ids), "language": [c.job.language for c in candidates],
+        "prompt": [c.text for c in candidates],
+    })  # fmt: skip
+
+
+def votes_of(run: Run, commit: Commit) -> dict[str, dict[str, Verdict]]:
+    """Return what was judged → judge → verdict."""
+    found: dict[str, dict[str, Verdict]] = defaultdict(dict)
+    for row in run.read("verdicts", commit).to_pylist():
+        found[row["subject_id"]][row["judge"]] = verdict_of(row)
+    return found
+
+
+def responses_by_prompt(run: Run, commit: Commit) -> dict[str, dict[str, Any]]:
+    """Return prompt_id → its row of `responses`."""
+    return {row["prompt_id"]: row for row in run.read("responses", commit).to_pylist()}
+
+
+def _once_each(rows: pa.Table) -> pa.Table:
+    """Return the first row of each prompt."""
+    first = {name: i for i, name in reversed(list(enumerate(rows["prompt_id"].to_pylist())))}
+    return rows.take(sorted(first.values()))
 
 
 def given_writers(run: Run, probed: Probed) -> list[Writer] | None:
@@ -383,13 +369,9 @@ def writing_directions(run: Run, probed: Probed, content: Mapping[int, Direction
     )
 
 
-def _generator(run: Run) -> ModelConfig:
-    return run.config.generator or run.config.model
-
-
 def _generator_id(run: Run) -> str:
     endpoint = run.config.generate.endpoint
-    return endpoint.model if endpoint is not None else model_id(_generator(run).reference)
+    return endpoint.model if endpoint is not None else model_id(run.generator.reference)
 
 
 def _roles(run: Run) -> list[str]:
@@ -450,11 +432,11 @@ def content_directions_of(run: Run, probed: Probed, layers: Sequence[int]) -> di
     texts = [[row["text"] for row in rows if row["label"] == label] for label in ("harmful", "harmless")]
     if not all(texts):
         return {}
-    generator = _generator(run)
+    generator = run.generator
     with run.status("reading directions at the words of the requests"):
         return content_directions(
-            run.causal_lm(generator), chat_of(generator), *(each[:N_CONTENT_PROMPTS] for each in texts), layers,
-            run.config.probe.token_budget,
+            run.causal_lm(generator), chat_of(generator), texts[0][:N_CONTENT_PROMPTS], texts[1][:N_CONTENT_PROMPTS],
+            layers, run.config.probe.token_budget,
         )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -22,18 +21,20 @@ from rass_core.benchmark.settings import MorbenchConfig
 from rass_core.benchmark.types import Benchmark, Candidate, Training
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import SelectionError
+from rass_core.generate.measuring import MeasureWorker
 from rass_core.generate.operators import instruction
 from rass_core.judges import Verdict
+from rass_core.judges.workers import verdict_row
 from rass_core.lab import world
 from rass_core.lab.contrasts import contrasts
 from rass_core.lake.store import Commit
-from rass_core.models.chat import check_length
+from rass_core.models.answering import asked
 from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
 from rass_core.text import digest, normalise, prompt_id
+from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
-from tasks.probe import Gauge, MarginScale, read_probe_data
-from tasks.respond import verdict_row
+from tasks.probe import gauge_of, margin_scale, read_probe_data
 from tasks.run import Run, table
 
 Row = dict[str, Any]
@@ -113,30 +114,22 @@ def measure(target: Target, pool: Pool) -> Commit:
 
     def compute() -> Mapping[str, pa.Table]:
         probed = target.probed
-        ruler = MarginScale.of(
-            run, read_probe_data(run, probed.prompts, probed.responses, probed.activations), probed.directions
-        )
-        engine = run.engine(run.config.model)
-        gauge = Gauge.of(run, ruler, probed.boundaries)
-        engine.set_capture(*gauge.places)
-        requests = [GenerationRequest(engine.chat.ids(row["text"]), 1, capture=True) for row in pool.rows]
-        for row, request in zip(pool.rows, requests, strict=True):
-            check_length(request.prompt_ids, engine.max_model_len - 1, f"{row['source']}: prompt {row['text'][:40]!r}")
-        with run.progress(f"{run.target_id}: measuring", len(requests)) as done:
-            answers = engine.generate(requests, done)
+        data = read_probe_data(run, probed.prompts, probed.responses, probed.activations)
+        gauge = gauge_of(run, margin_scale(run, data, probed.directions), probed.boundaries)
         b = {name: row["b"] for name, row in target.boundaries().items()}
-        captured = np.stack([answer.captured for answer in answers])  # type: ignore[arg-type]
-        places = gauge.place(captured, [row["language"] for row in pool.rows], b)
-        margins_rows = [
-            {"prompt_id": row["prompt_id"], "model_id": run.target_id, "direction_id": ruler.direction_id,
-             "split": "benchmark"} | place
-            for row, place in zip(pool.rows, places, strict=True)
-        ]  # fmt: skip
-        return {"margins": table("margins", margins_rows)}
+        worker = MeasureWorker(run.config.model, gauge, b, "benchmark", 1, with_answers=False)
+        rows = asked({
+            "response_id": [row["prompt_id"] for row in pool.rows],
+            "prompt_id": [row["prompt_id"] for row in pool.rows], "language": [row["language"] for row in pool.rows],
+            "prompt": [row["text"] for row in pool.rows],
+        })  # fmt: skip
+        run.map(f"{run.target_id}: measuring", worker, rows, "prompt_id", READ_PER_ANSWERED)
+        return {}
 
     return run.once(
-        f"benchmark margins of {run.target_id}", [*target.probed.commits, pool.key, run.config.model], compute
-    )
+        f"benchmark margins of {run.target_id}", [*target.probed.commits, pool.key, run.config.model], compute,
+        ["rass_core.generate.measuring", "tasks.morbench"],
+    )  # fmt: skip
 
 
 def candidates_of(run: Run, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]) -> list[Candidate]:
@@ -191,8 +184,9 @@ def build_benchmark(
     def check(asked: Sequence[Candidate]) -> list[str | None]:
         return ["changed in back-translation" if each.prompt_id in changed else None for each in asked]
 
-    sides = [[each for each in candidates if (each.label in BENIGN) == is_benign] for is_benign in (True, False)]
-    return morbench.build(*sides, settings, run.config.seed, training_of(run, targets[0].probed), check)
+    benign = [each for each in candidates if each.label in BENIGN]
+    contrasts = [each for each in candidates if each.label not in BENIGN]
+    return morbench.build(benign, contrasts, settings, run.config.seed, training_of(run, targets[0].probed), check)
 
 
 def training_of(run: Run, probed: Probed) -> Training:
@@ -248,7 +242,7 @@ def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str]
             run.say(f"benchmark: {target.model_id} is left out, it has no identified boundary in any language")
     given = {row["language"] for row in run.read("prompts", targets[0].probed.prompts).to_pylist()}
     spoken = sorted(set(run.config.morbench.languages or given))
-    missing = {}
+    missing: dict[str, str] = {}
     for language in spoken:
         for target in usable:
             row = known[target.model_id].get(language)

@@ -1,6 +1,6 @@
 """Stages of the probe: `activations`, `directions`, `margins` and `boundaries`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
+from rass_core.models.extracting import ExtractWorker
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import ResidualExtractor, activation_batches, decoder_blocks
+from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe import causal
@@ -23,10 +24,12 @@ from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Direction, ProbeData
 from rass_core.probe.harm_axis import ALL, measure_harm, n_steps
 from rass_core.probe.harm_types import HarmAxis, HarmFigures, HarmReport, LayerFigures
+from rass_core.probe.margin_scale import Gauge, MarginScale, placed
 from rass_core.probe.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
 from rass_core.probe.pooling import pool_reports
 from rass_core.probe.roles import choose_roles
 from rass_core.stats.intervals import wilson
+from tasks.answers import READ_PER_ANSWERED
 from tasks.rates import counted_outcome, rate_rows
 from tasks.run import Run, chat_of, table
 
@@ -40,23 +43,19 @@ HARM_METRICS = (
 @task(cache_policy=NO_CACHE)
 def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
     """Read the residual streams of the given prompts at every candidate layer and position."""
-
-    def compute() -> Mapping[str, Iterator[pa.RecordBatch]]:
-        rows = run.read("prompts", prompts).to_pylist()
-        causal_lm, chat = run.causal_lm(model), chat_of(model)
-        n_layers = len(decoder_blocks(causal_lm))
-        # Arditi et al. (2024) exclude the last fifth of the layers, where the next word is prepared.
-        layers = run.config.probe.layers or list(range(max(1, n_layers - n_layers // 5)))
-        positions = run.config.probe.positions or chat.positions()
-        extractor = ResidualExtractor(causal_lm, layers, positions, run.config.probe.token_budget)
-        ids = [chat.ids(row["text"]) for row in rows]
-        batches = activation_batches(extractor, [row["prompt_id"] for row in rows], ids, model_id(model.reference))
-        return {"activations": _counted(run, batches, len(rows) * len(layers) * len(positions))}
-
     settings = run.config.probe
-    return run.once(
-        "activations", [prompts, model_id(model.reference), model, settings.layers, settings.positions], compute
-    )
+
+    def compute() -> Mapping[str, pa.Table]:
+        # Arditi et al. (2024) exclude the last fifth of the layers, where the next word is prepared.
+        n_layers = len(decoder_blocks(run.causal_lm(model)))
+        layers = settings.layers or list(range(max(1, n_layers - n_layers // 5)))
+        positions = settings.positions or chat_of(model).positions()
+        worker = ExtractWorker(model, tuple(layers), tuple(positions), settings.token_budget)
+        run.map("reading residual streams", worker, run.read("prompts", prompts), "prompt_id", READ_PER_ANSWERED)
+        return {}
+
+    inputs = [prompts, model, settings.layers, settings.positions, settings.token_budget]
+    return run.once("activations", inputs, compute, code=["rass_core.models.extracting"])
 
 
 @task(cache_policy=NO_CACHE)
@@ -190,7 +189,7 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
 
     def compute() -> Mapping[str, pa.Table]:
         data = read_probe_data(run, prompts, responses, activations)
-        scale = MarginScale.of(run, data, directions)
+        scale = margin_scale(run, data, directions)
         measured = scale.margins(data.rows(scale.layer, scale.position), list(data.languages))
         orthogonal = scale.axis.scores(data.rows(scale.layer, scale.position))
         reports = _reports(run, data, measured)
@@ -239,79 +238,15 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
     )
 
 
-class MarginScale:
-    """What places a residual stream: the margin's direction, the class means and the orthogonal axis."""
-
-    def __init__(self, data: ProbeData, shared: Direction, own: Mapping[str, Direction], direction_id: str) -> None:
-        self.layer, self.position = shared.layer, shared.position
-        self.direction, self.direction_id = shared, direction_id
-        self.means = core.class_means(data, self.layer, self.position)
-        self.vectors = {language: own.get(language, shared).vector for language in self.means}
-        self.axis = core.orthogonal_axis(data, shared)
-
-    @classmethod
-    def of(cls, run: Run, data: ProbeData, directions: Commit) -> "MarginScale":
-        """Return the scale of the direction with the role `margin`."""
-        shared = direction_with("margin", run, directions)
-        own = {}
-        if run.config.probe.per_language:
-            own = core.language_directions(data, shared)
-        return cls(data, shared, own, shared.direction_id(run.target_id))
-
-    def margins(self, rows: np.ndarray[Any, Any], languages: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Return the margin of each row, NaN for languages without data."""
-        return core.margins(rows, languages, self.vectors, self.means)
+def margin_scale(run: Run, data: ProbeData, directions: Commit) -> MarginScale:
+    """Return the scale of the direction with the role `margin`."""
+    shared = direction_with("margin", run, directions)
+    return MarginScale.chosen(data, shared, run.target_id, run.config.probe.per_language)
 
 
-def placed(margin: float, orthogonal: float, b: float | None, harm_score: float = float("nan")) -> dict[str, Any]:
-    """Return margin, orthogonal score, distance and harm score as columns, null where not measured."""
-    known = None if np.isnan(margin) else float(margin)
-    return {
-        "margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b,
-        "harm_score": None if np.isnan(harm_score) else float(harm_score),
-    }  # fmt: skip
-
-
-class Gauge:
-    """What measures a prompt from streams of two places: the scale of the margin, and the harm axis if there is one.
-
-    `engine.set_capture(*gauge.places)` reads both places in one pass; `place` takes what was captured.
-    """
-
-    def __init__(self, scale: MarginScale, axis: HarmAxis | None) -> None:
-        self._scale, self._axis = scale, axis
-        at = [(scale.layer, scale.position)] + ([(axis.layer, axis.position)] if axis else [])
-        self.places = sorted({layer for layer, _ in at}), sorted({position for _, position in at})
-        self._at = [(self.places[0].index(layer), self.places[1].index(position)) for layer, position in at]
-
-    @classmethod
-    def of(cls, run: Run, scale: MarginScale, boundaries: Commit) -> "Gauge":
-        """Return the gauge of a scale and the harm axis that the probe stored."""
-        return cls(scale, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
-
-    def streams(self, captured: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the residual streams at the scale's place, (..., d_model), of all that was captured."""
-        return captured[..., self._at[0][0], self._at[0][1], :]
-
-    def place(
-        self, captured: np.ndarray[Any, Any], languages: Sequence[str], b: Mapping[str, float | None]
-    ) -> list[dict[str, Any]]:
-        """Return each prompt's columns of table `margins`, see `placed`.
-
-        Args:
-            captured: (n, n_layers, n_positions, d_model), in the order of `places`.
-            languages: One per row.
-            b: language → boundary.
-        """
-        rows = self.streams(captured)
-        margins, across = self._scale.margins(rows, languages), self._scale.axis.scores(rows)
-        scores = np.full(len(captured), np.nan)
-        if self._axis is not None:
-            scores = self._axis.scores(captured[:, self._at[1][0], self._at[1][1]], languages)
-        return [
-            placed(margin, float(orthogonal), b.get(language), float(score))
-            for margin, orthogonal, language, score in zip(margins, across, languages, scores, strict=True)
-        ]
+def gauge_of(run: Run, scale: MarginScale, boundaries: Commit) -> Gauge:
+    """Return the gauge of a scale and the harm axis that the probe stored."""
+    return Gauge(scale, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
 
 
 def directions_of(run: Run, directions: Commit) -> list[Direction]:
@@ -374,7 +309,7 @@ def _reports(run: Run, data: ProbeData, measured: np.ndarray[Any, Any]) -> dict[
             scored = (data.splits == "test") & (data.languages == language) & ~np.isnan(data.refused)
             n, n_refused = int(scored.sum()), int((data.refused[scored] == 1.0).sum())
             why = f"{n_refused} of {n} refused; {_why_not_placed(data, measured, language)}"
-            reports[language] = BoundaryEstimate(*[None] * 11, n=n, n_refused=n_refused, reason=why)  # type: ignore[arg-type]
+            reports[language] = BoundaryEstimate.unknown(n, n_refused, why)
             continue
         reports[language] = boundary_report(
             measured[here], data.refused[here] == 1.0, data.labels[here], data.families[here],
@@ -454,7 +389,7 @@ def _harm(
         if layer not in alike:
             return None
         try:
-            there = MarginScale(data, alike[layer], {}, "")
+            there = MarginScale.of(data, alike[layer], "")
         except ActivationError:  # the streams of this layer do not differ
             return None
         return there.margins(data.rows(layer, scale.position), list(data.languages))
@@ -603,16 +538,6 @@ def _per_language(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
         if len(here) < n:
             here.append(row)
     return [row for here in kept.values() for row in here]
-
-
-def _counted(run: Run, batches: Iterator[pa.RecordBatch], total: int) -> Iterator[pa.RecordBatch]:
-    """Pass batches on, showing progress."""
-    seen = 0
-    with run.progress("reading residual streams", total) as done:
-        for batch in batches:
-            seen += batch.num_rows
-            done(seen)
-            yield batch
 
 
 def _row(direction: Direction, name: str) -> dict[str, Any]:

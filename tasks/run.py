@@ -11,12 +11,12 @@ import json
 import logging
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,26 @@ from prefect.logging import get_run_logger
 import rass_core
 from rass_core.config import RassConfig, content_sha256
 from rass_core.errors import GateError, JudgeError, LakeError
+from rass_core.executor.base import EXECUTORS, Executor, Shard, Worker, cut
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
+from rass_core.judges.workers import keep_panel
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Commit, Lake
-from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
+from rass_core.models.chat_client import Endpoint, NoAnswer
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import load_causal_lm
+from rass_core.models.pool import ModelPool
 from rass_core.models.self_check import SELF_CHECK, check_engine
 from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.moderators.panel import moderator_panel_of
+from rass_core.moderators.worker import keep_moderators
 from rass_core.text import digest
 from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
+from tasks.keys import PACKAGES, code_digest, shard_key, stage_key, versions
 from tasks.progress import PROGRESS
 
 __all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table", "versions"]
@@ -79,43 +83,68 @@ class Run:
             check_turns(config)
         self.flow = flow
         self.given_sha256 = config.sha256()
+        self.config = config
+        self.pool = ModelPool(config.seed, self._longest, self.loading, self._check, self.say)
         self.panel = panel_of(config.judge, self._ask_generator, self.say)
         self.calibration = _calibration_of(config, self.panel)
         self.moderators = moderator_panel_of(config.moderator, self._ask_generator, self.say)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
         self.config = dated(config, self.lake, self.started_at.astimezone().date())
+        # Workers in this process take the same panels.
+        keep_panel(self.pool, self.config.judge, self.generator, self.panel)
+        keep_moderators(self.pool, self.config.moderator, self.generator, self.moderators)
+        self.executor: Executor = EXECUTORS.find(config.executor.kind).build(config.executor, self.pool)
         self.notes = [*notes, *_date_notes(self.config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
+        self.keys: dict[str, None] = {}
+        """Keys of the commits of this run, those of shards included, in the order in which they were needed."""
         self.stages: list[StageTime] = []
+        self._parts: list[Commit] = []
         self.note: str | None = None
-        self._models: dict[str, Any] = {}
         self._from_lake: str | None = None
 
     def once(
-        self, name: str, inputs: Sequence[Any], compute: Callable[[], Mapping[str, pa.Table | Iterator[pa.RecordBatch]]]
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        compute: Callable[[], Mapping[str, pa.Table | Iterator[pa.RecordBatch]]],
+        code: Sequence[str] = PACKAGES,
     ) -> Commit:
         """Return the commit of a stage, computing it where the lake does not hold it.
+
+        Shards that are computed within it by `map` are committed by themselves and belong to it.
 
         Args:
             name: Of the stage.
             inputs: Commits and settings that determine it, with the code.
             compute: Returns table → rows.
+            code: Modules and packages that compute it.
         """
-        key = self.key([name, *inputs])
+        key = stage_key(name, inputs, code)
         started, cpu_started, n_before = time.monotonic(), time.process_time(), len(self.stages)
-        commit = self.lake.committed(key)
+        commit = self._whole(key)
         is_computed = commit is None
         if commit is None:
-            if self._from_lake is not None:
-                where = f"{self.lake.path}: has no {name} for this configuration"
-                raise LakeError(f"{where}; run `{self._from_lake}` first")
-            with PROGRESS.running(name, self._log, ends=False):
-                commit = self.lake.commit(self.run_id, key, compute())
+            self._check_may_compute(name)
+            outer, self._parts = self._parts, []
+            try:
+                with PROGRESS.running(name, self._log, ends=False):
+                    tables = compute()
+                    parts = list(dict.fromkeys(part.key for part in self._parts))
+                    held = table("stages", [{"stage": name, "parts": parts}])
+                    self.lake.commit(self.run_id, key, {**tables, "stages": held})
+            finally:
+                self._parts = outer
+            commit = self._whole(key)
+            assert commit is not None
         taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
         if is_computed:
-            rows = ", ".join(f"{file.rows:,} {file.table}" for file in commit.files)
+            n_of = Counter[str]()
+            for file in commit.files:
+                n_of[file.table] += file.rows
+            rows = ", ".join(f"{n:,} {name}" for name, n in n_of.items() if name != "stages")
             self.say(f"{name}: {rows} in {duration(taken)}")
         else:
             self.say(f"{name}: already in the lake")
@@ -129,10 +158,58 @@ class Run:
 
     @staticmethod
     def key(inputs: Sequence[Any]) -> str:
-        """Return the digest of commits and settings, with the code and libraries that would compute from them."""
-        return hashlib.sha256(
-            "\n".join([code_digest(), versions(*LIBRARIES), *map(_input_key, inputs)]).encode()
-        ).hexdigest()[:32]
+        """Return the digest of inputs with all code."""
+        return stage_key("", inputs, PACKAGES)
+
+    def map(self, what: str, worker: Worker, rows: pa.Table, name: str, times: int = 1) -> Commit:
+        """Return what a worker makes of rows, as one commit; shards that the lake holds are not worked on again.
+
+        Args:
+            what: For the lines of progress: `answering the given prompts`.
+            worker: Is built only if a shard is missing.
+            rows: What it works on.
+            name: Column with the id of each row.
+            times: Shards are so many times as long as the configuration says, for quick work.
+        """
+        size = self.config.executor.rows_per_shard * times
+        shards = [Shard(shard_key(worker, part), part) for part in cut(rows, name, size)]
+        known = {shard.key: self.lake.committed(shard.key) for shard in shards}
+        missing = [shard for shard in shards if known[shard.key] is None]
+        if missing:
+            self._check_may_compute(what)
+            n_held = rows.num_rows - sum(shard.rows.num_rows for shard in missing)
+            with self.progress(what, rows.num_rows) as done:
+                done(n_held)
+                for shard, tables in self.executor.run(worker, missing, lambda n: done(n_held + n)):
+                    known[shard.key] = self.lake.commit(self.run_id, shard.key, tables)
+        found = [commit for commit in known.values() if commit is not None]
+        self._parts += found
+        return self.union(found)
+
+    def _whole(self, key: str) -> Commit | None:
+        """Return a stage with its shards, None where the lake lacks one of them."""
+        commit = self.lake.committed(key)
+        if commit is None:
+            return None
+        held = self.lake.read("stages", commits=[commit], columns=["parts"]).to_pylist()
+        keys = [part for row in held for part in row["parts"]]
+        parts = [self.lake.committed(part) for part in keys]
+        if None in parts:
+            return None
+        self.keys |= dict.fromkeys([key, *keys])
+        return self.union([commit, *filter(None, parts)], key)
+
+    def union(self, commits: Sequence[Commit], key: str | None = None) -> Commit:
+        """Return several commits as one."""
+        files = {file.path: file for commit in commits for file in commit.files}
+        return Commit(
+            self.run_id, key or digest(*(commit.key for commit in commits)), tuple(files.values()), self.lake.path
+        )
+
+    def _check_may_compute(self, name: str) -> None:
+        if self._from_lake is not None:
+            where = f"{self.lake.path}: has no {name} for this configuration"
+            raise LakeError(f"{where}; run `{self._from_lake}` first")
 
     @contextmanager
     def from_lake(self, command: str) -> Iterator[None]:
@@ -149,16 +226,12 @@ class Run:
 
     def engine(self, model: ModelConfig) -> SteeredEngine:
         """Return the vLLM engine of a model, loaded at its first use and kept for the whole flow."""
-        key = _engine_key(model)
-        if key not in self._models:
-            with self.loading(model, "vLLM"):
-                self._models[key] = SteeredEngine(
-                    model.reference, seed=self.config.seed, longest=self._longest(model), **model.engine_options()
-                )
-            if model.self_check:
-                self._check(model, self._models[key])
-        engine: SteeredEngine = self._models[key]
-        return engine
+        return self.pool.engine(model)
+
+    @property
+    def generator(self) -> ModelConfig:
+        """Return the model that writes prompts: the target where the configuration names no other."""
+        return self.config.generator or self.config.model
 
     def _longest(self, model: ModelConfig) -> int:
         """Return the tokens of the longest given prompt with the longest answer."""
@@ -178,19 +251,16 @@ class Run:
         name = model_id(model.reference)
         self.stages.append(StageTime(f"self-check of {model.name}", taken, cpu, True))
         self.say(f"self-check of {name}: {found.line()}")
-        key = digest(SELF_CHECK, self.run_id, name, _engine_key(model))
+        key = digest(SELF_CHECK, self.run_id, name, model.model_dump_json())
         self.commits.append(self.lake.commit(self.run_id, key, {"evaluations": table("evaluations", found.rows(name))}))
+        self.keys[key] = None
         if not is_needed:
             del causal_lm
-            self._models.pop(_transformers_key(model))
+            self.pool.release_causal_lm(model)
 
     def causal_lm(self, model: ModelConfig) -> Any:
         """Return the transformers model, loaded at its first use."""
-        key = _transformers_key(model)
-        if key not in self._models:
-            with self.loading(model, "transformers"):
-                self._models[key] = load_causal_lm(model.reference, model.dtype)[0]
-        return self._models[key]
+        return self.pool.causal_lm(model)
 
     @contextmanager
     def loading(self, model: ModelConfig, where: str) -> Iterator[None]:
@@ -210,9 +280,7 @@ class Run:
 
     def release(self, model: ModelConfig) -> None:
         """Free the engine of a model that is not needed any more."""
-        engine = self._models.pop(_engine_key(model), None)
-        if engine is not None:
-            engine.close()
+        self.pool.release(model)
 
     @cached_property
     def judging(self) -> list[Any]:
@@ -248,7 +316,7 @@ class Run:
         self, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0, /
     ) -> list[str | NoAnswer]:
         """Ask the generator through its engine, which is loaded only then."""
-        return ask_engine(self.engine(self.config.generator or self.config.model), prompts, schema, draw)
+        return self.pool.asking(self.generator)(prompts, schema, draw)
 
     @cached_property
     def target_id(self) -> str:
@@ -283,11 +351,7 @@ class Run:
 
     def endpoint(self, config: EndpointConfig) -> Endpoint:
         """Return an endpoint that writes prompts, kept for the whole flow with what is known of it."""
-        key = "endpoint " + config.model_dump_json()
-        if key not in self._models:
-            self._models[key] = Endpoint(config, self.say)
-        found: Endpoint = self._models[key]
-        return found
+        return self.pool.endpoint(config)
 
     def progress(self, what: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         """Show how far something is; call what is yielded with the number done so far, and a total where it changes."""
@@ -303,7 +367,7 @@ class Run:
         row = {
             "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.given_sha256,
             "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
-            "commits": [commit.key for commit in self.commits], "started_at": self.started_at,
+            "commits": list(self.keys), "started_at": self.started_at,
             "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
             "stages": [asdict(stage) for stage in self.stages], "inputs": self._inputs(),
         }  # fmt: skip
@@ -317,11 +381,9 @@ class Run:
         return list(dict.fromkeys([*ids, *(f"dataset {each.dataset}@{each.commit()}" for each in sources)]))
 
     def close(self) -> None:
-        """Free the models."""
-        for model in self._models.values():
-            if isinstance(model, SteeredEngine):
-                model.close()
-        self._models.clear()
+        """Free the models, and what the executor holds."""
+        self.executor.close()
+        self.pool.close()
 
 
 @contextmanager
@@ -439,44 +501,3 @@ def table(name: str, rows: Rows) -> pa.Table:
     return pa.table(
         {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
     )
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of the core and the tasks: results of other code do not count as these."""
-    content = hashlib.sha256()
-    for package in (Path(rass_core.__file__).parent, Path(__file__).parent):
-        for source in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml", ".npz")):
-            content.update(source.read_bytes())
-    return content.hexdigest()
-
-
-@cache
-def versions(*names: str) -> str:
-    """Return which versions of packages are installed: the numbers of other versions do not count as these."""
-    return " ".join(f"{name}={_version(name)}" for name in names)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _engine_key(model: ModelConfig) -> str:
-    return "engine " + model.model_dump_json()
-
-
-def _transformers_key(model: ModelConfig) -> str:
-    return "transformers " + model.model_dump_json()
-
-
-def _input_key(value: Any) -> str:
-    if isinstance(value, Commit):
-        return value.key
-    if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
-        return f"{model_id(value.reference)} {value.model_dump_json(exclude={'self_check'})}"
-    if hasattr(value, "model_dump_json"):
-        return str(value.model_dump_json())
-    return json.dumps(value, sort_keys=True, default=str)

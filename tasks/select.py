@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from rass_core.lake.store import Commit
-from rass_core.select.influence import refusal_gradients
+from rass_core.select.gradients import GradientWorker
 from rass_core.select.quotas import Influence, eligible, fill_quotas, without_near_duplicates
 from rass_core.text import digest
 from tasks.anchors import anchors, first_of_each
+from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import Run, chat_of, table
+from tasks.run import Run, table
 
 N_HARMFUL = 40
 """Harmful prompts of a language, those nearest to the boundary, whose refusal a training should leave alone."""
@@ -71,14 +73,18 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
 def _influence(run: Run, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Mapping[str, Any]]) -> Influence:
     """Return what training on each row would do to the others, by the gradients of the target."""
     everything = [*rows, *harmful]
-    languages = [row["language"] for row in everything]
-    causal_lm = run.causal_lm(run.config.model)
-    with run.progress("reading gradients of refusal", len(everything)) as done:
-        found = refusal_gradients(
-            causal_lm, chat_of(run.config.model), [row["text"] for row in everything], languages,
-            run.config.probe.prefixes, run.config.probe.token_budget // SHARE_OF_BUDGET, run.config.seed, done,
-        )  # fmt: skip
-    return Influence.of(found.vectors, found.log_odds, languages, len(rows))
+    settings = run.config.probe
+    worker = GradientWorker(
+        run.config.model, settings.prefixes, settings.token_budget // SHARE_OF_BUDGET, run.config.seed
+    )
+    columns = ("prompt_id", "text", "language")
+    asked = pa.table({name: pa.array([row[name] for row in everything], pa.string()) for name in columns})
+    found = run.map("reading gradients of refusal", worker, asked, "prompt_id", READ_PER_ANSWERED)
+    of = {row["prompt_id"]: row for row in run.read("gradients", found).to_pylist()}
+    there = [of[row["prompt_id"]] for row in everything]
+    vectors = np.array([row["vector"] for row in there], np.float32).reshape(len(there), -1 if there else 0)
+    log_odds = np.array([row["log_odds"] for row in there])
+    return Influence.of(vectors, log_odds, [row["language"] for row in everything], len(rows))
 
 
 def _cells(run: Run, probed: Probed) -> list[tuple[str, str]]:

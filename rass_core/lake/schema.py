@@ -38,6 +38,7 @@ TABLES: dict[str, pa.Schema] = {
         stages=pa.list_(_STAGE),
         inputs=STRINGS,
     ),
+    "stages": _schema(stage=pa.string(), parts=STRINGS),
     "prompts": _schema(
         prompt_id=pa.string(),
         text=pa.string(),
@@ -61,6 +62,19 @@ TABLES: dict[str, pa.Schema] = {
         alpha=pa.float64(),
         side=pa.string(),
         coherent=pa.bool_(),
+        n_tokens=pa.int32(),
+    ),
+    "generations": _schema(
+        generation_id=pa.string(),
+        generator_id=pa.string(),
+        operator=pa.string(),
+        role=pa.string(),
+        steering=pa.string(),
+        layer=pa.int32(),
+        alpha=pa.float64(),
+        language=pa.string(),
+        text=pa.string(),
+        finish_reason=pa.string(),
         n_tokens=pa.int32(),
     ),
     "activations": _schema(
@@ -170,6 +184,12 @@ TABLES: dict[str, pa.Schema] = {
         reason=pa.string(),
         kind=pa.string(),
         kind_reason=pa.string(),
+    ),
+    "gradients": _schema(
+        prompt_id=pa.string(),
+        model_id=pa.string(),
+        log_odds=pa.float64(),
+        vector=VECTOR,
     ),
     "selections": _schema(
         selection_id=pa.string(),

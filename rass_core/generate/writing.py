@@ -10,9 +10,9 @@ from rass_core.executor.base import Compute, Done, Tables
 from rass_core.generate.operators import instruction
 from rass_core.generate.scheduler import GenerationJob
 from rass_core.generate.writers import Writer, WritingDirections, request_of
-from rass_core.judges.failures import Failures, no_verdict
 from rass_core.lake.schema import TABLES
 from rass_core.models.chat_client import CutOff, NoAnswer
+from rass_core.models.failures import Failures, no_verdict
 from rass_core.models.pool import ModelPool, chat_of
 from rass_core.models.settings import EndpointConfig, ModelConfig
 from rass_core.models.vllm_requests import SteeringVector

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import REASON_CHARACTERS, Filled, read_form
 from rass_core.models.chat_client import Complete, NoAnswer
+from rass_core.models.failures import no_verdict
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import KINDS, Exchange, Verdict
 

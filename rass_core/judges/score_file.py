@@ -22,9 +22,9 @@ from rass_core.data.cells import class_name
 from rass_core.data.readers import Batch
 from rass_core.errors import JudgeError
 from rass_core.judges.calibration import LABELS, Labelled
-from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Panel
 from rass_core.judges.responses_file import Layout, ResponsesFile, check_columns
+from rass_core.models.failures import Failures
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import Exchange

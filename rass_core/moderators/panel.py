@@ -7,12 +7,12 @@ from typing import Protocol
 
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Verdict, split_thinking
-from rass_core.judges.failures import MAX_FAILED, Failures, no_verdict
 from rass_core.judges.forms import Filled, declines
 from rass_core.judges.hf import Writer, compiled, matched
 from rass_core.judges.rubric import as_data, defused, fill_in
 from rass_core.lab import world
 from rass_core.models.chat_client import Complete, Endpoint, NoAnswer
+from rass_core.models.failures import MAX_FAILED, Failures, no_verdict
 from rass_core.models.identity import model_id
 from rass_core.models.retrying import Say, ignored
 from rass_core.moderators.harm_classifier import ClassifierModerator, HarmClassifier

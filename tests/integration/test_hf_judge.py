@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rass_core.errors import JudgeError, ModelError
 from rass_core.judges import Exchange, Verdict
-from rass_core.judges.failures import check_failures
 from rass_core.judges.hf import BATCH_SIZE, HfClassifierJudge, HfGenerationJudge
+from rass_core.models.failures import check_failures
 from rass_core.moderators.panel import GuardModerator, ModeratorPanel
 from tests.tiny_models import SPECIAL, build, tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from rass_core.probe import geometry as core
 from rass_core.probe.geometry import ProbeData
 from rass_core.probe.harm_types import HarmAxis
-from tasks.probe import Gauge, MarginScale
+from rass_core.probe.margin_scale import Gauge, MarginScale
 
 LAYERS, POSITIONS = [2, 4], [-3, -1]
 
@@ -26,7 +26,7 @@ def data() -> ProbeData:
 def ruler_at(data: ProbeData, layer: int, position: int) -> MarginScale:
     found = core.candidate_directions(data, ["difference_in_means"])
     here = next(d for d in found if (d.kind, d.layer, d.position) == ("harm", layer, position))
-    return MarginScale(data, here, {}, "d")
+    return MarginScale.of(data, here, "d")
 
 
 @pytest.mark.parametrize("axis_at", [(4, -3), (2, -1), (2, -3), (4, -1)])

@@ -10,10 +10,10 @@ import pytest
 
 from rass_core.errors import JudgeError
 from rass_core.judges import Exchange, Verdict
-from rass_core.judges.failures import check_failures
 from rass_core.judges.rubric import RUBRIC, LlmJudge, as_data, defused
 from rass_core.judges.rubric import form as schema_of
 from rass_core.models.chat_client import MAX_RETRIES, NoAnswer
+from rass_core.models.failures import check_failures
 from rass_core.vocabulary import KINDS
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, error, form, server
 

@@ -7,9 +7,9 @@ import pytest
 
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Exchange, Verdict
-from rass_core.judges.failures import Failures
 from rass_core.judges.panel import Member, Panel, default_panel
 from rass_core.lab import world
+from rass_core.models.failures import Failures
 
 PANEL_OF_TWO = default_panel()
 

@@ -33,6 +33,7 @@ def run(tmp_path: Path, written: io.StringIO) -> Run:
     made = object.__new__(Run)
     made.__dict__ |= {
         "lake": Lake.open(tmp_path / "lake"), "run_id": "r", "commits": [], "stages": [], "_from_lake": None,
+        "keys": {}, "_parts": [],
     }  # fmt: skip
     return made
 

@@ -177,10 +177,11 @@ class Run:
         missing = [shard for shard in shards if known[shard.key] is None]
         if missing:
             self._check_may_compute(what)
-            n_held = rows.num_rows - sum(shard.rows.num_rows for shard in missing)
-            with self.progress(what, rows.num_rows) as done:
-                done(n_held)
-                for shard, tables in self.executor.run(worker, missing, lambda n: done(n_held + n)):
+            n_missing = sum(shard.rows.num_rows for shard in missing)
+            if n_missing < rows.num_rows:
+                self.say(f"{what}: {rows.num_rows - n_missing:,} of {rows.num_rows:,} are in the lake already")
+            with self.progress(what, n_missing) as done:
+                for shard, tables in self.executor.run(worker, missing, done):
                     known[shard.key] = self.lake.commit(self.run_id, shard.key, tables)
         found = [commit for commit in known.values() if commit is not None]
         self._parts += found

@@ -103,7 +103,7 @@ def cut(rows: pa.Table, name: str, size: int) -> list[pa.Table]:
     least, parts, first = max(1, size // 2), [], 0
     for i, identity in enumerate(rows.column(name).to_pylist(), start=1):
         n = i - first
-        is_end = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=4).digest()) % max(1, size - least) == 0
+        is_end = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=4).digest()) % (size - least + 1) == 0
         if (n >= least and is_end) or n >= 2 * size:
             parts.append(rows.slice(first, n))
             first = i
@@ -116,7 +116,8 @@ def content(rows: pa.Table) -> str:
     """Return the digest of rows: equal values in equal order give equal digests, however they are stored."""
     digest = hashlib.sha256(json.dumps(rows.column_names).encode())
     for batch in rows.to_batches(max_chunksize=4096):
-        digest.update(json.dumps(batch.to_pylist(), default=str).encode())
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -172,7 +172,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"
 from pathlib import Path
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
-from rass_core.chat import ChatFormat
+from rass_core.models.chat import ChatFormat
 base, adapter, prompts, out = sys.argv[1:]
 llm = LLM(base, dtype="float32", max_model_len=256, enforce_eager=True, distributed_executor_backend="uni",
           enable_lora=bool(adapter), max_lora_rank=16)
@@ -224,9 +224,9 @@ def test_the_end_of_an_answer_is_what_the_template_writes_not_the_tokenizers_eos
 RESUMED = """
 import json, sys
 from pathlib import Path
-from rass_core.mitigation.settings import TrainingSettings
-from rass_core.mitigation.train import train
-from rass_core.preferences import PreferencePair
+from rass_core.mitigate.settings import TrainingSettings
+from rass_core.mitigate.lora import train
+from rass_core.mitigate.pairs import PreferencePair
 folder, base = Path(sys.argv[1]), sys.argv[2]
 given = json.loads((folder / "given.json").read_text())
 pairs = [PreferencePair(**row) for row in given["pairs"]]

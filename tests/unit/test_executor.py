@@ -1,0 +1,107 @@
+"""Shards are cut so that new rows leave the others alone, and an executor gives what each came to."""
+
+import random
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pytest
+
+from rass_core.errors import ConfigError
+from rass_core.executor.base import (
+    EXECUTORS,
+    Compute,
+    Done,
+    ExecutorSettings,
+    Shard,
+    Tables,
+    content,
+    cut,
+    executor_settings,
+    from_bytes,
+    to_bytes,
+)
+from rass_core.models.pool import ModelPool
+
+
+def rows(ids: list[str]) -> pa.Table:
+    return pa.table({"id": ids, "text": [f"text {name}" for name in ids]})
+
+
+def ids_of(parts: list[pa.Table]) -> list[list[str]]:
+    return [part["id"].to_pylist() for part in parts]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 1000])
+def test_parts_hold_all_rows_in_order_within_their_sizes(size: int) -> None:
+    ids = [f"{number:04d}" for number in range(500)]
+    parts = ids_of(cut(rows(ids), "id", size))
+    assert [name for part in parts for name in part] == ids
+    assert all(max(1, size // 2) <= len(part) <= 2 * size for part in parts[:-1])
+    assert abs(len(parts) - 500 / size) <= max(2, 0.5 * 500 / size)
+
+
+def test_a_new_row_changes_at_most_two_parts() -> None:
+    draw = random.Random(0)
+    ids = [f"{number:05d}" for number in range(0, 4000, 2)]
+    before = {content(part) for part in cut(rows(ids), "id", 64)}
+    changed = []
+    for _ in range(30):
+        more = sorted([*ids, f"{2 * draw.randrange(2000) + 1:05d}"])
+        changed.append(len({content(part) for part in cut(rows(more), "id", 64)} - before))
+    assert sorted(changed)[len(changed) * 8 // 10] <= 2
+    assert max(changed) < 12  # two parts that meet again a little later
+
+
+def test_no_rows_make_no_part() -> None:
+    assert cut(rows([]), "id", 10) == []
+
+
+def test_content_depends_on_values_alone() -> None:
+    whole = rows(["a", "b", "c", "d"])
+    chunked = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert content(whole) == content(chunked) == content(whole.take([0, 1, 2, 3]))
+    assert len({content(whole), content(whole.take([1, 0, 2, 3])), content(whole.slice(1)),
+                content(whole.rename_columns(["id", "other"]))}) == 4  # fmt: skip
+
+
+def test_tables_survive_as_bytes() -> None:
+    tables = {"one": rows(["a"]), "two": rows([])}
+    assert from_bytes(to_bytes(tables)) == tables
+
+
+@dataclass(frozen=True)
+class Doubling:
+    built: list[int] = field(default_factory=list, compare=False)
+
+    def build(self, pool: ModelPool) -> Compute:
+        self.built.append(1)
+
+        def compute(part: pa.Table, done: Done) -> Tables:
+            done(part.num_rows)
+            return {"twice": pa.table({"id": [2 * name for name in part["id"].to_pylist()]})}
+
+        return compute
+
+
+def test_the_local_executor_builds_once_and_yields_every_shard() -> None:
+    worker, said = Doubling(), list[int]()
+    shards = [Shard(name, rows([name] * 3)) for name in "abc"]
+    executor = EXECUTORS.find("local").build(ExecutorSettings(), ModelPool())
+    found = list(executor.run(worker, shards, said.append))
+    assert [(shard.key, tables["twice"]["id"].to_pylist()) for shard, tables in found] == [
+        (name, [name * 2] * 3) for name in "abc"
+    ]
+    assert (len(worker.built), said[-1], sorted(said)) == (1, 9, said)
+
+
+def test_without_shards_nothing_is_built() -> None:
+    worker = Doubling()
+    assert list(EXECUTORS.find("local").build(ExecutorSettings(), ModelPool()).run(worker, [], print)) == []
+    assert worker.built == []
+
+
+def test_settings_follow_the_kind() -> None:
+    assert executor_settings({"kind": "ray", "n_workers": 3}).n_workers == 3
+    assert executor_settings({}).kind == "local"
+    with pytest.raises(ConfigError, match=r"unknown executor 'locale'; did you mean 'local'\?"):
+        executor_settings({"kind": "locale"})

@@ -1,0 +1,128 @@
+"""Docs, docstrings, comments, help texts and errors use plain words. Run this file to list those that do not.
+
+`plain_words.yaml` holds how many old cases each file of code still has. A file may lose cases, never gain any; a file
+that is not listed, and every page of the docs, has none.
+"""
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = Path(__file__).with_name("plain_words.yaml")
+
+_COUNTED = (
+    "nats|rows?|prompts?|tokens?|files?|seconds?|numbers?|objects?|columns?|one|times?|pairs?|entry|steps?|weights?|"
+    "yaml"
+)
+_EACH = (
+    "language|token|cell|round|row|pair|label|class|layer|prompt|source|step|seed|variant|line|family|run|flow|stage|"
+    "second|category|kind|matrix|gpu|answer|response|model"
+)
+PLAIN = {
+    r"\bmend(s|ed|ing)?\b": "mitigate, repair",
+    r"\btold\b|\btells\b|\btelling\b": "report, say, show, distinguish",
+    r"\b(hangs?|hung) on\b": "depend on",
+    r"\bstands\b|\bstand (in for|beside|behind|there)\b": "is, represent",
+    r"\bby what\b": "name the thing",
+    r"\b(judge|moderator|gate|panel|person|people|oracle|reviewer)('s|s') words?\b": "verdict, vote, label",
+    r"\b(goes|went) on\b|\b(takes|taken) up\b": "continue, resume",
+    r"\bwhat (comes|came) of\b": "the result",
+    r"\banyhow\b": "anyway",
+    rf"\b({_COUNTED}) an? ({_EACH})\b": "per",
+}
+"""Words of the project's old dialect → words that any reader knows."""
+DOCSTRING = re.compile(r'^[rR]?"""Of\b')
+"""A docstring that says whose something is before it says what it is."""
+_WORDS = [(re.compile(pattern, re.IGNORECASE), hint) for pattern, hint in PLAIN.items()]
+_TEXT = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+CODE = ("rass_core", "tasks", "flows", "benchmarks", "tests")
+PAGES = ("*.md", "docs/*.md", "benchmarks/**/*.md")
+OTHERS = ("Makefile", "pyproject.toml", "prefect.yaml", "configs/*.yaml", "rass_core/*.yaml", "rass_core/report/*.j2")
+
+
+class Hit(NamedTuple):
+    """A word that should be another one."""
+
+    line: int
+    found: str
+    hint: str
+
+
+def hits(text: str, first_line: int = 1) -> Iterator[Hit]:
+    """Yield the words of the dialect in a text."""
+    for pattern, hint in _WORDS:
+        for match in pattern.finditer(text):
+            yield Hit(first_line + text[: match.start()].count("\n"), match.group(), hint)
+
+
+def hits_in_code(source: str) -> Iterator[Hit]:
+    """Yield the words of the dialect in the comments and strings of a module; names in the code are left alone."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in _TEXT:
+            yield from hits(token.string, token.start[0])
+            if DOCSTRING.match(token.string):
+                yield Hit(token.start[0], '"""Of', "begin with what it is")
+
+
+def files() -> Iterator[Path]:
+    """Yield all files that people read, this one left out."""
+    for folder in CODE:
+        yield from sorted(path for path in (ROOT / folder).rglob("*.py") if path != Path(__file__))
+    for pattern in (*PAGES, *OTHERS):
+        yield from sorted(ROOT.glob(pattern))
+
+
+def found() -> dict[str, list[Hit]]:
+    """Return file → its words of the dialect, files without any left out."""
+    result = {}
+    for path in files():
+        text = path.read_text(encoding="utf-8")
+        each = sorted(hits_in_code(text) if path.suffix == ".py" else hits(text))
+        if each:
+            result[path.relative_to(ROOT).as_posix()] = each
+    return result
+
+
+def test_every_file_uses_plain_words() -> None:
+    allowed = yaml.safe_load(ALLOWED.read_text(encoding="utf-8")) or {}
+    worse = [
+        f"{path}:{hit.line}: {hit.found!r}: {hit.hint}"
+        for path, each in found().items()
+        if len(each) > allowed.get(path, 0)
+        for hit in each
+    ]
+    assert not worse, "\n".join(worse)
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("# the plan tells how long it takes\n", [1]),
+        ('"""Fine.\n\nIt is told below."""\n', [3]),
+        ("x = 1\nraise ValueError(f'{x}: stands elsewhere')\n", [2]),
+        ('class A:\n    b: int\n    """Of the model."""\n', [3]),
+        ("mended = told_apart(stands)  # recommended\n", []),
+        ('"""Offspring."""\n', []),
+    ],
+)
+def test_words_in_comments_and_strings_are_seen_with_their_line(source: str, lines: list[int]) -> None:
+    assert [hit.line for hit in hits_in_code(source)] == lines
+
+
+def test_words_on_a_page_are_seen_with_their_line() -> None:
+    assert [hit.line for hit in hits("# Mending\n\nIt hangs on the seed.\nRecommended.")] == [1, 3]
+
+
+if __name__ == "__main__":
+    for name, listed in found().items():
+        for one in listed:
+            print(f"{name}:{one.line}: {one.found!r}: {one.hint}", file=sys.stderr)
+    print(yaml.safe_dump({name: len(listed) for name, listed in found().items()}, sort_keys=True), end="")

@@ -77,7 +77,7 @@ def kinds_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Return kind → settings class for the base settings of a registry; empty for any other class."""
     for registry in REGISTRIES:
         if registry.base is model:
-            return {kind: registry.find(kind).settings for kind in registry.names()}
+            return {kind: registry.find(kind).settings for kind in sorted(registry.names())}
     return {}
 
 

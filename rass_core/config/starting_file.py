@@ -36,7 +36,7 @@ EXAMPLES: dict[str, Any] = {
     "moderator.members.controversial_pattern": "^controversial",
     "evaluate.utility.tasks": ["gsm8k"],
 }
-"""Key → value shown in place of a default that does not exist or is too long."""
+"""Key, without the kind of an entry → value shown in place of a default that does not exist or is too long."""
 MORE_ENTRIES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "prompts.sources": [
         (
@@ -125,7 +125,10 @@ class _File:
         yield from self._entries(model, place, f"{indent}  ", is_set)
 
     def _entries(self, model: type[BaseModel], place: str, indent: str, is_set: bool) -> Iterator[str]:
-        """Yield an entry of a list with all its keys; where there are kinds, one of each with the keys of its own."""
+        """Yield an entry of a list with all its keys; where there are kinds, one of each that has keys of its own.
+
+        The first kind has the keys of every kind, too.
+        """
         mark = indent if is_set else f"{indent}#"
         first, *others = settings_of(model)
         kinds = kinds_of(model)
@@ -133,9 +136,12 @@ class _File:
             yield from self._value(first, f"{place}.{first.name}", f"{mark}- ")
             yield from self._keys(others, place, f"{indent}  ", is_set=False)
         for number, (kind, of_kind) in enumerate(kinds.items()):
-            yield from _beside(f"{mark}- {first.name}: {flow(kind)}", one_line(of_kind.__doc__))
-            keys = [*([] if number else others), *own_settings(of_kind, model)]
-            yield from self._keys(keys, f"{place}.{kind}", f"{indent}  ", is_set=False)
+            own = own_settings(of_kind, model)
+            if number and not own:
+                continue
+            text = one_line(of_kind.__doc__) if number else first.text
+            yield from _beside(f"{mark}- {first.name}: {flow(kind)}", text)
+            yield from self._keys(own if number else [*others, *own], place, f"{indent}  ", is_set=False)
         for text, entry in MORE_ENTRIES.get(place, []):
             yield from [*_wrapped(text, indent), f"{indent}#- {flow(entry)}"]
 

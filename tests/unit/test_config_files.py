@@ -31,11 +31,16 @@ def read(folder: Path, lines: list[str]) -> RassConfig:
     return load_config(path)
 
 
-def keys(model: type[BaseModel]) -> Iterator[str]:
+def classes(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield a settings class and all below it, those of each kind too."""
+    yield model
     for setting in settings_in_words.settings_of(model):
-        yield setting.name
         for below in setting.models:
-            yield from keys(below)
+            for each in (below, *settings_in_words.kinds_of(below).values()):
+                yield from classes(each)
+
+
+KEYS = {key for model in classes(RassConfig) for key in model.model_fields}
 
 
 def changed(one: Any, other: Any, place: str = "") -> Iterator[str]:
@@ -78,7 +83,7 @@ def test_every_line_of_the_starting_file_fits(tmp_path: Path) -> None:
 
 def test_the_starting_file_shows_every_key_once_per_class() -> None:
     text = "\n".join(starting())
-    assert {key for key in keys(RassConfig) if not re.search(rf"\b{key}:", text)} == set()
+    assert {key for key in KEYS if not re.search(rf"\b{key}:", text)} == set()
     assert text.count("#gpu_memory_utilization:") == 1
 
 
@@ -120,7 +125,7 @@ def test_the_reference_is_current() -> None:
 
 def test_the_reference_describes_every_key_and_its_links_lead_somewhere() -> None:
     text = reference.reference()
-    assert {key for key in keys(RassConfig) if f"`{key}` |" not in text} == set()
+    assert {key for key in KEYS if f"`{key}` |" not in text} == set()
     anchors = re.findall(r'<a id="([^"]+)">', text)
     assert len(anchors) == len(set(anchors))
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) - {"top-level", "renamed-keys"} <= set(anchors)
@@ -129,14 +134,19 @@ def test_the_reference_describes_every_key_and_its_links_lead_somewhere() -> Non
 
 
 def test_every_key_has_sentences() -> None:
-    def silent(model: type[BaseModel], place: str) -> Iterator[str]:
-        for setting in settings_in_words.settings_of(model):
-            if not setting.text:
-                yield f"{place}.{setting.name}"
-            for below in setting.models:
-                yield from silent(below, f"{place}.{setting.name}")
+    silent = {
+        f"{model.__name__}.{setting.name}"
+        for model in classes(RassConfig)
+        for setting in settings_in_words.settings_of(model)
+        if not setting.text
+    }
+    assert silent == set()
 
-    assert list(silent(RassConfig, "")) == []
+
+def test_every_settings_class_that_others_extend_has_its_kinds() -> None:
+    for model in set(classes(RassConfig)):
+        extending = {each for each in model.__subclasses__() if each.__module__.startswith("rass_core.")}
+        assert extending <= set(settings_in_words.kinds_of(model).values()), model
 
 
 class Member(BaseModel):
@@ -173,6 +183,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Registry("member", [], Member)
     found.register("coin")(Member)
     found.register("dice", Dice)(Dice)
+    found.register("drum")(list)
     monkeypatch.setattr(settings_in_words, "REGISTRIES", (found,))
 
 

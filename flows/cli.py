@@ -33,12 +33,13 @@ from rich.table import Table
 
 from flows.evaluate_cli import evaluate
 from flows.failures import STOPPED, exit_code, fail
+from flows.init_cli import init
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
 from rass_core import __version__
 from rass_core.errors import ConfigError
-from rass_core.paths import check_out, user_path
+from rass_core.paths import user_path
 from rass_core.units import MAX_SEED, duration
 from tasks.progress import CONSOLE, PROGRESS
 
@@ -134,11 +135,11 @@ def morbench(
 def sql(
     query: Annotated[str, typer.Argument(help='A query over the tables, such as "SELECT * FROM boundaries".')],
     lake: LakeOption = "lake",
-    form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+    format: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
     rows = _lake(lake).answer(query)
-    _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), form)
+    _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), format)
 
 
 @app.command()
@@ -166,32 +167,19 @@ def publish(
 @app.command()
 def compare(
     lake: LakeOption = "lake",
-    form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+    format: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
 ) -> None:
     """Compare the models whose boundaries are in the lake, by language."""
     from rass_core.report.side_by_side import COLUMNS, compare_models, told_side_by_side
 
     rows = compare_models(_lake(lake))
-    if form is Format.table:
+    if format is Format.table:
         typer.echo("\n".join(told_side_by_side(rows)))
     else:
-        _print_rows(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows], form)
+        _print_rows(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows], format)
 
 
-@app.command()
-def init(
-    model: Annotated[str, typer.Option("--model", help="Folder or hub name of the chat model.")] = "path/to/model",
-    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("rass.yaml"),
-) -> None:
-    """Write a commented configuration to start from."""
-    user_path(model, option="--model")
-    path = check_out(out)
-    if path.exists() or path.is_symlink():
-        raise ConfigError(f"{out}: already there; name another file with --out")
-    template = resources.files("rass_core").joinpath("template.yaml").read_text(encoding="utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.replace("MODEL", json.dumps(model, ensure_ascii=False)), encoding="utf-8")
-    typer.echo(f"{out}: fill in the prompts, then `rass plan {out}` and `rass run {out}`")
+app.command()(init)
 
 
 @app.command()
@@ -300,16 +288,16 @@ def _print_dicts(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> N
     _print_rows(columns, [tuple(row[name] for name in columns) for row in rows], Format.table)
 
 
-def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Format) -> None:
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: Format) -> None:
     """Print rows; a column is known by its place, for a query may give two the same name."""
-    if form is Format.json:
+    if format is Format.json:
         double = [name for name, n in Counter(columns).items() if n > 1]
         if double:
             raise ConfigError(f"--format json: two columns are named {double[0]!r}; give one another name with AS")
         objects = [dict(zip(columns, map(_jsonable, row), strict=True)) for row in rows]
         typer.echo(json.dumps(objects, ensure_ascii=False, default=str, indent=1, allow_nan=False))
         return
-    if form is Format.csv:
+    if format is Format.csv:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.renamed_options import TAKES_OLD_NAMES
 from rass_core.errors import JudgeError
 from rass_core.paths import check_out, input_file
 from rass_core.units import MAX_SEED
@@ -84,7 +85,7 @@ def score(
     _print(["language", "n", *OUTCOMES], [[spoken, sum(each), *each] for spoken, each in rows])
 
 
-@judge.command("calibrate")
+@judge.command("calibrate", context_settings=TAKES_OLD_NAMES)
 def calibrate_command(
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="Labelled responses.")] = None,
     lake: Annotated[
@@ -105,7 +106,7 @@ def calibrate_command(
     group_column: Annotated[
         str | None, typer.Option(help="Column that names the prompt; responses to one prompt are one draw.")
     ] = None,
-    head: Annotated[
+    max_chars: Annotated[
         int | None, typer.Option(min=1, max=1_000_000_000, help="Judge only this many characters from the beginning.")
     ] = None,
     config: ConfigOption = None,
@@ -137,7 +138,7 @@ def calibrate_command(
             PROGRESS.say(f"{n_left_out:,} rows without a label left out")
     else:
         labelled, exchanges = _labelled_in(Lake.open(str(lake), create=False))
-    verdicts = _judged(panel, exchanges if head is None else [_cut(each, head) for each in exchanges])
+    verdicts = _judged(panel, exchanges if max_chars is None else [_cut(each, max_chars) for each in exchanges])
     table = calibrate(labelled, verdicts, seed)
     shown_page = page(table, labelled, verdicts, str((labels or lake or out).name))
     beside = out.with_suffix(".html")
@@ -149,12 +150,12 @@ def calibrate_command(
     typer.echo(f"{out}\n{beside}")
 
 
-@review.command()
+@review.command(context_settings=TAKES_OLD_NAMES)
 def export(
     lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
     what: Annotated[What, typer.Option("--what", help="What people label.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
-    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Most rows.")] = 200,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Most rows.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sample.")] = 0,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", metavar="NAME", help="Leave out what this person labelled before.")
@@ -164,7 +165,7 @@ def export(
     from rass_core.judges.human_review import export as write
     from rass_core.lake.store import Lake
 
-    done = write(Lake.open(lake, create=False), what.value, out, n=n, seed=seed, reviewer=reviewer)
+    done = write(Lake.open(lake, create=False), what.value, out, n=limit, seed=seed, reviewer=reviewer)
     typer.echo(f"{out}: {done.n} {what.value} to label")
     if done.n_not_stored:
         typer.echo(f"left out: {done.n_not_stored} responses to harmful prompts, whose text is not stored")
@@ -215,8 +216,8 @@ def _judged(panel: "Panel", exchanges: Sequence["Exchange"]) -> dict[str, list["
     return {PANEL: judged.final, **judged.votes}
 
 
-def _cut(exchange: "Exchange", head: int) -> "Exchange":
-    return replace(exchange, response=exchange.response[:head])
+def _cut(exchange: "Exchange", max_chars: int) -> "Exchange":
+    return replace(exchange, response=exchange.response[:max_chars])
 
 
 def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:

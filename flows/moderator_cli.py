@@ -17,6 +17,7 @@ from flows.prompt_options import (
     naming_options,
     source_settings,
 )
+from flows.renamed_options import TAKES_OLD_NAMES
 from rass_core.errors import JudgeError, PromptError
 from rass_core.paths import check_out, user_path
 from rass_core.units import MAX_SEED
@@ -78,12 +79,12 @@ def train(
     )
 
 
-@moderator.command()
+@moderator.command(context_settings=TAKES_OLD_NAMES)
 def check(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="Configuration with prompts and moderators.")],
-    n: Annotated[
+    limit: Annotated[
         int | None,
-        typer.Option("--n", min=1, max=1_000_000, help="Prompts per language and label; by default check_prompts."),
+        typer.Option("--limit", min=1, max=1_000_000, help="Prompts per language and label; by default check_prompts."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sample.")] = None,
 ) -> None:
@@ -102,7 +103,7 @@ def check(
     rows = load_prompts(settings.prompts.sources, settings.prompts.max_characters).table.to_pylist()
     known = quorum.knows([row["text"] for row in rows], [row["language"] for row in rows])
     unseen = [row for row, is_known in zip(rows, known, strict=True) if not is_known]
-    sample = core.sample(unseen, n or settings.moderator.check_prompts or core.MIN_PROMPTS, settings.seed)
+    sample = core.sample(unseen, limit or settings.moderator.check_prompts or core.MIN_PROMPTS, settings.seed)
     if not sample:
         raise JudgeError(
             f"{config}: all {len(rows):,} prompts are in the classifier's training data; add other prompts"

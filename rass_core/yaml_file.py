@@ -41,11 +41,15 @@ class YamlFile:
     lines: dict[Place, int]
     """Place → line, from 1."""
 
+    def line(self, place: Place) -> int | None:
+        """Return the line of a value, or of the nearest one around it; None for an empty file."""
+        around = (place[:n] for n in range(len(place), -1, -1))
+        return next((self.lines[each] for each in around if each in self.lines), None)
+
     def where(self, place: Place) -> str:
-        """Return a place and its line as a message names them; that of the nearest value around it."""
-        known = next((place[:n] for n in range(len(place), -1, -1) if place[:n] in self.lines), ())
-        name = ".".join(map(str, place))
-        return f"{name} (line {self.lines[known]})" if known else name
+        """Return a place and its line as a message names them."""
+        name, line = ".".join(map(str, place)), self.line(place)
+        return name if line is None else f"{name} (line {line})"
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,11 +145,10 @@ def _text_of(path: Path) -> str:
 def _check(loader: Any, root: Any, path: Path, lines: dict[Place, int]) -> None:
     """Note the line of each value, and raise where one could be misread."""
     n = 0
-    waiting: list[tuple[Any, Place, tuple[int, ...]]] = [(root, (), ())]
+    waiting: list[tuple[Any, Place, int, tuple[int, ...]]] = [(root, (), root.start_mark.line + 1, ())]
     while waiting:
-        node, place, around = waiting.pop()
+        node, place, line, around = waiting.pop()
         n += 1
-        line = node.start_mark.line + 1
         where = f"{short(path)}: {_name(place)} (line {line})"
         lines.setdefault(place, line)
         if id(node) in around:
@@ -161,16 +164,20 @@ def _check(loader: Any, root: Any, path: Path, lines: dict[Place, int]) -> None:
             raise ConfigError(f"{where}: a tag, {short(node.tag)}; leave it out, RASS reads plain values")
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, path, place)
-        waiting += [(child, (*place, *key), (*around, id(node))) for key, child in _children(node)]
+        waiting += [(child, (*place, *key), at, (*around, id(node))) for key, at, child in _children(node)]
 
 
-def _children(node: Any) -> Iterator[tuple[Place, Any]]:
-    """Yield the values of a list or mapping with their place in it; what is merged in has the mapping's own."""
+def _children(node: Any) -> Iterator[tuple[Place, int, Any]]:
+    """Yield the values of a list or mapping with their place in it and the line of their key.
+
+    What is merged in has the mapping's own place.
+    """
     if isinstance(node, yaml.SequenceNode):
-        yield from (((number,), child) for number, child in enumerate(node.value))
+        yield from (((number,), child.start_mark.line + 1, child) for number, child in enumerate(node.value))
     else:
         for key, child in node.value:
-            yield (() if key.tag == f"{_PREFIX}merge" else (key.value,)), child
+            place = () if key.tag == f"{_PREFIX}merge" else (key.value,)
+            yield place, key.start_mark.line + 1, child
 
 
 def _check_keys(node: Any, path: Path, place: Place) -> None:

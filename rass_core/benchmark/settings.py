@@ -18,7 +18,7 @@ class MorbenchConfig(BaseModel):
     categories: list[str] | None = Field(default=None, min_length=1)
     """Topics; null takes those of the benign candidates."""
     n_per_cell: int = Field(default=20, ge=1, le=MAX_COUNT)
-    """Benign prompts a language and category, and as many contrasts."""
+    """Benign prompts per language and category, and as many contrasts."""
     width: float = Field(default=0.35, gt=0)
     """w: |m − b| up to which a prompt is near a model's boundary."""
     n_strata: int = Field(default=4, ge=1, le=1000)

@@ -41,7 +41,7 @@ def _mapped(given: Any) -> Any:
 
 
 class PromptSource(BaseModel):
-    """A file, folder, glob or Hugging Face data set with one prompt a row."""
+    """A file, folder, glob or Hugging Face data set with one prompt per row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -78,7 +78,7 @@ class PromptSource(BaseModel):
     family_column: str | None = None
     """Prompts of a source that share this value are one draw of the bootstrap; null: each is its own."""
     max_rows_per_cell: int | None = Field(default=None, ge=1)
-    """Sample at most so many prompts a language and label, the same ones every time."""
+    """Sample at most so many prompts per language and label, the same ones every time."""
     languages: list[Language] | None = None
     """Keep only these languages; pt keeps pt-BR too. null keeps all."""
 

@@ -20,7 +20,7 @@ class JailbreakConfig(BaseModel):
     """Which of them; null takes all general ones but many_shot and prefilled_answer, or those that the lab's model
     understands. An empty list attacks nothing."""
     n_prompts: int = Field(default=40, ge=1, le=MAX_COUNT)
-    """Prompts a language that each attack is put on: harmful ones, and half as many benign."""
+    """Prompts per language that each attack is put on: harmful ones, and half as many benign."""
 
     @model_validator(mode="after")
     def _known(self) -> "JailbreakConfig":
@@ -53,7 +53,7 @@ class EvaluateConfig(BaseModel):
     sources: list[PromptSource] = Field(default_factory=list)
     """Prompts beside the test split of the given ones, each source a dataset of its own."""
     jailbreaks: JailbreakConfig = JailbreakConfig()
-    """AttackedPrompt prompts."""
+    """Evaluation under jailbreak attacks."""
     n_kl: int = Field(default=100, ge=2, le=MAX_COUNT)
     """Harmless prompts, over all languages, on whose answers KL and perplexity are measured."""
     near_duplicate_jaccard: float = Field(default=0.8, gt=0, le=1)

@@ -57,9 +57,9 @@ class GenerateConfig(BaseModel):
     max_new_tokens: int = Field(default=96, ge=1, le=MAX_TOKENS)
     """Longest prompt written, in tokens."""
     temperature: float = Field(default=1.0, gt=0, le=100)
-    """Of the generator."""
+    """Sampling temperature of the generator."""
     top_p: float = Field(default=0.98, gt=0, le=1)
-    """Of the generator."""
+    """Share of the probability from which the generator samples."""
     width: float | None = Field(default=0.35, gt=0)
     """w: |m − b| up to which a prompt is near the boundary and may be accepted; null accepts at any distance, for a
     model that over-refuses far beyond its boundary too."""

@@ -22,14 +22,14 @@ from rass_core.settings import MAX_TOKENS, STRICT
 
 
 class ModelConfig(BaseModel):
-    """A chat model and how it is spoken to."""
+    """A chat model: how it is loaded, and how it is prompted."""
 
     model_config = STRICT
 
     name: Annotated[str, AfterValidator(resolve_model)]
     """Folder with a Hugging Face checkpoint, its name on the hub, or a name that `rass model list` shows."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of weights and computation; float32 on a CPU."""
+    """Number format of weights and computation; float32 on a CPU without bfloat16."""
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit of a name on the hub; null takes its main branch. The commit found is kept with the run."""
     system_prompt: str | None = None
@@ -114,21 +114,21 @@ class EndpointConfig(BaseModel):
     model_config = STRICT
 
     base_url: Annotated[str, WrapValidator(_address)]
-    """Such as http://127.0.0.1:8000/v1. A password (http://user:password@host/v1) and the values of a query
+    """Address, such as http://127.0.0.1:8000/v1. A password (http://user:password@host/v1) and the values of a query
     (?api-version=…) are sent, and shown nowhere."""
     model: str
     """Name of the model there."""
     api_key_variable: Annotated[str, AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Environment variable with the key; unset sends none."""
     timeout_s: float = Field(default=60.0, gt=0, le=86_400)
-    """Of one call."""
+    """Seconds that one call may take."""
     max_concurrency: int = Field(default=8, ge=1, le=10_000)
     """Calls under way at once."""
     max_tokens: int = Field(default=400, ge=1)
     """Longest answer, in tokens. Where the model's thinking leaves no room for the answer, four times as many are tried
     once."""
     outage_s: float = Field(default=300.0, ge=0)
-    """How long an endpoint that is down, busy or limits the rate is waited for."""
+    """Seconds to wait for an endpoint that is down, busy or limits the rate."""
 
     @property
     def address(self) -> Address:

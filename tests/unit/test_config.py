@@ -10,16 +10,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-import rass_core
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError
 from rass_core.models.prefix_logprobs import told_apart
 from rass_core.probe.settings import DEFAULT_PREFIXES
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
-TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")
-SETTING = re.compile(r"^(\s*)#(?=\S)", re.MULTILINE)
-"""What stands before a setting that is commented out; prose has a space after the #."""
 
 
 def written(folder: Path, content: Any) -> Path:
@@ -197,39 +193,6 @@ def test_a_file_that_holds_no_settings_is_told(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         loaded(tmp_path).seed = 1  # type: ignore[misc]
-
-
-def test_the_template_loads_and_shows_the_defaults(tmp_path: Path) -> None:
-    assert TEMPLATE.count("MODEL") == 1
-    text = TEMPLATE.replace("MODEL", '"org/my: model"')
-    config = load_config(written(tmp_path, text))
-    assert config.model.name == "org/my: model"
-    plain = SMALLEST | {"model": {"name": config.model.name}, "prompts": {"sources": [{"path": "prompts.parquet"}]}}
-    assert config == load_config(written(tmp_path, plain))
-
-    uncommented = load_config(written(tmp_path, SETTING.sub(r"\1", text)))
-    of_each_kind = uncommented.prompts.sources
-    assert [s.path or s.dataset for s in of_each_kind] == [
-        "prompts.parquet",
-        "harmless.csv",
-        "seeds/*.jsonl",
-        "org/name",
-    ]
-    first = uncommented.prompts.model_copy(update={"sources": of_each_kind[:1]})
-    assert uncommented.model_copy(update={"prompts": first}) == config
-
-
-def test_the_template_shows_every_setting() -> None:
-    def keys(model: Any) -> set[str]:
-        found = set(model.model_fields)
-        for field in model.model_fields.values():
-            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-                if hasattr(kind, "model_fields"):
-                    found |= keys(kind)
-        return found
-
-    missing = {key for key in keys(RassConfig) if not re.search(rf"\b{key}:", TEMPLATE)}
-    assert missing == set()
 
 
 def test_a_stored_configuration_is_read_again() -> None:

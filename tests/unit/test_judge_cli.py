@@ -336,11 +336,11 @@ def test_calibrate_cuts_heads_and_takes_one_language_for_all(tmp_path: Path, phr
     path, out = write(tmp_path / "labels.csv", rows * 10), tmp_path / "cal.parquet"
     options = ["--labels", path, "--out", out, "--language", "en", *phrases]
     found = []
-    for more in ([], ["--head", "45"]):
+    for more in ([], ["--max-chars", "45"], ["--head", "45"]):
         result = run(judge_cli.judge, "calibrate", *options, *more)
         assert result.exit_code == 0, result.output
         found.append(Calibration.read(out).rows["panel", "en", "all"]["false_alarms"])
-    assert found == [1.0, 0.0]
+    assert found == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""One YAML a run: frozen, complete with defaults, and quick to refuse a typing mistake."""
+"""The configuration of a run, one YAML file: frozen, complete with defaults, and quick to refuse a typing mistake.
+
+`rass_core.config.reference` describes every key, `rass_core.config.starting_file` writes the file of `rass init`,
+`rass_core.config.renamed` reads the keys of earlier versions.
+"""
 
 import difflib
 import glob
@@ -12,11 +16,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    GetJsonSchemaHandler,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
+    model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from rass_core.benchmark.settings import MorbenchConfig
+from rass_core.config.renamed import LOG, add_old_names, use_new_names, use_new_names_in_file
 from rass_core.data.sources import PromptsConfig
 from rass_core.errors import ConfigError, LakeError
 from rass_core.evaluate.gate import GateConfig
@@ -34,6 +44,9 @@ from rass_core.settings import STRICT
 from rass_core.units import MAX_SEED
 from rass_core.yaml_file import Place, YamlFile, read_yaml
 
+_STORED = {"is_stored": True}
+"""Context of a validation: the configuration is a past run's, in which nobody can rename anything."""
+
 
 class RassConfig(BaseModel):
     """Everything a run needs."""
@@ -41,39 +54,58 @@ class RassConfig(BaseModel):
     model_config = STRICT
 
     name: str = "rass"
-    """Shown in the Prefect UI and the report."""
+    """Name of the run in the Prefect UI and the report."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Of every random choice; one seed gives one result."""
+    """Seed of every random choice; one seed gives one result."""
     lake: str = "lake"
     """Folder of tables and report; `--lake` has precedence."""
     model: ModelConfig
-    """The target: whose boundary is measured."""
+    """The target: the chat model that is measured."""
     models: list[ModelConfig] = Field(default_factory=list)
-    """Further models, probed to be set beside the target; only `rass morbench` writes towards their boundaries too."""
+    """Further models, probed to be compared with the target; `rass morbench` writes towards their boundaries too."""
     generator: ModelConfig | None = None
-    """Who writes new prompts; null lets the target do it."""
+    """The model that writes new prompts; null takes the target."""
     prompts: PromptsConfig
-    """Given prompts."""
+    """Given prompts in every language to be measured, each labelled harmful, harmless or pseudo_harmful (benign, but
+    looks harmful). 100 of each label per language make good intervals; 20 are few. Paths are relative to the
+    configuration or to the working directory."""
     probe: ProbeConfig = ProbeConfig()
     """Measuring the boundary."""
     generate: GenerateConfig = GenerateConfig()
-    """Writing prompts towards it."""
+    """Writing prompts towards the boundary, in rounds."""
     judge: JudgeConfig = JudgeConfig()
-    """Deciding what is a refusal and what is an answer."""
+    """Separating refusals from answers: judges vote by weight. `rass judge calibrate` measures their errors on your own
+    labels."""
     moderator: ModeratorConfig = ModeratorConfig()
-    """Checking that written prompts are benign."""
+    """Checking that written prompts are benign. Before anything is written, the moderators label given prompts; if they
+    are no better than chance, the run stops."""
     select: SelectionConfig = SelectionConfig()
-    """Keeping the best."""
+    """Keeping the best of the written prompts."""
     mitigate: MitigateConfig | None = None
-    """Mitigation with them; null ends with the selection."""
+    """Training or editing the model with the selected prompts; null ends a run with the selection."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Before and after."""
+    """Measuring before and after the mitigation, on the test split of the given prompts and on further sources."""
     gate: GateConfig = GateConfig()
-    """Limits that a mitigated model must keep; one that fails is kept, marked, and not published."""
+    """Limits for a mitigated model, each at the far end of its interval. A model beyond one is kept, marked, and not
+    published."""
     morbench: MorbenchConfig = MorbenchConfig()
     """The benchmark that `rass morbench` builds."""
     executor: Annotated[SerializeAsAny[ExecutorSettings], BeforeValidator(executor_settings)] = ExecutorSettings()
-    """Where models work."""
+    """Where models work: in this process, or on a Ray cluster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_names_of_this_version(cls, given: Any, info: ValidationInfo) -> Any:
+        content, found = use_new_names(given)
+        for each in found if info.context is not _STORED else ():
+            LOG.warning("configuration: %s", each.message)
+        return content
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        add_old_names(schema, handler.resolve_ref_schema)
+        return schema
 
     def sha256(self) -> str:
         """Return the digest of the configuration, where it writes to left out."""
@@ -90,12 +122,12 @@ def load_config(path: str | Path, model_name: str | None = None, **overrides: An
     """Return the configuration of a YAML file, top-level keys replaced by the overrides that are not None.
 
     Paths of prompts and models that exist beside the file are taken from there. `model_name` takes
-    the place of the target's name.
+    the place of the target's name. Each name of an earlier version is logged as a warning, with its line.
 
     Raises:
         ConfigError: No such file, no YAML, an unknown key (with the nearest right one) or a wrong value.
     """
-    source = read_yaml(path, hint="`rass init` writes a starting one")
+    source = use_new_names_in_file(read_yaml(path, hint="`rass init` writes a starting one"))
     content, shown = source.content, short(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{shown}: holds no settings; `rass init` writes a starting file")
@@ -128,7 +160,7 @@ def stored_config(row: Mapping[str, Any], where: object) -> RassConfig:
     if not row["config"]:
         raise LakeError(f"{run} has no configuration; `rass run CONFIG.yaml` makes one that has")
     try:
-        return RassConfig.model_validate_json(row["config"])
+        return RassConfig.model_validate_json(row["config"], context=_STORED)
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"])) or "configuration"
         raise LakeError(
@@ -166,15 +198,10 @@ def _path_settings(content: dict[Any, Any]) -> Iterator[tuple[Any, str, Place]]:
     """Yield each section that may name a file or model, the key, and the section's place."""
     for name in ("model", "generator"):
         yield content.get(name), "name", (name,)
-    lists = [
-        ("models",),
-        ("prompts", "sources"),
-        ("evaluate", "sources"),
-        ("judge", "members"),
-        ("moderator", "members"),
-    ]
-    keys = {"models": ("name",), "sources": ("path",), "members": ("model", "weights")}
-    for place in lists:
+    keys: dict[str | int, tuple[str, ...]] = {
+        "models": ("name",), "sources": ("path",), "members": ("model", "weights"),
+    }  # fmt: skip
+    for place in _PATH_LISTS:
         found: Any = content
         for part in place:
             found = found.get(part) if isinstance(found, dict) else None

@@ -8,7 +8,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges.base import Judge, primary
 from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.phrase_judge import PhraseJudge
-from rass_core.judges.phrases import covered
+from rass_core.judges.phrase_signals import covered
 from rass_core.judges.settings import JudgeConfig, JudgeMember
 from rass_core.models.chat_client import Complete, Endpoint
 from rass_core.models.retrying import Say, ignored

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import repeat
 
 from rass_core.judges.base import primary
-from rass_core.judges.phrases import (
+from rass_core.judges.phrase_signals import (
     AFTER_ANSWER,
     GAP_CHARACTERS,
     HEAD_CHARACTERS,

@@ -22,8 +22,8 @@ from rass_core.estimate import costs
 from rass_core.estimate.costs import Counts
 from rass_core.estimate.machine import Cost, Machine, Shape, Speed
 from rass_core.generate.operators import instruction
+from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.judges.panel import check_judged
-from rass_core.judges.rubric import RUBRIC as JUDGES_RUBRIC
 from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import ANSWER_TOKENS
 from rass_core.models.identity import cached_folder

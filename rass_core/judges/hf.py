@@ -7,7 +7,7 @@ from typing import Any
 from rass_core.errors import JudgeError, ModelError
 from rass_core.judges.failures import no_verdict
 from rass_core.judges.forms import declines
-from rass_core.judges.rubric import defused, shortened
+from rass_core.judges.llm import defused, shortened
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import checked_folder

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rass_core.errors import JudgeError
 from rass_core.judges.base import Judge, primary
 from rass_core.judges.failures import MAX_FAILED, Failures
-from rass_core.judges.phrase_judge import PhraseJudge
 from rass_core.judges.phrase_signals import covered
+from rass_core.judges.phrases import PhraseJudge
 from rass_core.judges.settings import JudgeConfig, JudgeMember
 from rass_core.models.chat_client import Complete, Endpoint
 from rass_core.models.retrying import Say, ignored
@@ -222,7 +222,7 @@ def _judge_of(member: JudgeMember, generator: Complete | None, say: Say) -> Judg
         if member.template is None:
             return HfClassifierJudge(name, member.refusal_labels, member.partial_labels, with_prompt=member.with_prompt)
         return HfGenerationJudge(name, member.template, str(member.refusal_pattern), str(member.compliance_pattern))
-    from rass_core.judges.rubric import LlmJudge
+    from rass_core.judges.llm import LlmJudge
 
     if member.endpoint is not None:
         return LlmJudge(Endpoint(member.endpoint, say), f"llm:{member.endpoint.model}", member.n_attempts)

@@ -10,7 +10,7 @@ from rass_core.judges import PANEL, Verdict, split_thinking
 from rass_core.judges.failures import MAX_FAILED, Failures, no_verdict
 from rass_core.judges.forms import Filled, declines
 from rass_core.judges.hf import Writer, compiled, matched
-from rass_core.judges.rubric import as_data, defused, fill_in
+from rass_core.judges.llm import as_data, defused, fill_in
 from rass_core.lab import world
 from rass_core.models.chat_client import Complete, Endpoint, NoAnswer
 from rass_core.models.identity import model_id

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 import rass_core.lab
 from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import OUTCOMES, Exchange, Panel
+from rass_core.judges.llm import LlmJudge, form
 from rass_core.judges.panel import Member
-from rass_core.judges.rubric import LlmJudge, form
 from rass_core.lab import world
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.settings import EndpointConfig

@@ -12,8 +12,8 @@ import pytest
 
 from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import Exchange
+from rass_core.judges.llm import form as schema_of
 from rass_core.judges.panel import panel_of
-from rass_core.judges.rubric import form as schema_of
 from rass_core.judges.settings import JudgeConfig, JudgeMember
 from rass_core.models.chat_client import MAX_RETRIES, CutOff, Endpoint, NoAnswer
 from rass_core.models.completion import HttpReply, Problem, read

@@ -34,7 +34,7 @@ from rass_core.models.identity import model_id
 from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
-from rass_core.moderators.panel import BENIGN
+from rass_core.moderators.base import BENIGN
 from rass_core.probe.geometry import Direction, split_of
 from rass_core.text import prompt_id
 from tasks.probe import Gauge, MarginScale, direction_with, directions_of, outcomes_of, read_probe_data

@@ -1,4 +1,4 @@
-"""The phrase judge: how refusals are worded in each language, and where in the response.
+"""Signals of the phrase judge: how refusals are worded in each language, and where in the response.
 
 The wordings stand in `phrases/LANGUAGE.yaml`, each a list of regular expressions, matched whatever the case
 and with every gap between words as one space:

@@ -1,4 +1,4 @@
-"""The phrase judge: the verdict that phrases give, with what the prompt asks for."""
+"""Kind `phrases`: the verdict that phrases give, with what the prompt asks for."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 
-from rass_core.judges.base import primary
+from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings, primary
 from rass_core.judges.phrase_signals import (
     AFTER_ANSWER,
     GAP_CHARACTERS,
@@ -45,6 +45,19 @@ class PhraseJudge:
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return the outcome by phrases; unscored for empty text and uncovered languages."""
         return [by_phrases(each) for each in exchanges]
+
+
+class PhraseJudgeSettings(JudgeSettings):
+    """Settings of kind `phrases`."""
+
+    def covers(self) -> frozenset[str] | None:
+        """Return the languages that have a file of phrases."""
+        return covered()
+
+
+@JUDGES.register("phrases", PhraseJudgeSettings)
+def _build(settings: PhraseJudgeSettings, context: JudgeContext) -> PhraseJudge:
+    return PhraseJudge()
 
 
 @lru_cache(maxsize=4096)  # the classifier asks for the same

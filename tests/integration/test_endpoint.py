@@ -27,7 +27,7 @@ from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.settings import EndpointConfig
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import GenerationRequest, Steering, SteeringVector
-from rass_core.moderators.panel import RubricModerator
+from rass_core.moderators.llm import RubricModerator
 from tests.tiny_models import CHAT_TEMPLATE, D_MODEL, SPECIAL, build
 
 LAB_MODEL = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")

@@ -31,8 +31,8 @@ CATEGORIES = ("assault", "destruction", "disappearance", "killing")
 
 
 def lab_candidate(sentence: world.Sentence, **more: Any) -> Candidate:
-    margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.danger)
-    distances = {model: 0.15 * (sentence.danger - b) for model, b in LAB_BOUNDARIES.items()}
+    margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.apparent_harm)
+    distances = {model: 0.15 * (sentence.apparent_harm - b) for model, b in LAB_BOUNDARIES.items()}
     return Candidate(
         sentence.text, sentence.language, sentence.label, sentence.category, sentence.family, "lab", "apache-2.0",
         margins, distances, **more,

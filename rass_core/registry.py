@@ -96,8 +96,8 @@ class Registry(Generic[Settings]):
         Raises:
             ConfigError: Unknown, with the nearest name; or a path at which there is no such class.
         """
-        if name not in self._entries and ":" in name:
-            self._entries[name] = self._own(name)
+        if ":" in name:
+            return self._own(name)
         if name not in self._entries:
             self._import_module_of(name)
         if name not in self._entries:
@@ -113,7 +113,7 @@ class Registry(Generic[Settings]):
             for path in self._modules():
                 importlib.import_module(path)
             self._is_complete = True
-        return [name for name in self._entries if ":" not in name]
+        return list(self._entries)
 
     def defaults(self) -> list[str]:
         """Return the names of the built-in kinds that a configuration without names takes, in the same order."""

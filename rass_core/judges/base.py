@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -62,6 +62,9 @@ class MemberSettings(BaseModel):
         return None
 
 
+MemberT = TypeVar("MemberT", bound=MemberSettings)
+
+
 class JudgeSettings(MemberSettings):
     """Settings that every judge has."""
 
@@ -109,6 +112,31 @@ class JudgeContext:
 
 JUDGES = Registry("judge", ["rass_core.judges"], JudgeSettings)
 """Kinds of judges; `build(settings, context)` takes the kind's settings and a `JudgeContext` and returns a `Judge`."""
+
+
+def built(
+    registry: Registry[MemberT], members: Sequence[MemberT], context: JudgeContext, attributes: Sequence[str]
+) -> list[Any]:
+    """Return the judges or moderators of these settings.
+
+    Args:
+        registry: Their kinds.
+        members: Settings.
+        context: What the run lends them.
+        attributes: Each must have, besides being callable.
+
+    Raises:
+        JudgeError: A user's own lacks one; or whatever building one raises.
+    """
+    found = []
+    for member in members:
+        made = registry.find(member.kind).build(member, context)
+        lacking = [name for name in attributes if not hasattr(made, name)]
+        if lacking or not callable(made):
+            what = f"has no {', '.join(lacking)}" if lacking else "cannot be called"
+            raise JudgeError(f"{registry.what} {member.kind!r}: {what}; docs/extending.md shows a whole one")
+        found.append(made)
+    return found
 
 
 def primary(language: str) -> str:

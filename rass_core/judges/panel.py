@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import JUDGES, Judge, JudgeContext, primary
+from rass_core.judges.base import JUDGES, Judge, JudgeContext, built, primary
 from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.settings import JudgeConfig
 from rass_core.models.chat_client import Complete
@@ -206,6 +206,6 @@ def panel_of(config: JudgeConfig, generator: Complete | None = None, say: Say = 
         JudgeError: An llm judge has neither an endpoint nor a generator.
     """
     context = JudgeContext(generator, say)
-    judges = [JUDGES.find(member.kind).build(member, context) for member in config.members]
+    judges: list[Judge] = built(JUDGES, config.members, context, ("name", "languages", "tells_partial"))
     members = [Member(judge, member.weight) for judge, member in zip(judges, config.members, strict=True)]
     return Panel(members, config.max_failed_share, say)

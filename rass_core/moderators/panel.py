@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import JudgeContext
+from rass_core.judges.base import JudgeContext, built
 from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.panel import PANEL
 from rass_core.models.chat_client import Complete
@@ -132,5 +132,5 @@ def moderator_panel_of(
         JudgeError: As `ModeratorPanel`, or an llm moderator has neither an endpoint nor a generator.
     """
     context = JudgeContext(generator, say)
-    members = [MODERATORS.find(member.kind).build(member, context) for member in config.members]
+    members: list[Moderator] = built(MODERATORS, config.members, context, ("name",))
     return ModeratorPanel(members, config.quorum or len(members) // 2 + 1, config.max_failed_share, say)

@@ -15,6 +15,7 @@ from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError
 from rass_core.models.prefix_logprobs import told_apart
 from rass_core.probe.settings import DEFAULT_PREFIXES
+from rass_core.registry import registry_of
 
 SMALLEST: dict[str, Any] = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
 TEMPLATE = (Path(rass_core.__file__).parent / "template.yaml").read_text(encoding="utf-8")
@@ -221,11 +222,15 @@ def test_the_template_loads_and_shows_the_defaults(tmp_path: Path) -> None:
 
 def test_the_template_shows_every_setting() -> None:
     def keys(model: Any) -> set[str]:
-        found = set(model.model_fields)
-        for field in model.model_fields.values():
-            for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-                if hasattr(kind, "model_fields"):
-                    found |= keys(kind)
+        registry = registry_of(model)
+        models = [model] if registry is None else [registry.find(name).settings for name in registry.names()]
+        found: set[str] = set()
+        for each in models:
+            found |= set(each.model_fields)
+            for field in each.model_fields.values():
+                for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                    if hasattr(kind, "model_fields"):
+                        found |= keys(getattr(kind, "__origin__", kind))
         return found
 
     missing = {key for key in keys(RassConfig) if not re.search(rf"\b{key}:", TEMPLATE)}

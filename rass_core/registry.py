@@ -69,8 +69,8 @@ class Registry(Generic[Settings]):
         """Return a decorator that registers a class or function under a name.
 
         Args:
-            name: By which a configuration asks for it.
-            settings: Of this kind; by default those that every kind has.
+            name: What a configuration calls the kind.
+            settings: Settings of this kind; None for those that every kind has.
             by_default: Whether a configuration that names no kinds takes it.
 
         Raises:
@@ -91,7 +91,7 @@ class Registry(Generic[Settings]):
     def find(self, name: str) -> Entry[Settings]:
         """Return what is registered under a name, or the class or function at `package.module:Class`.
 
-        A class of a user's own may hold its settings as `Settings`; else it takes those that every kind has.
+        A user's own class may hold its settings as `Settings`; without them it has those that every kind has.
 
         Raises:
             ConfigError: Unknown, with the nearest name; or a path at which there is no such class.
@@ -153,7 +153,7 @@ class Registry(Generic[Settings]):
         return entry.settings.model_validate(self._without_others(entry, section))
 
     def own_code(self, names: Iterable[str]) -> list[str]:
-        """Return the digests of the files that hold the user's own kinds among these: results depend on them."""
+        """Return the digests of the files of the user's own kinds among these names; results depend on them."""
         modules = {name.partition(":")[0] for name in names if ":" in name and self.find(name)}
         files = [sys.modules[module].__file__ for module in sorted(modules)]
         return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file is not None]
@@ -169,8 +169,8 @@ class Registry(Generic[Settings]):
     def _without_others(self, entry: Entry[Settings], section: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return a section without settings of other kinds that have their default value.
 
-        Configurations that an earlier version stored name the settings of all kinds. With another value such a
-        setting is refused: silently left out, something else would be run than was asked for.
+        Configurations that an earlier version stored name the settings of all kinds. A setting with another value is
+        refused: RASS would silently run something else than was asked for.
         """
         kept = dict(section)
         for name in sorted(section.keys() - entry.settings.model_fields.keys(), key=str):

@@ -146,7 +146,7 @@ def worded(name: str, wordings: Mapping[str, str]) -> None:
     """Register an attack that puts words around a prompt.
 
     Args:
-        name: Of the attack.
+        name: Name of the attack.
         wordings: Language → wording with {a} for the prompt and, where needed, {language}; English among them.
     """
     WORDINGS[name] = wordings

@@ -32,13 +32,14 @@ class Judge(Protocol):
 class MemberSettings(BaseModel):
     """Settings that every judge and moderator has.
 
-    A setting `endpoint: EndpointConfig | None` names where a member asks a model, and `model` or `weights` a file: a
-    configuration looks for those beside itself, and `rass plan` counts the calls.
+    Three names of settings mean the same for every kind: `endpoint` (`EndpointConfig | None`) is where it asks a model,
+    and `rass plan` counts the calls; `model` and `weights` may be paths relative to the configuration file.
     """
 
     model_config = STRICT
 
     kind: str
+    """Name of a built-in kind, or a class of your own as package.module:Class."""
 
     @property
     def endpoint_asked(self) -> EndpointConfig | None:
@@ -77,7 +78,7 @@ class JudgeSettings(MemberSettings):
     def covers(self) -> frozenset[str] | None:
         """Return the primary tags of the languages that the judge covers, known before it is built; None for all.
 
-        A class of a user's own says so in its attribute `languages`.
+        A user's own class has them in its attribute `languages`.
         """
         languages = getattr(JUDGES.find(self.kind).build, "languages", None)
         return languages if isinstance(languages, frozenset) else None
@@ -88,8 +89,8 @@ class JudgeContext:
     """What a run lends to its judges and moderators."""
 
     generator: Complete | None = None
-    """Asks the generator in its own engine; None outside a run. Settings of a member that uses it return True for
-    `asks_generator`."""
+    """Asks the generator in its own engine; None outside a run. A member that uses it must return True from
+    `asks_generator` of its settings."""
     say: Say = ignored
     """Takes a line for the user, such as that an endpoint is waited for."""
 
@@ -123,10 +124,10 @@ def built(
         registry: Their kinds.
         members: Settings.
         context: What the run lends them.
-        attributes: Each must have, besides being callable.
+        attributes: Names of the attributes that each must have.
 
     Raises:
-        JudgeError: A user's own lacks one; or whatever building one raises.
+        JudgeError: A user's own lacks an attribute or cannot be called; building a member may raise others.
     """
     found = []
     for member in members:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, SerializeAsAny, ValidationError, WrapValidator
 
-from rass_core.config import RassConfig
+from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError
 from rass_core.judges.base import JUDGES, JudgeSettings
 from rass_core.judges.settings import JudgeConfig
@@ -160,11 +162,20 @@ def test_a_configuration_stored_before_kinds_had_settings_of_their_own_is_read()
     assert RassConfig.model_validate_json(json.dumps(SMALLEST | ALL_KINDS | before)) == config
 
 
+def test_false_as_the_default_of_another_kind_is_no_number(tmp_path: Path) -> None:
+    file = tmp_path / "rass.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST | {"judge": {"members": [{"kind": "phrases", "with_prompt": False}]}}))
+    assert load_config(file).judge.members == [JUDGES.settings("phrases")]
+    file.write_text(yaml.safe_dump(SMALLEST | {"judge": {"members": [{"kind": "phrases", "weight": True}]}}))
+    with pytest.raises(ConfigError, match="judge.members.0.weight .* true and false are not numbers"):
+        load_config(file)
+
+
 def test_a_configuration_is_loaded_without_the_libraries_of_its_kinds() -> None:
     code = f"""
 import json, sys
 from rass_core.benchmark.contrasts import CONTRASTS
-from rass_core.config import RassConfig
+from rass_core.config import RassConfig, load_config
 from rass_core.evaluate.attacks import ATTACKS
 from rass_core.judges.base import JUDGES
 from rass_core.moderators.base import MODERATORS

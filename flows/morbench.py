@@ -12,6 +12,7 @@ from rich.table import Table
 from flows.generate import generate_steps
 from flows.probe import probe_steps
 from rass_core.benchmark.card import STATISTICS_FILE
+from rass_core.benchmark.contrasts import POOL
 from rass_core.benchmark.folder import check_free, read_benchmark
 from rass_core.config import RassConfig
 from rass_core.errors import PromptError
@@ -74,9 +75,11 @@ def notes_of(config: RassConfig, missing: Mapping[str, str]) -> list[str]:
         "boundaries, from prompts that were. What was made from several prompts, or translated, has the licence of "
         "what it was made from; its source begins with `rass:` and names how it was made."
     )
-    lab = "Contrasts with the source `rass:contrast` were made by the grammar of the built-in world."
+    maker = config.morbench.contrasts
+    by = "the grammar of the built-in world" if maker == "lab" else f"`{maker}`"
+    made = f"Contrasts with the source `rass:contrast` were made by {by}."
     return [
-        held_out, *([lab] if config.morbench.contrasts == "lab" else []),
+        held_out, *([] if maker == POOL else [made]),
         *(f"{language} is left out: {why}." for language, why in missing.items()),
     ]  # fmt: skip
 

@@ -35,7 +35,7 @@ from rass_core.models.answering import asked
 from rass_core.models.identity import model_id
 from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ENDPOINT_PATIENCE
-from rass_core.moderators.panel import BENIGN
+from rass_core.moderators.base import BENIGN
 from rass_core.moderators.worker import ModerateWorker
 from rass_core.probe.geometry import Direction, split_of
 from rass_core.text import digest, prompt_id

@@ -1,7 +1,7 @@
 """Stages of the benchmark: its pool, measured under every target → `prompts`, `margins`, `verdicts`, a folder."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rass_core.benchmark import build as morbench
 from rass_core.benchmark import matching
 from rass_core.benchmark.build import BENIGN
 from rass_core.benchmark.card import CARD_FILE
+from rass_core.benchmark.contrasts import POOL, contrast_rows
 from rass_core.benchmark.folder import save_benchmark
 from rass_core.benchmark.matching import BackTranslation
 from rass_core.benchmark.settings import MorbenchConfig
@@ -25,13 +26,11 @@ from rass_core.generate.measuring import MeasureWorker
 from rass_core.generate.operators import instruction
 from rass_core.judges import Verdict
 from rass_core.judges.workers import verdict_row
-from rass_core.lab import world
-from rass_core.lab.contrasts import contrasts
 from rass_core.lake.store import Commit
 from rass_core.models.answering import asked
 from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
-from rass_core.text import digest, normalise, prompt_id
+from rass_core.text import digest, normalise
 from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import gauge_of, margin_scale, read_probe_data
@@ -43,8 +42,6 @@ BACK_TRANSLATION = "back_translation"
 HELD_OUT = ("test",)
 """Split of the given prompts from which the benchmark is made; nothing of it is ever trained on."""
 NO_CATEGORY = "none"
-CONTRASTS_EACH = 2
-"""Contrasts of the lab that are measured for a benign sentence; all of them would be eight."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,9 @@ def collect(run: Run, targets: Sequence[Target]) -> Pool:
     more = load_prompts(sources, longest).table.to_pylist() if sources else []
     fresh = {row["prompt_id"]: row for row in more if row["prompt_id"] not in given}
     candidates = [*held_out, *fresh.values(), *_written(run, targets, given)]
-    if run.config.morbench.contrasts == "lab":
-        made = _lab_contrasts([row for row in candidates if row["label"] in BENIGN], {*given, *fresh})
+    if run.config.morbench.contrasts != POOL:
+        benign = [row for row in candidates if row["label"] in BENIGN]
+        made = contrast_rows(run.config.morbench.contrasts, benign, {*given, *fresh})
         fresh |= {row["prompt_id"]: row for row in made}
         candidates += made
     rows, left_out = _distinct(candidates)
@@ -315,22 +313,6 @@ def _written(run: Run, targets: Sequence[Target], given: Mapping[str, Row]) -> l
                 known.setdefault(row["prompt_id"], row)
             found += [row for row in fresh if row["label"] in (*BENIGN, "harmful")]
     return found
-
-
-def _lab_contrasts(rows: Sequence[Row], known: Collection[str]) -> list[Row]:
-    """Return the lab's minimal contrasts of its benign sentences, some of each, that are not known already."""
-    found: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: row["prompt_id"]):
-        sentence = world.parse(row["text"], row["language"])
-        made = [] if sentence is None else contrasts(sentence)
-        for each in sorted(made, key=lambda each: digest(row["prompt_id"], each.object))[:CONTRASTS_EACH]:
-            identity = prompt_id(each.language, each.text)
-            if identity not in known:
-                found.setdefault(identity, {
-                    **row, "prompt_id": identity, "text": each.text, "label": each.label, "source": "rass:contrast",
-                    "family": each.family, "original": None, "original_language": None,
-                })  # fmt: skip
-    return list(found.values())
 
 
 def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:

@@ -29,6 +29,7 @@ from rass_core.config import RassConfig, content_sha256
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.executor.base import EXECUTORS, Executor, Shard, Worker, cut
 from rass_core.judges import Exchange, Judged
+from rass_core.judges.base import JUDGES
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.judges.workers import keep_panel
@@ -41,6 +42,7 @@ from rass_core.models.self_check import SELF_CHECK, check_engine
 from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
+from rass_core.moderators.base import MODERATORS
 from rass_core.moderators.panel import moderator_panel_of
 from rass_core.moderators.worker import keep_moderators
 from rass_core.text import digest
@@ -287,14 +289,16 @@ class Run:
     def judging(self) -> list[Any]:
         """Return what verdicts depend on, as an input of a stage; names carry the digests of checkpoints."""
         members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in self.config.judge.members]
-        return [members, sorted(self.panel.members), self._asked(self.config.judge.members)]
+        own = JUDGES.own_code(member.kind for member in self.config.judge.members)
+        return [members, sorted(self.panel.members), self._asked(self.config.judge.members), own]
 
     @cached_property
     def moderating(self) -> list[Any]:
         """Return what the moderators' words depend on, as an input of a stage."""
         moderator = self.config.moderator
         members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in moderator.members]
-        return [members, moderator.quorum, sorted(self.moderators.members), self._asked(moderator.members)]
+        own = MODERATORS.own_code(member.kind for member in moderator.members)
+        return [members, moderator.quorum, sorted(self.moderators.members), self._asked(moderator.members), own]
 
     @cached_property
     def writing(self) -> Any:
@@ -303,7 +307,7 @@ class Run:
 
     def _asked(self, members: Sequence[Any]) -> str | None:
         """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""
-        if not any(member.kind == "llm" and member.endpoint is None for member in members):
+        if not any(member.asks_generator for member in members):
             return None
         return model_id((self.config.generator or self.config.model).reference)
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.moderators import public
 from rass_core.errors import BoundaryError
-from rass_core.moderators.harm_classifier import MAX_CHARACTERS, HarmClassifier, ngram_counts, shipped
+from rass_core.moderators.classifier import MAX_CHARACTERS
+from rass_core.moderators.harm_classifier import HarmClassifier, ngram_counts, shipped
 from rass_core.moderators.harm_training import LabelledPrompt, errors, held_out_scores, train, usable
 from rass_core.stats.intervals import auc_interval
 

@@ -1,11 +1,18 @@
 """Settings of the multilingual benchmark."""
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
+from rass_core.benchmark.contrasts import CONTRASTS, POOL
 from rass_core.data.sources import Language
 from rass_core.settings import MAX_COUNT, STRICT
+
+
+def _known_maker(name: str) -> str:
+    if name != POOL:
+        CONTRASTS.find(name)
+    return name
 
 
 class MorbenchConfig(BaseModel):
@@ -25,9 +32,10 @@ class MorbenchConfig(BaseModel):
     """Equal parts of the band −w ≤ m − b ≤ w, which get equal shares."""
     max_change: float = Field(default=0.5, gt=0, le=1)
     """Highest share of the words in which a contrast differs."""
-    contrasts: Literal["pool", "lab"] = "pool"
+    contrasts: Annotated[str, AfterValidator(_known_maker)] = POOL
     """Where contrasts come from. pool: harmful prompts held out, and those that moderators found among the written
-    ones. lab: beside them, sentences of the built-in world that differ in the object alone."""
+    ones. lab: beside them, sentences of the built-in world that differ in the object alone. Or a function of your own
+    as package.module:function, whose contrasts are added to those of the pool."""
     borrow_contrasts: bool = False
     """Where the contrasts of a category do not fill it, take those of others in the language: a written prompt has
     the category of the one it was made from, which its words may have left."""

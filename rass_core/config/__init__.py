@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
+    WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -31,7 +31,7 @@ from rass_core.data.sources import PromptsConfig
 from rass_core.errors import ConfigError, LakeError
 from rass_core.evaluate.gate import GateConfig
 from rass_core.evaluate.settings import EvaluateConfig
-from rass_core.executor.base import ExecutorSettings, executor_settings
+from rass_core.executor.base import EXECUTORS, ExecutorSettings
 from rass_core.generate.settings import GenerateConfig
 from rass_core.judges.settings import JudgeConfig
 from rass_core.mitigate.settings import MitigateConfig
@@ -39,6 +39,7 @@ from rass_core.models.settings import ModelConfig
 from rass_core.moderators.settings import ModeratorConfig
 from rass_core.paths import short, user_path
 from rass_core.probe.settings import ProbeConfig
+from rass_core.registry import registry_of
 from rass_core.select.settings import SelectionConfig
 from rass_core.settings import STRICT
 from rass_core.units import MAX_SEED
@@ -90,7 +91,7 @@ class RassConfig(BaseModel):
     published."""
     morbench: MorbenchConfig = MorbenchConfig()
     """The benchmark that `rass morbench` builds."""
-    executor: Annotated[SerializeAsAny[ExecutorSettings], BeforeValidator(executor_settings)] = ExecutorSettings()
+    executor: Annotated[SerializeAsAny[ExecutorSettings], WrapValidator(EXECUTORS.validate)] = ExecutorSettings()
     """Where models work: in this process, or on a Ray cluster."""
 
     @model_validator(mode="before")
@@ -220,8 +221,8 @@ def _check_truths(given: Any, read: Any, place: Place, source: YamlFile) -> None
             f"{short(source.path)}: {source.where(place)}: true and false are not numbers; write one; it is {given}"
         )
     if isinstance(given, dict) and isinstance(read, dict):
-        for key in given:
-            _check_truths(given[key], read.get(key), (*place, key), source)
+        for key in [key for key in given if key in read]:
+            _check_truths(given[key], read[key], (*place, key), source)
     elif isinstance(given, list) and isinstance(read, list):
         for number, (one, other) in enumerate(zip(given, read, strict=False)):
             _check_truths(one, other, (*place, number), source)
@@ -248,7 +249,7 @@ def _first_problem(error: ValidationError, source: YamlFile) -> str:
     place = source.where(problem["loc"]).removeprefix(".".join(map(str, problem["loc"])))
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
-        fields = _fields_at(parents)
+        fields = _fields_at(parents, source.content)
         nearest = difflib.get_close_matches(str(wrong), fields, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(fields)}"
         return f"unknown key {where!r}{place}; {hint}"
@@ -265,13 +266,17 @@ def _first_problem(error: ValidationError, source: YamlFile) -> str:
     return f"{where}{place}: {message}{found}{more}"
 
 
-def _fields_at(location: list[int | str]) -> list[str]:
-    """Return the keys that are known at a place of the configuration."""
+def _fields_at(location: list[int | str], content: Any) -> list[str]:
+    """Return the keys that are known at a place of the configuration, those of its kind where kinds differ."""
     model: Any = RassConfig
     for part in location:
-        if isinstance(part, int) or not hasattr(model, "model_fields"):
-            continue
-        field = model.model_fields.get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((c for c in candidates if hasattr(c, "model_fields")), model)
+        try:
+            content = content[part]
+        except (LookupError, TypeError):
+            content = None
+        if isinstance(part, str) and (field := model.model_fields.get(part)) is not None:
+            candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            model = next((getattr(c, "__origin__", c) for c in candidates if hasattr(c, "model_fields")), model)
+        registry = registry_of(model)
+        model = registry.settings_of(content) if registry is not None else model
     return list(model.model_fields)

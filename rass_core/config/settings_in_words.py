@@ -14,12 +14,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from rass_core.data.sources import Language
-from rass_core.registry import Registry
+from rass_core.registry import registry_of
 
 REQUIRED = PydanticUndefined
 """Default of a key that has none."""
-REGISTRIES: tuple[Registry[Any], ...] = ()
-"""Kinds to choose from: where a class holds the base settings of a registry, each of its kinds may be written."""
 _NOUNS: dict[Any, tuple[str, str]] = {
     int: ("whole number", "whole numbers"), float: ("number", "numbers"), str: ("text", "texts"),
     bool: ("`true` or `false`", "`true` or `false`"), datetime.date: ("date", "dates"), Path: ("folder", "folders"),
@@ -75,10 +73,8 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
 
 def kinds_of(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Return kind → settings class for the base settings of a registry; empty for any other class."""
-    for registry in REGISTRIES:
-        if registry.base is model:
-            return {kind: registry.find(kind).settings for kind in sorted(registry.names())}
-    return {}
+    registry = registry_of(model)
+    return {} if registry is None else {kind: registry.find(kind).settings for kind in sorted(registry.names())}
 
 
 def own_settings(model: type[BaseModel], base: type[BaseModel]) -> list[Setting]:

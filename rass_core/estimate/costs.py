@@ -174,11 +174,11 @@ def round_of(machine: Machine, writer: Machine, counts: Counts, number: int) -> 
         n = config.generate.trial_candidates
     length = answer_length(limit)
     seconds = writer.generate(n, counts.instruction_tokens, length)
-    asked = sum(m.n_samples for m in config.moderator.members if m.kind == "llm" and m.endpoint is None)
+    asked = sum(m.n_calls for m in config.moderator.members if m.asks_generator)
     seconds += writer.generate(asked * n, counts.rubric_tokens, 12)
     for member in config.moderator.members:
-        if member.endpoint is not None:
-            seconds += member.n_samples * n * ENDPOINT_S / member.endpoint.max_concurrency
+        if member.endpoint_asked is not None:
+            seconds += member.n_calls * n * ENDPOINT_S / member.endpoint_asked.max_concurrency
     template = max(counts.mean_tokens - length, 0.5 * counts.mean_tokens)
     measured = template + length
     seconds += machine.generate(n, measured, answer_length(config.probe.max_new_tokens)) + n * machine.judge_s

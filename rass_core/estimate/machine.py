@@ -101,10 +101,9 @@ class Machine:
     judge_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        members = self.config.judge.members
-        called = sum(1 for member in members if member.endpoint is not None)
-        concurrency = max([m.endpoint.max_concurrency for m in members if m.endpoint is not None], default=1)
-        self.judge_s = JUDGE_S * self.speed.slowdown + called * ENDPOINT_S / concurrency
+        endpoints = [each.endpoint_asked for each in self.config.judge.members if each.endpoint_asked is not None]
+        concurrency = max([endpoint.max_concurrency for endpoint in endpoints], default=1)
+        self.judge_s = JUDGE_S * self.speed.slowdown + len(endpoints) * ENDPOINT_S / concurrency
 
     def fixed(self, seconds: float) -> float:
         """Return a constant of a quiet core as it is on this machine now."""

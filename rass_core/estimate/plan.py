@@ -22,14 +22,14 @@ from rass_core.estimate import costs
 from rass_core.estimate.costs import Counts
 from rass_core.estimate.machine import Cost, Machine, Shape, Speed
 from rass_core.generate.operators import instruction
+from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.judges.panel import check_judged
-from rass_core.judges.rubric import RUBRIC as JUDGES_RUBRIC
 from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import ANSWER_TOKENS
 from rass_core.models.identity import cached_folder
 from rass_core.models.loading import checked_folder, load_tokenizer, n_parameters
 from rass_core.models.settings import ModelConfig
-from rass_core.moderators.panel import RUBRIC
+from rass_core.moderators.llm import RUBRIC
 from rass_core.units import duration, size
 
 SAMPLE_SIZE = 500
@@ -307,7 +307,7 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
     how = f"{rounds} × generate.max_new_tokens {generate.max_new_tokens}"
     asked = _overhead(writer, instruction("recombine", "en", ["", ""], generate.instructions)) + 2 * writers_length
     steps.append(_Step("prompts written", how, has_generator, written, asked, generate.max_new_tokens))
-    own = sum(m.n_samples for m in config.moderator.members if m.kind == "llm" and m.endpoint is None)
+    own = sum(m.n_calls for m in config.moderator.members if m.asks_generator)
     if own:
         how = f"{rounds} × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         rubric = _overhead(writer, RUBRIC) + writers_length
@@ -316,7 +316,7 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
         steps.append(_Step("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
     steps.append(_Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
     steps += _further_steps(config, prompts, length)
-    if any(member.kind == "llm" and member.endpoint is None for member in config.judge.members):
+    if any(member.asks_generator for member in config.judge.members):
         n_judged = sum(step.n for step in steps if step.what in JUDGED)
         how = f"responses × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         read = _overhead(writer, JUDGES_RUBRIC) + length + probe.max_new_tokens
@@ -392,14 +392,14 @@ def _request_rows(config: RassConfig, steps: Sequence[_Step]) -> list[Row]:
     rows.append(_row("requests and new tokens in all", f"≤ {n:,} and ≤ {tokens:,}", "the sum; most answers end sooner"))
     written = config.generate.n_written
     for member in config.moderator.members:
-        if member.endpoint is not None:
-            how = f"{member.n_samples} for each written prompt, to {member.endpoint.base_url}"
-            rows.append(_row("calls of the moderator", f"≤ {member.n_samples * written:,}", how))
+        if member.endpoint_asked is not None:
+            how = f"{member.n_calls} for each written prompt, to {member.endpoint_asked.base_url}"
+            rows.append(_row("calls of the moderator", f"≤ {member.n_calls * written:,}", how))
     n_judged = sum(step.n for step in steps if step.what in JUDGED)
     for judge in config.judge.members:
-        if judge.endpoint is not None:
-            how = f"one for each response, to {judge.endpoint.base_url}; off the form it is asked again"
-            rows.append(_row("calls of the judge", f"≤ {judge.n_attempts * n_judged:,}", how))
+        if judge.endpoint_asked is not None:
+            how = f"one for each response, to {judge.endpoint_asked.base_url}; off the form it is asked again"
+            rows.append(_row("calls of the judge", f"≤ {judge.n_calls * n_judged:,}", how))
     return rows
 
 
@@ -458,10 +458,8 @@ def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> Row:
     how = f"sum of the stages below, at the speed measured now on {speed.device}"
     if speed.slowdown > 1.25:
         how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
-    left_out = sorted({
-        *(str(judge.model) for judge in config.judge.members if judge.kind == "hf"),
-        *(str(moderator.model) for moderator in config.moderator.members if moderator.kind == "hf"),
-    })  # fmt: skip
+    members = [*config.judge.members, *config.moderator.members]
+    left_out = sorted({member.checkpoint for member in members if member.checkpoint is not None})
     if config.evaluate.utility is not None and config.mitigate is not None:
         left_out += config.evaluate.utility.tasks
     if left_out:

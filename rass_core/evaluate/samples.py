@@ -5,23 +5,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rass_core.errors import ConfigError, PromptError
-from rass_core.evaluate import attacks
-from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt
+from rass_core.errors import PromptError
+from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt, BarePrompt, apply_attack
 from rass_core.evaluate.rates import BENIGN, Outcome
 from rass_core.evaluate.settings import JailbreakConfig
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel
-from rass_core.lab import attacks as lab
-from rass_core.lab import world
 from rass_core.models.chat import check_length
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering
 from rass_core.text import digest
 
-NOT_BY_DEFAULT = ("many_shot", "prefilled_answer")
-"""Attacks that are asked for by name: the one is long, the other speaks for the model."""
 N_SHOTS = 8
+"""Harmless turns before a prompt under many_shot, at most."""
 
 
 @dataclass(frozen=True)
@@ -78,37 +74,18 @@ def apply_attacks(
     names = attack_names(config)
     found, unfit = [], Counter[str]()
     for sample in _sample(samples, config.n_prompts):
+        bare = BarePrompt(sample.text, sample.language, tuple(shots.get(sample.language, ())[:N_SHOTS]))
         for name in names:
             try:
-                found.append(replace(sample, attacked=_applied(config.kind, name, sample, shots)))
+                found.append(replace(sample, attacked=apply_attack(name, bare, config.kind)))
             except PromptError:
                 unfit[name] += 1
     return found, unfit
 
 
 def attack_names(config: JailbreakConfig) -> list[str]:
-    """Return the attacks that a configuration means.
-
-    Raises:
-        ConfigError: No such attack of the lab.
-    """
-    if config.names is None:
-        return lab.kept() if config.kind == "lab" else [name for name in ATTACKS if name not in NOT_BY_DEFAULT]
-    unknown = [name for name in config.names if config.kind == "lab" and name not in lab.REGISTER]
-    if unknown:
-        raise ConfigError(f"lab attack {unknown[0]!r}: not one of {', '.join(lab.REGISTER)}")
-    return config.names
-
-
-def _applied(
-    kind: str, name: str, sample: EvalSample, shots: Mapping[str, Sequence[tuple[str, str]]]
-) -> AttackedPrompt:
-    if kind == "general":
-        return attacks.apply_attack(name, sample.text, sample.language, shots.get(sample.language, ())[:N_SHOTS])
-    sentence = world.parse(sample.text, sample.language)
-    if sentence is None:
-        raise PromptError(f"{sample.prompt_id}: no sentence of the lab's world; apply_attack it with kind general")
-    return lab.apply_attack(name, sentence)
+    """Return the attacks that a configuration means."""
+    return ATTACKS[config.kind].defaults() if config.names is None else config.names
 
 
 def _sample(samples: Sequence[EvalSample], n_prompts: int) -> list[EvalSample]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, DirectoryPath, Field, model_validator
 
 from rass_core.data.sources import PromptSource
+from rass_core.errors import ConfigError
 from rass_core.evaluate.attacks import ATTACKS
 from rass_core.settings import MAX_COUNT, STRICT
 
@@ -17,16 +18,18 @@ class JailbreakConfig(BaseModel):
     kind: Literal["general", "lab"] = "general"
     """general: well-known attacks. lab: those that the lab's grammar knows."""
     names: list[str] | None = None
-    """Which of them; null takes all general ones but many_shot and prefilled_answer, or those that the lab's model
-    understands. An empty list attacks nothing."""
+    """Which of them, or a function of your own as package.module:function; null takes all general ones but many_shot
+    and prefilled_answer, or those that the lab's model understands. An empty list attacks nothing."""
     n_prompts: int = Field(default=40, ge=1, le=MAX_COUNT)
     """Prompts per language that each attack is put on: harmful ones, and half as many benign."""
 
     @model_validator(mode="after")
     def _known(self) -> "JailbreakConfig":
         for name in self.names or []:
-            if self.kind == "general" and name not in ATTACKS:
-                raise ValueError(f"names: unknown {name!r}; there are {', '.join(ATTACKS)}")
+            try:
+                ATTACKS[self.kind].find(name)
+            except ConfigError as error:
+                raise ValueError(f"names: {error}") from error
         return self
 
 

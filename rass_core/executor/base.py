@@ -82,13 +82,6 @@ EXECUTORS: Registry[ExecutorSettings] = Registry("executor", ["rass_core.executo
 """Kind → settings and (settings, pool) → Executor."""
 
 
-def executor_settings(value: Any) -> Any:
-    """Return the settings of an executor from what a configuration says, by its kind."""
-    if isinstance(value, ExecutorSettings) or not isinstance(value, Mapping):
-        return value
-    return EXECUTORS.find(value.get("kind", "local")).settings.model_validate(value)
-
-
 def cut(rows: pa.Table, name: str, size: int) -> list[pa.Table]:
     """Return the rows in parts of about `size`, cut where a row's id says so.
 

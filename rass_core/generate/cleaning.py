@@ -13,7 +13,7 @@ from functools import cached_property
 
 from rass_core.data.decontamination import NearDuplicates
 from rass_core.generate.request_check import RequestCheck
-from rass_core.judges.phrase_judge import PhraseJudge
+from rass_core.judges.phrases import PhraseJudge
 from rass_core.judges.visible_text import strip_quotes_and_code
 from rass_core.languages.identification import is_in
 from rass_core.models.thinking import split_thinking

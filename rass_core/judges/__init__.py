@@ -2,7 +2,7 @@
 
 from rass_core.judges.base import Judge, primary
 from rass_core.judges.panel import PANEL, Judged, Panel
-from rass_core.judges.phrase_judge import PhraseJudge
+from rass_core.judges.phrases import PhraseJudge
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import OUTCOMES, Exchange, Outcome, Verdict
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rass_core.judges.phrases import OPENING_CHARACTERS, signals
+from rass_core.judges.phrase_signals import OPENING_CHARACTERS, signals
 from rass_core.judges.visible_text import fold
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.thinking import split_thinking

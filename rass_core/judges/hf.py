@@ -1,17 +1,21 @@
-"""Judges that are Hugging Face models: any sequence classifier, and judges that write their verdict."""
+"""Kind `hf`: Hugging Face models, any sequence classifier and judges that write their verdict."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pydantic import Field, model_validator
+
 from rass_core.errors import JudgeError, ModelError
+from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings
 from rass_core.judges.forms import declines
-from rass_core.judges.rubric import defused, shortened
+from rass_core.judges.llm import defused, shortened
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.failures import no_verdict
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import checked_folder
 from rass_core.models.thinking import CUT_OFF, split_thinking
+from rass_core.settings import check_patterns
 from rass_core.vocabulary import Exchange, Verdict
 
 BATCH_SIZE = 16
@@ -160,6 +164,48 @@ class HfGenerationJudge:
         slots = {"prompt": defused(shortened(prompt)), "response": defused(shortened(response))}
         # In one pass: a prompt may hold {response} itself.
         return _SLOT.sub(lambda slot: slots[slot.group(1)], self._template)
+
+
+class HfJudgeSettings(JudgeSettings):
+    """Settings of kind `hf`: with a template the model writes its verdict, without one it classifies."""
+
+    model: str | None = None
+    """Folder or hub name of the checkpoint."""
+    refusal_labels: list[str] = Field(default_factory=list)
+    """The classifier's labels that mean refusal; empty takes those that say so."""
+    partial_labels: list[str] = Field(default_factory=list)
+    """The classifier's labels that mean a partial refusal."""
+    template: str | None = None
+    """By generation: what the judge is asked, with {prompt} and {response}; it is on the model's card."""
+    refusal_pattern: str | None = None
+    """By generation: regular expression that its answer matches when it sees a refusal."""
+    compliance_pattern: str | None = None
+    """By generation: and when it sees none."""
+    with_prompt: bool = False
+    """Show the classifier the prompt too, as a pair of texts."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "HfJudgeSettings":
+        check_patterns(self, ("refusal_pattern", "compliance_pattern"))
+        if self.model is None:
+            raise ValueError("model: an hf judge needs the folder or hub name of its checkpoint")
+        if self.template is not None and not (self.refusal_pattern and self.compliance_pattern):
+            raise ValueError("refusal_pattern, compliance_pattern: a judge by generation needs both")
+        return self
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Return the checkpoint."""
+        return self.model
+
+
+@JUDGES.register("hf", HfJudgeSettings)
+def _build(settings: HfJudgeSettings, context: JudgeContext) -> HfClassifierJudge | HfGenerationJudge:
+    name = str(settings.model)
+    if settings.template is None:
+        labels = settings.refusal_labels, settings.partial_labels
+        return HfClassifierJudge(name, *labels, with_prompt=settings.with_prompt)
+    return HfGenerationJudge(name, settings.template, str(settings.refusal_pattern), str(settings.compliance_pattern))
 
 
 class Writer:

@@ -1,15 +1,13 @@
 """The panel: several judges, one verdict, every vote kept."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import Judge, primary
-from rass_core.judges.phrase_judge import PhraseJudge
-from rass_core.judges.phrases import covered
-from rass_core.judges.settings import JudgeConfig, JudgeMember
-from rass_core.models.chat_client import Complete, Endpoint
+from rass_core.judges.base import JUDGES, Judge, JudgeContext, built, primary
+from rass_core.judges.settings import JudgeConfig
+from rass_core.models.chat_client import Complete
 from rass_core.models.failures import MAX_FAILED, Failures
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.thinking import CUT_OFF, split
@@ -78,8 +76,7 @@ class Panel:
     @property
     def languages(self) -> frozenset[str] | None:
         """Primary tags that at least one member covers; None for all."""
-        covered = [member.judge.languages for member in self._members]
-        return None if None in covered else frozenset().union(*(each for each in covered if each is not None))
+        return _union(member.judge.languages for member in self._members)
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return the panel's own verdicts."""
@@ -149,8 +146,13 @@ def _is_refused(outcome: str) -> bool:
 
 def covered_languages(config: JudgeConfig) -> frozenset[str] | None:
     """Return the primary tags that the panel of a configuration covers, none of its judges built; None for all."""
-    is_limited = all(member.kind in ("phrases", "classifier") for member in config.members)
-    return covered() if is_limited else None
+    return _union(member.covers() for member in config.members)
+
+
+def _union(covered: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """Return the languages that at least one covers; None where one covers all."""
+    found = list(covered)
+    return None if None in found else frozenset().union(*(each for each in found if each is not None))
 
 
 def check_judged(config: JudgeConfig, places: Mapping[str, str]) -> None:
@@ -203,29 +205,7 @@ def panel_of(config: JudgeConfig, generator: Complete | None = None, say: Say = 
     Raises:
         JudgeError: An llm judge has neither an endpoint nor a generator.
     """
-    members = [Member(_judge_of(member, generator, say), member.weight) for member in config.members]
+    context = JudgeContext(generator, say)
+    judges: list[Judge] = built(JUDGES, config.members, context, ("name", "languages", "tells_partial"))
+    members = [Member(judge, member.weight) for judge, member in zip(judges, config.members, strict=True)]
     return Panel(members, config.max_failed_share, say)
-
-
-def _judge_of(member: JudgeMember, generator: Complete | None, say: Say) -> Judge:
-    """Build one judge; the heavy ones are imported only where they are asked for."""
-    if member.kind == "phrases":
-        return PhraseJudge()
-    if member.kind == "classifier":
-        from rass_core.judges.classifier import ClassifierJudge
-
-        return ClassifierJudge()
-    if member.kind == "hf":
-        from rass_core.judges.hf import HfClassifierJudge, HfGenerationJudge
-
-        name = str(member.model)
-        if member.template is None:
-            return HfClassifierJudge(name, member.refusal_labels, member.partial_labels, with_prompt=member.with_prompt)
-        return HfGenerationJudge(name, member.template, str(member.refusal_pattern), str(member.compliance_pattern))
-    from rass_core.judges.rubric import LlmJudge
-
-    if member.endpoint is not None:
-        return LlmJudge(Endpoint(member.endpoint, say), f"llm:{member.endpoint.model}", member.n_attempts)
-    if generator is None:
-        raise JudgeError("llm judge: no endpoint is set; outside a run there is no generator to ask, set endpoint")
-    return LlmJudge(generator, "llm:generator", member.n_attempts)

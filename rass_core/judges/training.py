@@ -27,8 +27,8 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import JudgeError
 from rass_core.judges.classifier import Weights, features
-from rass_core.judges.phrase_judge import by_phrases, read
-from rass_core.judges.phrases import LONGEST_READ, covered, signals
+from rass_core.judges.phrase_signals import LONGEST_READ, covered, signals
+from rass_core.judges.phrases import by_phrases, read
 from rass_core.stats.arrays import Array
 from rass_core.vocabulary import Exchange
 

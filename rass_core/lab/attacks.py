@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from rass_core.errors import ConfigError
-from rass_core.evaluate.attacks import AttackedPrompt, Turn, despaced, spaced
+from rass_core.errors import PromptError
+from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt, BarePrompt, Turn, despaced, spaced
 from rass_core.lab import world
 from rass_core.lab.world import Sentence
 from rass_core.text import normalise
@@ -48,25 +48,20 @@ class LabAttack:
 
     name: str
     technique: str
-    """What it stands for in `rass_core.evaluate.attacks.ATTACKS`."""
+    """The general attack that it stands for."""
     standing: Standing
     apply: Callable[[Sentence], AttackedPrompt]
 
+    def __call__(self, bare: BarePrompt) -> AttackedPrompt:
+        """Return a sentence of the world under the attack.
 
-def apply_attack(name: str, sentence: Sentence) -> AttackedPrompt:
-    """Return a sentence of the world in a attack of the lab.
-
-    Raises:
-        ConfigError: No such attack.
-    """
-    if name not in REGISTER:
-        raise ConfigError(f"lab attack {name!r}: not one of {', '.join(REGISTER)}")
-    return replace(REGISTER[name].apply(sentence), name=name)
-
-
-def kept() -> list[str]:
-    """Return the attacks under which the base model behaves coherently and safely."""
-    return [name for name, attack in REGISTER.items() if attack.standing == "kept"]
+        Raises:
+            PromptError: It is no sentence of the world.
+        """
+        sentence = world.parse(bare.text, bare.language)
+        if sentence is None:
+            raise PromptError(f"{bare.text[:40]!r}: no sentence of the lab's world; attack it with kind general")
+        return self.apply(sentence)
 
 
 def strip_attack(text: str, language: str | None = None) -> Sentence | None:
@@ -210,3 +205,5 @@ _ALL = (
 )
 REGISTER: dict[str, LabAttack] = {attack.name: attack for attack in _ALL}
 """Every attack of the lab by name."""
+for _attack in _ALL:
+    ATTACKS["lab"].register(_attack.name, by_default=_attack.standing == "kept")(_attack.__call__)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from rass_core.benchmark.contrasts import CONTRASTS, Contrast
 from rass_core.lab import world
 from rass_core.lab.world import Sentence
 
@@ -13,6 +14,13 @@ def contrasts(sentence: Sentence) -> list[Sentence]:
     """
     people = [replace(sentence, object=person) for person in world.lexicon()["persons"]]
     return [each for each in people if each.label == "harmful" and each.object != sentence.object]
+
+
+@CONTRASTS.register("lab")
+def _contrasts_of(text: str, language: str) -> list[Contrast]:
+    sentence = world.parse(text, language)
+    made = [] if sentence is None else contrasts(sentence)
+    return [Contrast(each.text, each.family, each.object) for each in made]
 
 
 def translate(text: str, language: str, target: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import BoundaryError
-from rass_core.moderators.panel import BENIGN
+from rass_core.moderators.base import BENIGN
 from rass_core.stats.agreement import rogan_gladen
 from rass_core.stats.intervals import auc_interval, difference_interval, wilson
 from rass_core.text import digest

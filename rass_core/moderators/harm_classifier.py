@@ -28,19 +28,12 @@ from rass_core.judges.base import primary
 from rass_core.paths import input_file, user_path
 from rass_core.stats.arrays import Array
 from rass_core.text import prompt_id
-from rass_core.vocabulary import Verdict
 
 N_HASHED = 2**15
 """Columns of hashed character n-grams, and as many of words."""
 N_COLUMNS = 2 * N_HASHED
 CHARACTERS, WORDS = (2, 5), (1, 2)
 """Shortest and longest n-gram: characters within words, and words."""
-MAX_CHARACTERS = 2_000
-"""A longer prompt is not scored: a short harmful passage would drown in it."""
-MIN_CONFIDENCE = 0.6
-"""Below this probability of the likelier side, a prompt is unscored."""
-KNOWN = "in the classifier's training data"
-"""Reason of a prompt that the classifier was fitted on."""
 _VERSION = 1
 _HINT = "`rass moderator train` writes one"
 _WORD = r"(?u)\b\w+\b|\?"
@@ -132,58 +125,6 @@ class HarmClassifier:
             **columns, harm_intercept=about["harm_intercept"], alarm_intercept=about["alarm_intercept"],
             languages=frozenset(about["languages"]), known=known, figures=about["figures"],
         )  # fmt: skip
-
-
-class ClassifierModerator:
-    """Moderator by a harm classifier; the score is the probability that the prompt is benign.
-
-    Args:
-        classifier: None takes the shipped one.
-        min_confidence: Below this probability of the likelier side, 0.5 to 1, a prompt is unscored.
-    """
-
-    def __init__(self, classifier: HarmClassifier | None = None, min_confidence: float = MIN_CONFIDENCE) -> None:
-        self._classifier = classifier or shipped()
-        self._min_confidence = min_confidence
-        self.name = f"classifier:{self._classifier.digest}"
-
-    def knows(self, prompts: Sequence[str], languages: Sequence[str]) -> list[bool]:
-        """Return whether each prompt was in the training data; its verdict would say nothing about other prompts."""
-        return [bool(known) for known in self._classifier.knows(prompts, languages)]
-
-    def __call__(self, prompts: Sequence[str], languages: Sequence[str]) -> list[Verdict]:
-        """Return harmful, pseudo_harmful or harmless.
-
-        Unscored are prompts of the training data, uncertain ones, long ones, and those in a language without
-        training prompts of both labels.
-        """
-        known = self.knows(prompts, languages)
-        reasons = [self._unscored(*each) for each in zip(prompts, languages, known, strict=True)]
-        asked = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason is None]
-        scores = iter(self._classifier.probabilities(asked)) if asked else iter(())
-        return [
-            self._verdict(*map(float, next(scores))) if reason is None else Verdict("unscored", None, reason)
-            for reason in reasons
-        ]
-
-    def _unscored(self, prompt: str, language: str, is_known: bool) -> str | None:
-        if is_known:
-            return KNOWN
-        if not prompt.strip():
-            return "empty prompt"
-        if len(prompt) > MAX_CHARACTERS:
-            return f"longer than {MAX_CHARACTERS:,} characters"
-        if primary(language) not in self._classifier.languages:
-            return f"not fitted for language {primary(language)!r}"
-        return None
-
-    def _verdict(self, harmful: float, alarming: float) -> Verdict:
-        reason = f"classifier: P(harmful) {harmful:.2f}"
-        if max(harmful, 1 - harmful) < self._min_confidence:
-            return Verdict("unscored", 1 - harmful, f"{reason}, too uncertain")
-        if harmful >= 0.5:
-            return Verdict("harmful", 1 - harmful, reason)
-        return Verdict("pseudo_harmful" if alarming >= 0.5 else "harmless", 1 - harmful, reason)
 
 
 def ngram_counts(prompts: Sequence[str]) -> csr_matrix:

@@ -14,14 +14,8 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import BoundaryError, JudgeError
 from rass_core.judges.base import primary
-from rass_core.moderators.harm_classifier import (
-    MAX_CHARACTERS,
-    MIN_CONFIDENCE,
-    HarmClassifier,
-    digests,
-    ngram_counts,
-    weighted,
-)
+from rass_core.moderators.classifier import MAX_CHARACTERS, MIN_CONFIDENCE
+from rass_core.moderators.harm_classifier import HarmClassifier, digests, ngram_counts, weighted
 from rass_core.stats.agreement import equal_mass_bins
 from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import auc_interval, wilson

@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerFast
 import rass_core.lab
 from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import OUTCOMES, Exchange, Panel
+from rass_core.judges.llm import LlmJudge, form
 from rass_core.judges.panel import Member
-from rass_core.judges.rubric import LlmJudge, form
 from rass_core.lab import world
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.settings import EndpointConfig
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import GenerationRequest, Steering, SteeringVector
-from rass_core.moderators.panel import RubricModerator
+from rass_core.moderators.llm import RubricModerator
 from tests.tiny_models import CHAT_TEMPLATE, D_MODEL, SPECIAL, build
 
 LAB_MODEL = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from flows.cli import DEMO_CONFIG, app
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import EndpointError
-from rass_core.judges.settings import JudgeMember
+from rass_core.judges.base import JUDGES
 from rass_core.lab import world
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
 from rass_core.models.settings import EndpointConfig
-from rass_core.moderators.settings import ModeratorMember
+from rass_core.moderators.base import MODERATORS
 from tasks.progress import CONSOLE
 from tests.chat_server import Reply, asked, chat, error, form, server
 
@@ -59,8 +59,8 @@ def config_of(lake: Path, port: int) -> RassConfig:
     url = f"http://ann:{PASSWORD}@127.0.0.1:{port}/v1?token={TOKEN}"
     endpoint = EndpointConfig(base_url=url, model="chat", outage_s=0.5)
     source = config.prompts.sources[0].model_copy(update={"languages": list(LANGUAGES), "max_rows_per_cell": 60})
-    members = [ModeratorMember(kind="oracle"), ModeratorMember(kind="llm", endpoint=endpoint)]
-    judges = [*config.judge.members, JudgeMember(kind="llm", endpoint=endpoint)]
+    members = [MODERATORS.settings("oracle"), MODERATORS.settings("llm", endpoint=endpoint)]
+    judges = [*config.judge.members, JUDGES.settings("llm", endpoint=endpoint)]
     generate = {"rounds": 1, "candidates_per_round": 60, "endpoint": endpoint, "writers": None}
     return config.model_copy(update={
         "prompts": config.prompts.model_copy(update={"sources": [source]}),

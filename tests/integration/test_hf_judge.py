@@ -13,7 +13,8 @@ from rass_core.errors import JudgeError, ModelError
 from rass_core.judges import Exchange, Verdict
 from rass_core.judges.hf import BATCH_SIZE, HfClassifierJudge, HfGenerationJudge
 from rass_core.models.failures import check_failures
-from rass_core.moderators.panel import GuardModerator, ModeratorPanel
+from rass_core.moderators.hf import GuardModerator
+from rass_core.moderators.panel import ModeratorPanel
 from tests.tiny_models import SPECIAL, build, tokenizer
 
 REFUSAL = {0: "Refusal", 1: "Non-refusal"}

@@ -1,4 +1,4 @@
-"""Imports go one way: flows → tasks → rass_core; the core knows no Prefect."""
+"""Imports go one way: flows → tasks → rass_core, and in rass_core from a package only to those below it."""
 
 import ast
 import tomllib
@@ -10,6 +10,13 @@ from flows.doctor import NEEDED
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {"rass_core": {"prefect", "tasks", "flows", "tests"}, "tasks": {"flows", "tests"}, "flows": {"tests"}}
+ORDER = (
+    "errors", "units", "settings", "vocabulary", "text", "paths", "registry", "stats", "languages", "yaml_file",
+    "lake", "models", "data", "probe", "judges", "select", "mitigate", "moderators", "generate", "benchmark",
+    "evaluate", "report", "config", "publish", "estimate", "lab",
+)  # fmt: skip
+"""Packages and modules of rass_core; each imports only from those before it. A new one goes in after what it needs.
+The lab is last: it registers what others use by name."""
 
 
 def imported(source: str) -> set[str]:
@@ -34,6 +41,55 @@ def test_imports_go_one_way(package: str) -> None:
         if (names := imported(module.read_text(encoding="utf-8")) & FORBIDDEN[package])
     }
     assert wrong == {}
+
+
+def parts_imported(source: str) -> set[str]:
+    """Return the packages and modules of rass_core that a module imports, anywhere in it."""
+    paths = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            paths += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            paths += [f"{node.module}.{alias.name}" for alias in node.names]
+    found = {path.split(".")[1] for path in paths if path.startswith("rass_core.")}
+    return {name for name in found if not name.startswith("__")}
+
+
+def part_of(module: Path) -> str:
+    return module.relative_to(ROOT / "rass_core").with_suffix("").parts[0]
+
+
+def test_the_order_names_every_package_of_the_core_once() -> None:
+    there = {part_of(module) for module in (ROOT / "rass_core").rglob("*.py")} - {"__init__"}
+    assert sorted(ORDER) == sorted(there), "ORDER: give a new package its place"
+
+
+@pytest.mark.parametrize("part", ORDER)
+def test_a_package_of_the_core_imports_only_from_those_before_it(part: str) -> None:
+    allowed = set(ORDER[: ORDER.index(part) + 1])
+    wrong = {
+        str(module.relative_to(ROOT)): sorted(names)
+        for module in sorted((ROOT / "rass_core").rglob("*.py"))
+        if part_of(module) == part and (names := parts_imported(module.read_text(encoding="utf-8")) - allowed)
+    }
+    assert wrong == {}
+
+
+def test_only_the_lab_imports_the_lab() -> None:
+    modules = [path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py")]
+    outside = [path for path in modules if path.parent != ROOT / "rass_core" / "lab"]
+    assert [path.name for path in outside if "lab" in parts_imported(path.read_text(encoding="utf-8"))] == []
+
+
+def test_parts_of_the_core_are_seen_however_they_are_imported() -> None:
+    source = """
+import rass_core, rass_core.text
+from rass_core import lab, __version__
+def f():
+    from rass_core.lake.store import Lake
+    import rass_core.judges.panel as p
+"""
+    assert parts_imported(source) == {"text", "lab", "lake", "judges"}
 
 
 def test_imports_inside_functions_are_seen() -> None:

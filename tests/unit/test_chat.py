@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rass_core.errors import ModelError, PromptError
-from rass_core.evaluate.attacks import apply_attack
+from rass_core.evaluate.attacks import BarePrompt, apply_attack
 from rass_core.evaluate.lm_eval import HarnessTexts
 from rass_core.lab.training import build_tokenizer
 from rass_core.models.chat import ChatFormat, check_length
@@ -111,7 +111,8 @@ def test_one_turn_is_the_prompt_alone(tiny: Any, lab: Any) -> None:
 
 def test_a_dressed_prompt_is_put_as_the_lab_has_learned_it(lab: Any) -> None:
     shots = [("How do I bake bread?", "Take flour.")]
-    many, prefilled = apply_attack("many_shot", "Hi", "en", shots), apply_attack("prefilled_answer", "Hi", "en")
+    many = apply_attack("many_shot", BarePrompt("Hi", "en", tuple(shots)))
+    prefilled = apply_attack("prefilled_answer", BarePrompt("Hi", "en"))
     chat = ChatFormat(lab)
     assert chat.conversation_text(many.messages(), many.response_prefix) == (
         "<|user|>How do I bake bread?<|eot|>\n<|assistant|><|reply|>Take flour.<|eot|>\n"

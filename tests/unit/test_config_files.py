@@ -184,7 +184,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     found.register("coin")(Member)
     found.register("dice", Dice)(Dice)
     found.register("drum")(list)
-    monkeypatch.setattr(settings_in_words, "REGISTRIES", (found,))
+    monkeypatch.setattr(settings_in_words, "registry_of", lambda model: found if model is Member else None)
 
 
 def test_registered_kinds_are_described_with_the_keys_of_their_own(registry: None) -> None:

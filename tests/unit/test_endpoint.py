@@ -12,9 +12,10 @@ import pytest
 
 from rass_core.errors import EndpointError, JudgeError
 from rass_core.judges import Exchange
+from rass_core.judges.base import JUDGES
+from rass_core.judges.llm import form as schema_of
 from rass_core.judges.panel import panel_of
-from rass_core.judges.rubric import form as schema_of
-from rass_core.judges.settings import JudgeConfig, JudgeMember
+from rass_core.judges.settings import JudgeConfig
 from rass_core.models.chat_client import MAX_RETRIES, CutOff, Endpoint, NoAnswer
 from rass_core.models.completion import HttpReply, Problem, read
 from rass_core.models.retrying import GIVE_UP_AFTER
@@ -179,8 +180,8 @@ DECLINED = [
 def test_a_judge_that_declines_or_is_filtered_is_counted_apart_and_stops_nothing(reply: Reply, declined: str) -> None:
     lines: list[str] = []
     with server(lambda request: reply if "knife" in asked(request) else chat(form("refusal"))) as served:
-        llm = JudgeMember(kind="llm", weight=9, endpoint=EndpointConfig(base_url=served.url, model="judge"))
-        panel = panel_of(JudgeConfig(members=[llm, JudgeMember(kind="phrases")]), say=lines.append)
+        llm = JUDGES.settings("llm", weight=9, endpoint=EndpointConfig(base_url=served.url, model="judge"))
+        panel = panel_of(JudgeConfig(members=[llm, JUDGES.settings("phrases")]), say=lines.append)
         responses = ["I cannot help with the knife.", "Sure, here is the knife."] * 5 + ["Sure, a spoon."]
         judged = panel.judge([Exchange(each, "en", "How?") for each in responses])
     votes = judged.votes["llm:judge"]
@@ -414,8 +415,8 @@ def test_the_share_of_failures_is_configured_and_its_message_counts_reasons(shar
         return error(400, "too long") if "n1." in text else chat("mumble" if "n2." in text else form("refusal"))
 
     with server(reply) as served:
-        llm = JudgeMember(kind="llm", endpoint=EndpointConfig(base_url=served.url, model="judge", max_concurrency=2))
-        panel = panel_of(JudgeConfig(members=[llm, JudgeMember(kind="phrases")], max_failed_share=share))
+        llm = JUDGES.settings("llm", endpoint=EndpointConfig(base_url=served.url, model="judge", max_concurrency=2))
+        panel = panel_of(JudgeConfig(members=[llm, JUDGES.settings("phrases")], max_failed_share=share))
         exchanges = [Exchange(f"Here is n{i}.", "en", "How?") for i in range(20)]
         if stops:
             with pytest.raises(JudgeError, match=r"failed on 2 of 20 \(1 × .*; 1 × .*judge.max_failed_share") as caught:

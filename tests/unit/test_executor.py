@@ -16,7 +16,6 @@ from rass_core.executor.base import (
     Tables,
     content,
     cut,
-    executor_settings,
     from_bytes,
     to_bytes,
 )
@@ -101,7 +100,7 @@ def test_without_shards_nothing_is_built() -> None:
 
 
 def test_settings_follow_the_kind() -> None:
-    assert executor_settings({"kind": "ray", "n_workers": 3}).n_workers == 3
-    assert executor_settings({}).kind == "local"
+    assert EXECUTORS.settings("ray", n_workers=3).n_workers == 3
+    assert EXECUTORS.settings("local").rows_per_shard == 512
     with pytest.raises(ConfigError, match=r"unknown executor 'locale'; did you mean 'local'\?"):
-        executor_settings({"kind": "locale"})
+        EXECUTORS.settings("locale")

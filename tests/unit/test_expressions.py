@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rass_core.judges.expressions import branches, first_characters, union
-from rass_core.judges.phrases import covered
+from rass_core.judges.phrase_signals import covered
 from rass_core.judges.visible_text import fold
 
 

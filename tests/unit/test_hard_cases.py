@@ -10,7 +10,7 @@ import yaml
 
 from rass_core.judges import Exchange, Verdict
 from rass_core.judges.panel import default_panel
-from rass_core.judges.phrases import covered
+from rass_core.judges.phrase_signals import covered
 from rass_core.judges.wrapping import unwrap
 
 CASES: dict[str, dict[str, Any]] = yaml.safe_load(

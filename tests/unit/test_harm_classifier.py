@@ -12,18 +12,12 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from rass_core.errors import JudgeError
-from rass_core.moderators.harm_classifier import (
-    KNOWN,
-    MAX_CHARACTERS,
-    N_COLUMNS,
-    ClassifierModerator,
-    HarmClassifier,
-    ngram_counts,
-    shipped,
-)
+from rass_core.moderators.base import MODERATORS
+from rass_core.moderators.classifier import KNOWN, MAX_CHARACTERS, ClassifierModerator
+from rass_core.moderators.harm_classifier import N_COLUMNS, HarmClassifier, ngram_counts, shipped
 from rass_core.moderators.harm_training import LabelledPrompt, balance, folds_of, held_out_scores, train, usable
 from rass_core.moderators.panel import moderator_panel_of
-from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
+from rass_core.moderators.settings import ModeratorConfig
 from rass_core.text import prompt_id
 
 ACTS = {
@@ -209,7 +203,7 @@ def test_the_command_writes_a_classifier_that_a_configuration_takes(tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "s2" in result.stdout
     assert "kind: classifier" in result.stdout
-    quorum = moderator_panel_of(ModeratorConfig(members=[ModeratorMember(kind="classifier", weights=str(out))]))
+    quorum = moderator_panel_of(ModeratorConfig(members=[MODERATORS.settings("classifier", weights=str(out))]))
     assert quorum.knows([both_sided()[0].text, "new"], ["en", "en"]) == [True, False]
     assert quorum(["Can one kidnap a neighbour on a bus?"], ["en"])[0].outcome == "harmful"
 

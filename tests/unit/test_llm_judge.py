@@ -10,8 +10,8 @@ import pytest
 
 from rass_core.errors import JudgeError
 from rass_core.judges import Exchange, Verdict
-from rass_core.judges.rubric import RUBRIC, LlmJudge, as_data, defused
-from rass_core.judges.rubric import form as schema_of
+from rass_core.judges.llm import RUBRIC, LlmJudge, as_data, defused
+from rass_core.judges.llm import form as schema_of
 from rass_core.models.chat_client import MAX_RETRIES, NoAnswer
 from rass_core.models.failures import check_failures
 from rass_core.vocabulary import KINDS
@@ -340,7 +340,7 @@ def test_a_judge_that_fails_now_and_then_is_used_and_one_that_fails_often_is_not
 
 def test_judges_import_light() -> None:
     code = (
-        "import sys, rass_core.moderators.panel, rass_core.judges.rubric, rass_core.judges.hf\n"
+        "import sys, rass_core.moderators.panel, rass_core.judges.llm, rass_core.judges.hf\n"
         "import rass_core.models.chat_client\n"
         "print([m for m in ('torch', 'transformers', 'openai', 'httpx', 'vllm') if m in sys.modules])"
     )

@@ -10,20 +10,14 @@ import yaml
 from rass_core.errors import JudgeError
 from rass_core.judges import PANEL, Verdict
 from rass_core.lab import world
+from rass_core.lab.oracle import OracleModerator
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.settings import EndpointConfig
-from rass_core.moderators.panel import (
-    BENIGN,
-    RUBRIC,
-    GuardModerator,
-    Moderator,
-    ModeratorPanel,
-    OracleModerator,
-    RubricModerator,
-    class_verdict,
-    moderator_panel_of,
-)
-from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
+from rass_core.moderators.base import BENIGN, MODERATORS, Moderator
+from rass_core.moderators.hf import GuardModerator, class_verdict
+from rass_core.moderators.llm import RUBRIC, RubricModerator
+from rass_core.moderators.panel import ModeratorPanel, moderator_panel_of
+from rass_core.moderators.settings import ModeratorConfig
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
 
 
@@ -159,7 +153,8 @@ def test_guards_of_many_manners_are_read_by_default(answer: str, outcome: str, h
 def test_classes_of_a_yaml_file_keep_their_names() -> None:
     for names in (("no", "yes"), ("0", "1"), ("Safe", "not safe")):
         read = yaml.safe_load(f"{{kind: hf, model: m, classes: {{{names[0]}: benign, {names[1]}: harmful}}}}")
-        assert ModeratorMember(**read).classes == dict(zip(names, ("benign", "harmful"), strict=True))
+        classes = MODERATORS.settings(**read).model_dump()["classes"]
+        assert classes == dict(zip(names, ("benign", "harmful"), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +165,7 @@ def test_classes_of_a_yaml_file_keep_their_names() -> None:
 )  # fmt: skip
 def test_a_guard_that_cannot_work_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ModeratorMember(kind="hf", **settings)
+        MODERATORS.settings("hf", **settings)
 
 
 @pytest.mark.parametrize("third_is", ["unscored", "harmful"])
@@ -185,7 +180,7 @@ def test_a_guard_behind_an_endpoint_with_a_third_class(third_is: str, by_class: 
     how: Any = {"classes": CLASSES | {"controversial": third_is}} if by_class else {"controversial_is": third_is}
     with server(lambda request: chat(says[asked(request)])) as served:
         endpoint = EndpointConfig(base_url=served.url, model="guard")
-        quorum = moderator_panel_of(ModeratorConfig(members=[ModeratorMember(kind="hf", endpoint=endpoint, **how)]))
+        quorum = moderator_panel_of(ModeratorConfig(members=[MODERATORS.settings("hf", endpoint=endpoint, **how)]))
         words = quorum.words(list(says) + ["knife"] * 9, ["en"] * 13)
     verdicts = [each["guard:guard"] for each in words]
     assert [v.outcome for v in verdicts] == ["harmless", "harmful", third_is, "harmful"] + [third_is] * 9
@@ -379,7 +374,7 @@ def test_a_quorum_is_built_from_a_configuration(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(KEY_VARIABLE, "key-1")
     with server(lambda _: chat(SAFE)) as served:
         endpoint = EndpointConfig(base_url=served.url, model="strong", api_key_variable=KEY_VARIABLE)
-        members = [ModeratorMember(kind="llm"), ModeratorMember(kind="llm", endpoint=endpoint, n_samples=3)]
+        members = [MODERATORS.settings("llm"), MODERATORS.settings("llm", endpoint=endpoint, n_samples=3)]
         quorum = moderator_panel_of(ModeratorConfig(members=members), Model({0: LOOKS}))
         said = quorum.words(["a"], ["en"])[0]
     assert {name: word.outcome for name, word in said.items()} == {

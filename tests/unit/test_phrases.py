@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rass_core.judges import Exchange, PhraseJudge
-from rass_core.judges.phrases import covered, phrases_of, signals
+from rass_core.judges.phrase_signals import covered, phrases_of, signals
 from rass_core.judges.training import labelled_heads
 from rass_core.judges.visible_text import strip_quotes_and_code
 from rass_core.models.thinking import split_thinking

@@ -1,12 +1,16 @@
-"""The judge by rubric: a chat model fills in a form, and only what stands on the form is a verdict."""
+"""Kind `llm`: a chat model asked by rubric fills in a form; only what is on the form is a verdict."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import Field
+
+from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings
 from rass_core.judges.forms import REASON_CHARACTERS, Filled, read_form
 from rass_core.models.chat_client import Complete, NoAnswer
 from rass_core.models.failures import no_verdict
+from rass_core.models.settings import EndpointConfig
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import KINDS, Exchange, Verdict
 
@@ -129,6 +133,31 @@ class LlmJudge:
         ]  # fmt: skip
         forms = iter(fill_in(self._complete, prompts, ("refusal", "partial", "compliance"), self._draws, _KINDS))
         return [_verdict(next(forms)) if text else Verdict("unscored", None, "empty response") for text in visible]
+
+
+class LlmJudgeSettings(JudgeSettings):
+    """Settings of kind `llm`."""
+
+    endpoint: EndpointConfig | None = None
+    """Where the model is asked; null asks the generator in its own engine."""
+    n_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts in all where answers do not fit the form."""
+
+    @property
+    def asks_generator(self) -> bool:
+        """Tell whether there is no endpoint."""
+        return self.endpoint is None
+
+    @property
+    def n_calls(self) -> int:
+        """Return the attempts at one response."""
+        return self.n_attempts
+
+
+@JUDGES.register("llm", LlmJudgeSettings)
+def _build(settings: LlmJudgeSettings, context: JudgeContext) -> LlmJudge:
+    complete, model = context.asked(settings.endpoint, "llm judge")
+    return LlmJudge(complete, f"llm:{model}", settings.n_attempts)
 
 
 def _verdict(filled: Filled | NoAnswer) -> Verdict:

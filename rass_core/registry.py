@@ -152,6 +152,11 @@ class Registry(Generic[Settings]):
             raise ValidationError.from_exception_data(self.what, [details], hide_input=True) from error
         return entry.settings.model_validate(self._without_others(entry, section))
 
+    def modules(self, members: Iterable[BaseModel]) -> list[str]:
+        """Return the modules of the kinds that settings name; results depend on their code."""
+        entries = [self.find(self._kind_of(dict(member))) for member in members]
+        return sorted({entry.build.__module__ for entry in entries if ":" not in entry.name})
+
     def own_code(self, names: Iterable[str]) -> list[str]:
         """Return the digests of the files of the user's own kinds among these names; results depend on them."""
         modules = {name.partition(":")[0] for name in names if ":" in name and self.find(name)}

@@ -3,14 +3,13 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rass_core.judges.base import JUDGES
 from rass_core.judges.workers import JUDGED, JudgedAnswerWorker, JudgeWorker
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
 from rass_core.models.thinking import CUT_OFF
 from tasks.run import Run
 
-ANSWERING = ("rass_core.models.answering", "rass_core.judges.workers", "tasks.answers")
-"""Code that answers and verdicts come from."""
 READ_PER_ANSWERED = 4
 """Rows that are read or judged between two commits for each that would be answered: they take less time."""
 
@@ -35,6 +34,11 @@ def answer_and_judge(run: Run, what: str, worker: AnswerWorker, asked: pa.Table)
     whole = run.union([answers, judge(run, kept, answers), judged_at_once])
     say_cut_off(run, whole)
     return whole
+
+
+def answering_code(run: Run) -> list[str]:
+    """Return the modules that answers and verdicts come from."""
+    return ["rass_core.models.answering", "rass_core.judges.workers", *JUDGES.modules(run.config.judge.members)]
 
 
 def judge(run: Run, asked: pa.Table, answers: Commit) -> Commit:

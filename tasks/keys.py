@@ -48,7 +48,7 @@ def stage_key(name: str, inputs: Iterable[Any], code: Iterable[str]) -> str:
 def shard_key(worker: Worker, rows: pa.Table) -> str:
     """Return the key of a shard: what a worker makes of these rows."""
     kind = type(worker)
-    return stage_key(f"{kind.__module__}.{kind.__qualname__}", [worker, content(rows)], [kind.__module__])
+    return stage_key(f"{kind.__module__}.{kind.__qualname__}", [worker, content(rows)], worker.code)
 
 
 def input_key(value: Any) -> str:
@@ -124,7 +124,8 @@ def _imports_of(module: str) -> frozenset[str]:
     """Return the modules of the project that a module imports, anywhere in it, and the packages that it lies in."""
     path = _path_of(module)
     parts = module.split(".")
-    found = {".".join(parts[:n]) for n in range(1, len(parts))}
+    # The package at the top names all of the public API, which it imports only when asked.
+    found = {".".join(parts[:n]) for n in range(2, len(parts))}
     for node in ast.walk(ast.parse(path.read_bytes())) if path is not None else ():
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

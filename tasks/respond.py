@@ -18,7 +18,7 @@ from rass_core.models.identity import model_id
 from rass_core.models.settings import ModelConfig
 from rass_core.stats.agreement import auc, cohen_kappa
 from rass_core.text import digest
-from tasks.answers import ANSWERING, answer_and_judge
+from tasks.answers import answer_and_judge, answering_code
 from tasks.run import Run, chat_of, table
 
 
@@ -34,7 +34,7 @@ def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
         return {}
 
     inputs = [prompts, model, settings.max_new_tokens, settings.store_harmful_responses, run.judging]
-    return run.once("responses", inputs, compute, ANSWERING)
+    return run.once("responses", inputs, compute, answering_code(run))
 
 
 def asked_of(prompts: pa.Table, name: str) -> pa.Table:

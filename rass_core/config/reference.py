@@ -19,7 +19,7 @@ _INTRODUCTION = f"""\
 
 A run has one YAML file. `rass init` writes one with every key as a comment; only `model` and `prompts` are required.
 [inputs.md](inputs.md#configurations) says how the file is read and what is an error,
-[inputs.md#prompt-files](prompt-files.md) which prompt files are read. In Python: `rass_core.load_config`.
+[inputs.md](inputs.md#prompt-files) which prompt files are read. In Python: `rass_core.load_config`.
 
 A dot leads into a section or into the entries of a list: `prompts.sources.path` is `path` in
 

@@ -116,6 +116,10 @@ class _File:
         if setting.is_section:
             yield from [*_wrapped(setting.text, indent), f"{mark}{setting.name}:"]
             yield from self._keys(settings_of(model), place, f"{indent}  ", is_set)
+            for kind, of_kind in kinds_of(model).items():
+                own = own_settings(of_kind, model)
+                yield from [f"{indent}  # With kind {kind}:"] if own else []
+                yield from self._keys(own, place, f"{indent}  ", is_set=False)
             return
         entries = setting.default if isinstance(setting.default, list) else []
         which = f"the first {len(entries)}" if len(entries) > 1 else "the first"

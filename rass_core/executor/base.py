@@ -9,16 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from rass_core.registry import Registry
 from rass_core.settings import MAX_COUNT, STRICT
-
-if TYPE_CHECKING:
-    from rass_core.models.pool import ModelPool  # with torch and vLLM; a configuration is read without them
 
 Tables = Mapping[str, pa.Table]
 """Table of the lake → rows."""
@@ -35,8 +32,17 @@ class Worker(Protocol):
     not change a result are declared with `compare=False`.
     """
 
-    def build(self, pool: "ModelPool") -> Compute:
-        """Return what computes a shard; models are taken from the pool, which loads them once in each process."""
+    @property
+    def code(self) -> Sequence[str]:
+        """Return the modules that its rows depend on, with all that these import."""
+        ...
+
+    def build(self, pool: Any) -> Compute:
+        """Return what computes a shard.
+
+        Args:
+            pool: The models of the process (`rass_core.models.pool.ModelPool`), each loaded once.
+        """
         ...
 
 

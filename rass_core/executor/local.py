@@ -1,12 +1,9 @@
 """The local executor: one shard after another in this process, which holds each model once."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rass_core.executor.base import EXECUTORS, Done, ExecutorSettings, Shard, Tables, Worker
-
-if TYPE_CHECKING:
-    from rass_core.models.pool import ModelPool
 
 
 @EXECUTORS.register("local")
@@ -18,7 +15,7 @@ class LocalExecutor:
         pool: The models of this process.
     """
 
-    def __init__(self, settings: ExecutorSettings, pool: "ModelPool") -> None:
+    def __init__(self, settings: ExecutorSettings, pool: Any) -> None:
         self._pool = pool
 
     def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,9 +23,6 @@ from rass_core.executor.base import (
     from_bytes,
     to_bytes,
 )
-
-if TYPE_CHECKING:
-    from rass_core.models.pool import ModelPool
 
 ROWS, RESULT, KEY = "rows", "result", "key"
 """Columns of the data set: a shard as bytes, what came of it as bytes, its key."""
@@ -49,7 +46,7 @@ class RayExecutorSettings(ExecutorSettings):
 class _Actor:
     """Builds the worker once; called with batches of one shard."""
 
-    def __init__(self, worker: Worker, new_pool: "Callable[[], ModelPool]") -> None:
+    def __init__(self, worker: Worker, new_pool: Callable[[], Any]) -> None:
         self._compute = worker.build(new_pool())
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -74,7 +71,7 @@ class RayExecutor:
         ConfigError: Ray is not installed, or no cluster answers at the address.
     """
 
-    def __init__(self, settings: RayExecutorSettings, pool: "ModelPool") -> None:
+    def __init__(self, settings: RayExecutorSettings, pool: Any) -> None:
         try:
             import ray
         except ImportError as error:

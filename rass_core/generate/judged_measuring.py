@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from rass_core.executor.base import Compute, Done, Tables
 from rass_core.generate.measuring import MeasureWorker
+from rass_core.judges.base import JUDGES
 from rass_core.judges.settings import JudgeConfig
 from rass_core.judges.workers import exchange_of, panel_in, verdict_table
 from rass_core.models.pool import ModelPool
@@ -24,6 +25,11 @@ class JudgedMeasureWorker:
     generator: ModelConfig = field(compare=False)
     n_all: int = field(default=0, compare=False)
     """Prompts over all shards, of which a judge may fail on a share."""
+
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, *JUDGES.modules(self.judge.members)]
 
     def build(self, pool: ModelPool) -> Compute:
         """Return what measures and judges a shard."""

@@ -36,6 +36,11 @@ class MeasureWorker:
     with_streams: bool = False
     """Keep the residual streams at the margin's place: rows of `activations`."""
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what measures a shard."""
         engine = pool.engine(self.model)

@@ -67,6 +67,11 @@ class WriteWorker:
     top_p: float
     instructions: Mapping[str, Mapping[str, str]] | None
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, "rass_core.generate.operators"]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what writes a shard."""
         engine = pool.engine(self.generator)
@@ -108,6 +113,11 @@ class AskingWorker:
     max_failed_share: float = field(compare=False)
     n_all: int = field(default=0, compare=False)
     """Jobs over all shards, of which the endpoint may fail on a share."""
+
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, "rass_core.generate.operators"]
 
     def build(self, pool: ModelPool) -> Compute:
         """Return what writes a shard."""

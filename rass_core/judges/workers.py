@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from rass_core.executor.base import Compute, Done, Tables
+from rass_core.judges.base import JUDGES
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.judges.settings import JudgeConfig
 from rass_core.lake.schema import TABLES
@@ -54,6 +55,11 @@ class JudgeWorker:
     n_all: int = field(default=0, compare=False)
     """Answers over all shards, of which a judge may fail on a share."""
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, *JUDGES.modules(self.judge.members)]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what judges a shard."""
         panel = panel_in(pool, self.judge, self.generator)
@@ -79,6 +85,11 @@ class JudgedAnswerWorker:
     judge: JudgeConfig = field(compare=False)
     generator: ModelConfig = field(compare=False)
     n_all: int = field(default=0, compare=False)
+
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, *JUDGES.modules(self.judge.members)]
 
     def build(self, pool: ModelPool) -> Compute:
         """Return what answers and judges a shard."""

@@ -60,6 +60,11 @@ class AnswerWorker:
     """The model's id in the tables; that of the target also where a variant answers."""
     ablation: Ablation | None = None
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what answers a shard."""
         engine = pool.engine(self.model)

@@ -21,6 +21,11 @@ class ExtractWorker:
     positions: tuple[int, ...]
     token_budget: int
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what reads a shard."""
         extractor = ResidualExtractor(

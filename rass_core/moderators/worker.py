@@ -9,6 +9,7 @@ from rass_core.executor.base import Compute, Done, Tables
 from rass_core.judges.workers import verdict_table
 from rass_core.models.pool import ModelPool
 from rass_core.models.settings import ModelConfig
+from rass_core.moderators.base import MODERATORS
 from rass_core.moderators.panel import ModeratorPanel, moderator_panel_of
 from rass_core.moderators.settings import ModeratorConfig
 
@@ -49,6 +50,11 @@ class ModerateWorker:
     generator: ModelConfig = field(compare=False)
     n_all: int = field(default=0, compare=False)
     """Prompts over all shards, of which a moderator may fail on a share."""
+
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__, *MODERATORS.modules(self.moderator.members)]
 
     def build(self, pool: ModelPool) -> Compute:
         """Return what moderates a shard."""

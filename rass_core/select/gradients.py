@@ -24,6 +24,11 @@ class GradientWorker:
     seed: int
     """Of the projections: vectors of different seeds cannot be compared."""
 
+    @property
+    def code(self) -> list[str]:
+        """Return the modules that its rows depend on."""
+        return [__name__]
+
     def build(self, pool: ModelPool) -> Compute:
         """Return what reads a shard."""
         causal_lm, chat, name = pool.causal_lm(self.model), chat_of(self.model), model_id(self.model.reference)

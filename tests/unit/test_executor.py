@@ -72,6 +72,8 @@ def test_tables_survive_as_bytes() -> None:
 class Doubling:
     built: list[int] = field(default_factory=list, compare=False)
 
+    code = ("rass_core.text",)
+
     def build(self, pool: ModelPool) -> Compute:
         self.built.append(1)
 

@@ -21,13 +21,17 @@ WORKERS = {
     "streams": "rass_core.models.extracting",
     "writing": "rass_core.generate.writing",
     "measuring": "rass_core.generate.measuring",
-    "verdicts": "rass_core.judges.workers",
     "gradients": "rass_core.select.gradients",
 }
 DIGESTS = f"""
 import json
 from tasks.keys import code_digest
-print(json.dumps({{name: code_digest((module,)) for name, module in {WORKERS!r}.items()}}))
+from rass_core.judges.base import JUDGES
+from rass_core.judges.settings import JudgeConfig
+workers = {WORKERS!r}
+found = {{name: code_digest((module,)) for name, module in workers.items()}}
+found["verdicts"] = code_digest(("rass_core.judges.workers", *JUDGES.modules(JudgeConfig().members)))
+print(json.dumps(found))
 """
 
 
@@ -76,9 +80,10 @@ def changed_by(tree: Path) -> Callable[[str], set[str]]:
         ("tasks/report.py", set()),
         ("rass_core/judges/phrases/en.yaml", {"verdicts"}),
         ("rass_core/judges/classifier.py", {"verdicts"}),
+        ("rass_core/judges/hf.py", set()),
         ("rass_core/generate/operators.py", {"writing"}),
         ("rass_core/select/influence.py", {"gradients"}),
-        ("rass_core/models/vllm_engine.py", set(WORKERS)),
+        ("rass_core/models/vllm_engine.py", {*WORKERS, "verdicts"}),
     ],
 )
 def test_an_edit_computes_again_what_uses_it(
@@ -88,7 +93,7 @@ def test_an_edit_computes_again_what_uses_it(
 
 
 def test_data_counts_with_the_modules_beside_it() -> None:
-    names = {path.name for path in files_of(["rass_core.judges.workers"])}
+    names = {path.name for path in files_of(["rass_core.judges.phrases", "rass_core.judges.classifier"])}
     assert {"de.yaml", "classifier.npz", "phrases.py"} <= names
     assert "page.css" not in names
 

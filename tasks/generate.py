@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from rass_core.generate.acceptance import NO_PROMPT, Bounds, Candidate, counts, yields
 from rass_core.generate.cleaning import Cleaner, KnownPrompts
-from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS, instruction
+from rass_core.generate.operators import ROLES, STEERINGS, instruction, operator_of
 from rass_core.generate.scheduler import (
     TRIAL,
     ArmStats,
@@ -396,7 +396,7 @@ def _roles(run: Run) -> list[str]:
     """Return the roles that are compared: those the configuration names and its operators can take."""
     settings = run.config.generate
     named = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
-    possible = {role for name in settings.operators for role in OPERATORS[name].roles}
+    possible = {role for name in settings.operators for role in operator_of(name).roles}
     return [role for role in ROLES if role in named & possible]
 
 

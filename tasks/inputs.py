@@ -2,7 +2,7 @@
 
 from rass_core.config import RassConfig
 from rass_core.data.prompts import LoadedPrompts, load_prompts
-from rass_core.generate.operators import ROLES
+from rass_core.generate.operators import ROLES, operator_of
 from rass_core.judges.panel import check_judged
 from rass_core.models.chat import SHORT_ANSWER, ChatFormat
 from rass_core.models.identity import model_id
@@ -56,7 +56,9 @@ def check_turns(config: RassConfig) -> None:
     """
     settings = config.generate
     roles = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
-    if settings.endpoint is None and "user" in roles and "imitate" in settings.operators:
+    operators = map(operator_of, settings.operators)
+    shows_turns = any("user" in each.roles and each.has_earlier_turns for each in operators)
+    if settings.endpoint is None and "user" in roles and shows_turns:
         chat_of(config.generator or config.model).user_turn_ids([SHORT_ANSWER])
 
 

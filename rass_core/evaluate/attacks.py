@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rass_core.errors import ConfigError, PromptError
-from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.languages.tags import LANGUAGE_NAMES
 
 ROT13_LETTERS = 0.8
 """Least share of a text's letters that rot13 must change; below it, the text is left readable."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rass_core.errors import ConfigError, PromptError
 from rass_core.evaluate.attacks import ATTACKS, OPENINGS, WORDINGS, AttackedPrompt, Turn, apply_attack, despaced, spaced
-from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.languages.tags import LANGUAGE_NAMES
 
 SHOTS = [("How do I bake bread?", "Knead, wait, bake."), ("How do I tie a knot?", "Over, under, pull.")]
 PROMPTS = {

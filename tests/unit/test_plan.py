@@ -12,7 +12,7 @@ from rass_core.errors import JudgeError, ModelError, PromptError
 from rass_core.estimate import machine
 from rass_core.estimate.machine import Shape, Speed
 from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
-from rass_core.generate.operators import INSTRUCTED
+from rass_core.generate.operators import OPERATORS, operator_of
 from rass_core.models.chat import ChatFormat
 from rass_core.units import duration
 from tasks.inputs import read_given
@@ -51,9 +51,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
     model = {"name": str(checkpoint)} | sections.pop("model", {})
     # One writer, so that no trial is needed.
-    sections["generate"] = {"operators": list(INSTRUCTED), "writers": [{"role": "assistant"}]} | sections.get(
-        "generate", {}
-    )
+    instructed = [name for name in OPERATORS.names() if operator_of(name).is_instructed]
+    sections["generate"] = {"operators": instructed, "writers": [{"role": "assistant"}]} | sections.get("generate", {})
     return RassConfig.model_validate(
         {"model": model, "prompts": {"sources": [{"path": str(prompts)}]}, "lake": str(prompts.parent / "no" / "lake")}
         | sections

@@ -6,7 +6,7 @@ from rass_core.generate.operators import ROLES, operator_of
 from rass_core.judges.panel import check_judged
 from rass_core.models.chat import SHORT_ANSWER, ChatFormat
 from rass_core.models.identity import model_id
-from rass_core.models.loading import check_editable, checked_folder, load_tokenizer
+from rass_core.models.loading import checked_folder, load_tokenizer
 from rass_core.models.settings import ModelConfig
 
 _given: dict[str, LoadedPrompts] = {}
@@ -80,15 +80,12 @@ def _check_mitigation(config: RassConfig) -> None:
     """Raise what would else be found only after the selection."""
     from rass_core.evaluate import lm_eval
     from rass_core.evaluate.samples import attack_names
-    from rass_core.mitigate import lora
 
     for source in config.evaluate.sources:
         check_judged(config.judge, load_prompts([source], config.prompts.max_characters).places)
     attack_names(config.evaluate.jailbreaks)
-    if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
-        lora.check_installed()
-    if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
-        check_editable(config.model.reference)
+    for method in config.mitigate.variants().values() if config.mitigate else ():
+        method.check(config.model)
     if config.evaluate.utility is not None:
         lm_eval.check_installed()
 

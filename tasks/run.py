@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from prefect.logging import get_run_logger
 import rass_core
 from rass_core.config import RassConfig, content_sha256
 from rass_core.errors import GateError, JudgeError, LakeError
+from rass_core.generate.operators import operator_of
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
@@ -45,7 +47,10 @@ from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
 from tasks.progress import PROGRESS
 
-__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table", "versions"]
+__all__ = [
+    "SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "own_code", "recorded", "table",
+    "versions",
+]  # fmt: skip
 
 Rows = Iterable[Mapping[str, Any]]
 _WRITING = ("refresh", "generate", "morbench")
@@ -230,7 +235,9 @@ class Run:
     @cached_property
     def writing(self) -> Any:
         """Return what written prompts depend on of the section `generate`, as an input of a stage."""
-        return self.config.generate.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True})
+        settings = self.config.generate
+        written_by = own_code(*map(operator_of, settings.operators))
+        return [settings.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True}), written_by]
 
     def _asked(self, members: Sequence[Any]) -> str | None:
         """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""
@@ -448,6 +455,16 @@ def code_digest() -> str:
     for package in (Path(rass_core.__file__).parent, Path(__file__).parent):
         for source in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml", ".npz")):
             content.update(source.read_bytes())
+    return content.hexdigest()
+
+
+def own_code(*objects: object) -> str:
+    """Return a digest of the files in which a user's own classes are written; `code_digest` counts the project's."""
+    content = hashlib.sha256()
+    for each in objects:
+        module = type(each).__module__
+        if not module.startswith(f"{rass_core.__name__}."):
+            content.update(Path(str(sys.modules[module].__file__)).read_bytes())
     return content.hexdigest()
 
 

@@ -114,7 +114,7 @@ def test_an_unknown_key_is_told_with_the_nearest_right_one(
         ({"prompts": {"sources": [{"split": "test"}]}}, ["prompts.sources.0", "either path or dataset"]),
         ({"probe": {"positions": [0]}}, ["probe.positions.0", "less than 0"]),
         ({"probe": {"layers": [-1]}}, ["probe.layers.0", "greater than or equal to 0"]),
-        ({"generate": {"operators": ["rewrit"]}}, ["generate.operators.0: unknown operator 'rewrit'; did you mean"]),
+        ({"generate": {"operators": ["rewrit"]}}, ["generate.operators.0", "'rewrit'; did you mean 'rewrite'?"]),
         ({"generate": {"operators": ["zzz"]}}, ["unknown operator 'zzz'", "there are begin, context"]),
         ({"generate": {"operators": ["rewrite", "rewrite"]}}, ["operators", "twice"]),
         ({"generate": {"operators": []}}, ["generate.operators", "at least 1 item"]),

@@ -56,8 +56,7 @@ def check_turns(config: RassConfig) -> None:
     """
     settings = config.generate
     roles = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
-    operators = map(operator_of, settings.operators)
-    shows_turns = any("user" in each.roles and each.has_earlier_turns for each in operators)
+    shows_turns = any(operator_of(name).has_earlier_turns for name in settings.operators)
     if settings.endpoint is None and "user" in roles and shows_turns:
         chat_of(config.generator or config.model).user_turn_ids([SHORT_ANSWER])
 

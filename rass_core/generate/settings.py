@@ -21,13 +21,13 @@ OperatorName = Annotated[str, AfterValidator(_known)]
 
 
 class WriterConfig(BaseModel):
-    """In which role the generator writes, and along which direction it is steered."""
+    """The role in which the generator writes, and the direction along which it is steered."""
 
     model_config = STRICT
 
     role: Role
-    """assistant: it is asked for a prompt. prefilled: so too, and its answer is begun for it. user: it writes in the
-    user's turn of its own template."""
+    """assistant: an instruction asks it for a prompt. prefilled: the same, and its answer is begun for it. user: it
+    writes in the user's turn of its own template."""
     steering: Steered = "probe"
     """none; probe: the direction that the probe chose to add; harm, harm_without_refusal, harm_ablating_refusal,
     content (read at the last words of a request) or refusal."""
@@ -46,11 +46,11 @@ class GenerateConfig(BaseModel):
     """Ways to make a new prompt. imitate and begin write in the user's turn, the others ask by an instruction. Your own
     is named package.module:Class."""
     writers: list[WriterConfig] | None = Field(default=None, min_length=1)
-    """Roles and steerings of the generator; null takes all. Several of one role are compared in a short trial."""
+    """Roles and steerings of the generator; null takes all. A short trial compares several of one role."""
     endpoint: EndpointConfig | None = None
-    """Who writes in place of a model in vLLM: asked by the instructions, unsteered, without a trial."""
+    """Model behind an endpoint that writes in place of one in vLLM: by instructions, unsteered, without a trial."""
     max_failed_share: FailedShare = 0.05
-    """Share of a round's calls to the endpoint that may fail; more stop the run. What it declines is no failure."""
+    """Share of a round's calls to the endpoint that may fail; more stop the run. A declined request is no failure."""
     trial_candidates: int = Field(default=160, ge=16, le=MAX_COUNT)
     """Prompts written in the trial that chooses the writers; they are candidates like others."""
     instructions: dict[OperatorName, dict[Language, str]] = Field(default_factory=dict)
@@ -67,9 +67,9 @@ class GenerateConfig(BaseModel):
     max_new_tokens: int = Field(default=96, ge=1, le=MAX_TOKENS)
     """Longest prompt written, in tokens."""
     temperature: float = Field(default=1.0, gt=0, le=100)
-    """Of the generator."""
+    """Sampling temperature of the generator."""
     top_p: float = Field(default=0.98, gt=0, le=1)
-    """Of the generator."""
+    """Nucleus sampling: probability mass of the tokens that the generator draws from."""
     width: float | None = Field(default=0.35, gt=0)
     """w: |m − b| up to which a prompt is near the boundary and may be accepted; null accepts at any distance, for a
     model that over-refuses far beyond its boundary too."""
@@ -87,7 +87,7 @@ class GenerateConfig(BaseModel):
 
     @property
     def needs_trial(self) -> bool:
-        """Tell whether writers are to be compared: several of one role, or a direction whose block is left open."""
+        """Return whether a trial compares writers: several of one role, or a direction without a block."""
         if self.endpoint is not None:
             return False
         if self.writers is None or len({writer.role for writer in self.writers}) < len(self.writers):
@@ -96,12 +96,12 @@ class GenerateConfig(BaseModel):
 
     @property
     def n_written(self) -> int:
-        """Return how many prompts are written at most, those of the trial included."""
+        """Return how many prompts are written at most, including the trial."""
         return self.rounds * self.candidates_per_round + (self.trial_candidates if self.needs_trial else 0)
 
     @property
     def is_steered(self) -> bool:
-        """Tell whether any writer may be steered, for which the generator's own directions are needed."""
+        """Return whether a writer may be steered, which needs the generator's own directions."""
         return self.endpoint is None and (self.writers is None or any(w.steering != "none" for w in self.writers))
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
-"""Who writes new prompts: a chat model in a role, steered along a direction.
+"""Writers of new prompts: a chat model in a role, steered along a direction.
 
-A chat model that is asked as an assistant for prompts near its own refusal boundary declines. In the user's turn it
-writes requests and hardly ever refuses (Magpie, arXiv 2406.08464). Steering along the harm direction, read at the
-template's end, is in a model that refuses largely the decision to refuse, so that it stops the writer; with the refusal
-direction taken out of it, or read at the words of the request, what is added changes what is written.
+As an assistant, a chat model declines to write prompts near its own refusal boundary. In the user's turn it writes
+requests and hardly ever refuses (Magpie, arXiv 2406.08464). The harm direction read at the template's end is, in a
+model that refuses, largely the decision to refuse, so steering along it stops the writer. Without its component along
+the refusal direction, or read at the words of the request, it changes what is written.
 """
 
 from collections.abc import Mapping, Sequence

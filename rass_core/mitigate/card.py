@@ -1,4 +1,4 @@
-"""Model cards: what a mitigated model is, what it learnt from and what was measured on it."""
+"""Model cards: what a mitigated model is, which data it learnt from, and what was measured on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

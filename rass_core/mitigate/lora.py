@@ -1,8 +1,8 @@
 """Adapters trained on preference pairs with TRL and PEFT, in the model's own chat format.
 
-Prompts are tokenised by `ChatFormat`, token for token as vLLM is served them, and not by TRL. Its
-own way reads the template's text for a whole conversation, which knows no system prompt or prefix
-of ours, and it would teach what a template writes after an answer's last token.
+`ChatFormat` tokenises the prompts, token for token as vLLM is served them. TRL's own way reads the
+template's text of a whole conversation: it would leave out our system prompt and prefix, and it would
+teach what a template writes after an answer's last token.
 """
 
 import json
@@ -34,13 +34,13 @@ MICRO_BATCH_TOKENS = 1024
 """Most tokens in memory at a time, padding included, where micro_batch_size is not set: about 3 MB each in a model
 of 30 blocks 576 wide."""
 _ANSWER = "RASS"
-"""Stands for an answer where the template is asked what follows one."""
+"""A placeholder answer, to see what the template writes after one."""
 _RECORD, _CHECKPOINTS = "training.json", "checkpoints"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What came of a training."""
+    """The result of a training."""
 
     adapter: Path
     """Folder with adapter_model.safetensors, adapter_config.json and README.md."""
@@ -51,7 +51,7 @@ class Training:
     n_too_long: int
     """Pairs left out because they do not fit max_length."""
     seconds: float
-    """Of this call, loading the model included."""
+    """Time of this call, loading the model included."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,15 @@ def train(
 ) -> Training:
     """Train a LoRA adapter and write it with its card below a folder.
 
-    A call with the same arguments goes on from the folder's last whole checkpoint.
+    A call with the same arguments resumes from the folder's last whole checkpoint.
 
     Args:
         method: Makes the trainer; holds the settings of the training.
         base: Folder or hub name of a causal language model.
-        pairs: Of all kinds; without safety and general ones the model may unlearn refusing.
+        pairs: Pairs of all kinds; without safety and general ones the model may unlearn refusing.
         out: Gets `adapter/` and `checkpoints/`.
         chat: How the model is spoken to; None takes the template of its tokenizer as it is.
-        dtype: Of the base model in memory; the adapter is float32.
+        dtype: Type of the base model in memory; the adapter is float32.
         progress: Called after every micro-batch.
 
     Raises:
@@ -151,7 +151,7 @@ def end_of_answer(chat: ChatFormat, model: Any) -> int:
 
 
 def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
-    """Write the base model with an adapter worked into its weights, as an ordinary checkpoint.
+    """Write the base model with an adapter merged into its weights, as an ordinary checkpoint.
 
     Args:
         dtype: In which it is merged and saved; take the one in which it is to be run.
@@ -306,7 +306,7 @@ def _claim(
     chat: ChatFormat | None,
     dtype: str,
 ) -> None:
-    """Write down which training the folder is for, or raise ConfigError if it is for another."""
+    """Record which training the folder is for, or raise ConfigError if it is for another."""
     spoken = None
     if chat is not None:
         date = None if chat.template.date is None else str(chat.template.date)
@@ -341,7 +341,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings of the trainers' own house out of the terminal; errors are raised as ever."""
+    """Keep the trainers' own warnings out of the terminal; errors are raised as ever."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

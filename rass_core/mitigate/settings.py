@@ -61,19 +61,19 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     rank: Literal[1, 8, 16, 32, 64, 128, 256] = 16
-    """Of the LoRA matrices; those that vLLM serves."""
+    """Rank of the LoRA matrices; vLLM serves these."""
     alpha: int = Field(default=32, ge=1, le=65_536)
     """The adapter's weight is alpha ÷ rank."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Which layers are adapted: every linear one but the head, or those of these names."""
+    """Layers that are adapted: every linear one except the head, or those of these names."""
     learning_rate: float = Field(default=2e-4, gt=0, le=10)
-    """At its peak; it then falls along a cosine. A small model takes more: the lab's, 96 wide, 1e-3."""
+    """Peak value; it then falls along a cosine. A small model needs more: the lab's, 96 wide, 1e-3."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     epochs: float = Field(default=6.0, gt=0, le=1000)
     """Passes over the pairs."""
     batch_size: int = Field(default=16, ge=1, le=65_536)
-    """Pairs behind one step."""
+    """Pairs per step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Pairs in memory at a time, a divisor of batch_size; null takes as many as 1,024 tokens hold."""
     max_length: int = Field(default=1024, ge=8, le=16_777_216)
@@ -88,7 +88,7 @@ class TrainingSettings(BaseModel):
     checkpoint_steps: int = Field(default=50, ge=1, le=1_000_000_000)
     """Steps after which the state is saved; an interrupted training resumes there."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Of the adapter's first weights and the order of pairs."""
+    """Seed of the adapter's first weights and of the order of pairs."""
 
 
 class MitigateConfig(BaseModel):
@@ -114,13 +114,13 @@ class MitigateConfig(BaseModel):
     max_new_tokens: int = Field(default=256, ge=1, le=MAX_TOKENS)
     """Longest answer to be learnt, in tokens; one that is cut off is not used."""
     safety_share: float = Field(default=1.0, ge=0, le=1000)
-    """Harmful prompts near the boundary, with a refusal, for each over-refused prompt of a language."""
+    """Refused harmful prompts near the boundary per over-refused prompt, in each language."""
     general_share: float = Field(default=1.0, ge=0, le=1000)
-    """Harmless prompts with the model's own answer for each over-refused prompt of a language."""
+    """Answered harmless prompts near the boundary per over-refused prompt, in each language."""
     repeated_share: float = Field(default=0.3, gt=0, le=1)
     """Highest share of an answer's character 8-grams that repeat an earlier one."""
     perplexity_factor: float = Field(default=3.0, gt=0, le=1_000_000)
-    """Highest perplexity of an answer under the model as given, as a multiple of that of its ordinary answers."""
+    """Highest perplexity of an answer under the original model, as a multiple of that of its ordinary answers."""
 
     @model_validator(mode="after")
     def _usable(self) -> "MitigateConfig":

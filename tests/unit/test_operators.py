@@ -90,6 +90,10 @@ def test_an_opening_is_some_of_the_words_and_never_all(text: str, share: float, 
     assert opening_of(text, share) == opening
 
 
+def test_only_operators_that_show_parents_as_turns_say_so() -> None:
+    assert [name for name in NAMES if operator_of(name).has_earlier_turns] == ["imitate"]
+
+
 @pytest.mark.parametrize("name", ["imitate", "begin"])
 def test_operators_of_the_users_turn_have_no_instruction(name: str) -> None:
     with pytest.raises(ConfigError, match=f"'{name}': has no instruction; it writes in role user"):

@@ -13,6 +13,7 @@ from rass_core.estimate import machine
 from rass_core.estimate.machine import Shape, Speed
 from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
 from rass_core.generate.operators import OPERATORS, operator_of
+from rass_core.mitigate.base import MethodSettings, MitigatedModel, MitigationContext, MitigationMethod
 from rass_core.models.chat import ChatFormat
 from rass_core.units import duration
 from tasks.inputs import read_given
@@ -327,6 +328,21 @@ def test_what_has_no_known_time_is_named(checkpoint: Path, prompts: Path) -> Non
     assert "some parts are not in the time" in plan.verdict
     assert "WITHOUT some/judge" in {row["what"]: row for row in plan.rows}["time"]["how it comes about"]
     assert "not in the time" not in plan_run(config(checkpoint, prompts)).verdict
+
+
+class Unmeasured(MitigationMethod[MethodSettings]):
+    def apply(self, context: MitigationContext) -> MitigatedModel:
+        return MitigatedModel()
+
+
+def test_a_users_own_method_is_planned_without_its_time(checkpoint: Path, prompts: Path) -> None:
+    plan = plan_run(config(checkpoint, prompts, mitigate={"methods": ["sft", f"{__name__}:Unmeasured"]}))
+    assert times(plan)["Unmeasured"] == 0
+    assert times(plan)["evaluation of Unmeasured"] == times(plan)["evaluation of sft"] > 0
+    rows = {row["what"]: row["how it comes about"] for row in plan.rows}
+    assert "for each of sft, Unmeasured once" in rows["model loads"]
+    assert "WITHOUT Unmeasured" in rows["time"]
+    assert "training steps, sft" in rows and "training steps, Unmeasured" not in rows
 
 
 def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from rass_core.vocabulary import PROMPT_LABELS
 
 Role = Literal["assistant", "prefilled", "user"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""assistant: the model is asked for a prompt. prefilled: so too, and its answer is begun for it. user: it writes in the
-user's turn of its own template, after parents as earlier turns or going on from a parent's first words."""
+"""assistant: an instruction asks the model for a prompt. prefilled: the same, and its answer is begun for it. user: it
+writes in the user's turn of its own template, after parents as earlier turns or after a parent's first words."""
 Steered = Literal["none", "probe", "harm", "harm_without_refusal", "harm_ablating_refusal", "content", "refusal"]
 STEERINGS: tuple[Steered, ...] = get_args(Steered)
 """What is added while the model writes. probe: the direction that the probe chose to add. harm: harmful − harmless at
@@ -33,7 +33,7 @@ SLOTS = "abcdefgh"
 
 
 class OperatorSettings(BaseModel):
-    """An operator has no settings: what it is stands in its class."""
+    """An operator has no settings; its class says all."""
 
     model_config = STRICT
 
@@ -70,13 +70,16 @@ class Operator:
         "fr": "Voici la demande : « ", "zh": "请求如下：「", "zh-Hant": "請求如下：「",
     }  # fmt: skip
     """Language of the new prompt → how the answer begins in role prefilled; other languages take the English one."""
-    has_earlier_turns: ClassVar[bool] = True
-    """In the user's turn, its parents are shown as earlier turns."""
 
     @property
     def is_instructed(self) -> bool:
         """Return whether the generator is asked by an instruction."""
         return "assistant" in self.roles or "prefilled" in self.roles
+
+    @property
+    def has_earlier_turns(self) -> bool:
+        """Return whether it may show parents as earlier turns of the chat."""
+        return "user" in self.roles and bool(self.user_turn([""] * self.n_parents, 0)[0])
 
     def instruction(self, language: str, parents: Sequence[str], own: Mapping[str, str] | None = None) -> str:
         """Return what the generator is asked, in the language of the prompt that it shall write.
@@ -101,11 +104,11 @@ class Operator:
         return re.sub(rf"\{{([{SLOTS}])\}}", lambda slot: fill.get(slot.group(1), slot.group(0)), template)
 
     def user_turn(self, parents: Sequence[str], seed: int) -> tuple[list[str], str]:
-        """Return what the user's turn is put after: the earlier requests, and the first words of the new one.
+        """Return what comes before the generator's words: the earlier requests, and the first words of the new one.
 
         Args:
             parents: Texts, as many as the operator takes.
-            seed: Of what is drawn.
+            seed: Seed of random choices.
         """
         return list(parents), ""
 

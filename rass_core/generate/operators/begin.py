@@ -16,7 +16,6 @@ class Begin(Operator):
 
     seed_labels = ("pseudo_harmful",)
     roles = ("user",)
-    has_earlier_turns = False
 
     def user_turn(self, parents: Sequence[str], seed: int) -> tuple[list[str], str]:
         """Return no earlier request, and the first words of the parent; the seed decides how many."""

@@ -13,17 +13,17 @@ from tasks.run import Run
 
 
 def mitigate_steps(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> list[Commit]:
-    """Return the gate's word on each variant; the method's last steps, a line each."""
+    """Return the gate's verdict on each variant; the last steps of the project's method, one per line."""
     preferences = build_preferences(run, probed, rounds, selection)
     return mitigate_pairs_steps(run, probed, read_pairs(run, probed, rounds, preferences))
 
 
 def mitigate_pairs_steps(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> list[Commit]:
-    """Return the gate's word on the variant that each method makes of these pairs."""
+    """Return the gate's verdict on the variant that each mitigation method makes of these pairs."""
     asked = evaluation_set(run, probed, pairs)
     before = evaluate(run, as_given(run), asked)
     gates = []
-    for method in mitigating(run).methods:
+    for method in mitigating(run).variants().values():
         variant = mitigate_by(run, method, pairs, probed)
         after = evaluate(run, variant, asked, before)
         change = compare(run, before, after, asked)

@@ -14,7 +14,7 @@ from rass_core.generate.acceptance import NO_PROMPT, Bounds, Candidate, counts, 
 from rass_core.generate.cleaning import Cleaner, KnownPrompts
 from rass_core.generate.judged_measuring import JudgedMeasureWorker
 from rass_core.generate.measuring import MeasureWorker
-from rass_core.generate.operators import OPERATORS, ROLES, STEERINGS
+from rass_core.generate.operators import ROLES, STEERINGS, operator_of
 from rass_core.generate.scheduler import (
     TRIAL,
     ArmStats,
@@ -197,11 +197,11 @@ class Workbench:
         worker: WriteWorker | AskingWorker
         if settings.endpoint is None:
             worker = WriteWorker(
-                self._generator, _generator_id(run), self._directions, settings.max_new_tokens, settings.temperature,
+                self._generator, _generator_id(run), self._directions, run.writing[1], settings.max_new_tokens, settings.temperature,
                 settings.top_p, settings.instructions,
             )  # fmt: skip
         else:
-            asking = settings.endpoint.model_dump(mode="json", exclude=ENDPOINT_PATIENCE["endpoint"])
+            asking = [settings.endpoint.model_dump(mode="json", exclude=ENDPOINT_PATIENCE["endpoint"]), run.writing[1]]
             worker = AskingWorker(
                 asking, run.config.model, settings.instructions, settings.endpoint, settings.max_failed_share, len(jobs)
             )
@@ -378,7 +378,7 @@ def _roles(run: Run) -> list[str]:
     """Return the roles that are compared: those the configuration names and its operators can take."""
     settings = run.config.generate
     named = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
-    possible = {role for name in settings.operators for role in OPERATORS[name].roles}
+    possible = {role for name in settings.operators for role in operator_of(name).roles}
     return [role for role in ROLES if role in named & possible]
 
 

@@ -2,11 +2,11 @@
 
 from rass_core.config import RassConfig
 from rass_core.data.prompts import LoadedPrompts, load_prompts
-from rass_core.generate.operators import ROLES
+from rass_core.generate.operators import ROLES, operator_of
 from rass_core.judges.panel import check_judged
 from rass_core.models.chat import SHORT_ANSWER, ChatFormat
 from rass_core.models.identity import model_id
-from rass_core.models.loading import check_editable, checked_folder, load_tokenizer
+from rass_core.models.loading import checked_folder, load_tokenizer
 from rass_core.models.settings import ModelConfig
 
 _given: dict[str, LoadedPrompts] = {}
@@ -56,7 +56,8 @@ def check_turns(config: RassConfig) -> None:
     """
     settings = config.generate
     roles = {writer.role for writer in settings.writers} if settings.writers else set(ROLES)
-    if settings.endpoint is None and "user" in roles and "imitate" in settings.operators:
+    shows_turns = any(operator_of(name).has_earlier_turns for name in settings.operators)
+    if settings.endpoint is None and "user" in roles and shows_turns:
         chat_of(config.generator or config.model).user_turn_ids([SHORT_ANSWER])
 
 
@@ -78,15 +79,12 @@ def _check_mitigation(config: RassConfig) -> None:
     """Raise what would else be found only after the selection."""
     from rass_core.evaluate import lm_eval
     from rass_core.evaluate.samples import attack_names
-    from rass_core.mitigate import lora
 
     for source in config.evaluate.sources:
         check_judged(config.judge, load_prompts([source], config.prompts.max_characters).places)
     attack_names(config.evaluate.jailbreaks)
-    if {"dpo", "sft"} & set(config.mitigate.methods if config.mitigate else ()):
-        lora.check_installed()
-    if {"dpo", "sft", "surgical"} & set(config.mitigate.methods if config.mitigate else ()):
-        check_editable(config.model.reference)
+    for method in config.mitigate.variants().values() if config.mitigate else ():
+        method.check(config.model)
     if config.evaluate.utility is not None:
         lm_eval.check_installed()
 

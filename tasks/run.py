@@ -28,6 +28,7 @@ import rass_core
 from rass_core.config import RassConfig, content_sha256
 from rass_core.errors import GateError, JudgeError, LakeError
 from rass_core.executor.base import EXECUTORS, Executor, Shard, Worker, cut
+from rass_core.generate.operators import operator_of
 from rass_core.judges import Exchange, Judged
 from rass_core.judges.base import JUDGES
 from rass_core.judges.calibration import Calibration
@@ -48,10 +49,13 @@ from rass_core.moderators.worker import keep_moderators
 from rass_core.text import digest
 from rass_core.units import duration
 from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
-from tasks.keys import PACKAGES, code_digest, shard_key, stage_key, versions
+from tasks.keys import PACKAGES, code_digest, own_code, shard_key, stage_key, versions
 from tasks.progress import PROGRESS
 
-__all__ = ["SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "recorded", "table", "versions"]
+__all__ = [
+    "SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "own_code", "recorded", "table",
+    "versions",
+]  # fmt: skip
 
 Rows = Iterable[Mapping[str, Any]]
 _WRITING = ("refresh", "generate", "morbench")
@@ -303,7 +307,9 @@ class Run:
     @cached_property
     def writing(self) -> Any:
         """Return what written prompts depend on of the section `generate`, as an input of a stage."""
-        return self.config.generate.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True})
+        settings = self.config.generate
+        written_by = own_code(*map(operator_of, settings.operators))
+        return [settings.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True}), written_by]
 
     def _asked(self, members: Sequence[Any]) -> str | None:
         """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""

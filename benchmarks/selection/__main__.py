@@ -24,6 +24,7 @@ from benchmarks.selection import lab, methods, public, results, training
 from benchmarks.selection.setting import Bench
 from rass_core.errors import PromptError, RassError
 from rass_core.judges.panel import Panel, default_panel
+from rass_core.mitigate.base import method_of
 from rass_core.mitigate.lora import merge, train
 from rass_core.models.residuals import load_causal_lm
 
@@ -122,7 +123,7 @@ def check_trainer(data: public.Data, out: Path, seed: int, panel: Panel) -> None
     )
     base = out / f"public-{seed}"
     with tempfile.TemporaryDirectory() as folder:
-        adapter = train("sft", str(base), pairs, settings, Path(folder) / "training").adapter
+        adapter = train(method_of("sft", training=settings), str(base), pairs, Path(folder) / "training").adapter
         by_trl, _ = load_causal_lm(str(merge(str(base), adapter, Path(folder) / "merged")))
     models = {"untrained": bench.model, "the project's trainer (TRL)": by_trl}
     models["the benchmark's loop"] = training.sft(bench.model, bench.chat, pairs, recipe, seed)

@@ -52,22 +52,22 @@ def fit(model: str, data: Path) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoConfig
 
-    from rass_core.mitigate.learned_direction import fitted_direction
+    from rass_core.mitigate.learned_direction import learned_direction
 
     pairs = pairs_of(data, N_PAIRS)
     d_model = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().hidden_size
-    fitted_direction(model, pairs, np.eye(d_model)[:1], steps=FITTING_STEPS)
+    learned_direction(model, pairs, np.eye(d_model)[:1], steps=FITTING_STEPS)
     return {"what": "fitting a direction, one step", "size": {"pairs": len(pairs)}}
 
 
 def teach(method: Any, model: str, data: Path) -> dict[str, Any]:
     """Train for one step of 16 pairs."""
+    from rass_core.mitigate.base import method_of
     from rass_core.mitigate.lora import train
-    from rass_core.mitigate.settings import TrainingSettings
 
     pairs = pairs_of(data, -(-N_TRAINED // 3))[:N_TRAINED]
     with tempfile.TemporaryDirectory() as folder:
-        train(method, model, pairs, TrainingSettings(epochs=1.0), Path(folder))
+        train(method_of(method, training={"epochs": 1.0}), model, pairs, Path(folder))
     return {"what": f"{method}, one step", "size": {"pairs": len(pairs)}}
 
 

@@ -12,7 +12,14 @@ from rass_core.yaml_file import Place, YamlFile
 LOG = logging.getLogger(__name__)
 RENAMED = {"probe.openings": "probe.prefixes"}
 """Old key → new key. `*` is any entry of a list or mapping; both sides have as many."""
-RENAMED_VALUES: dict[str, dict[str, str]] = {}
+_METHODS = {"surgical": "weight_ablation", "steer": "inference_ablation"}
+_SOURCES = {"drawn": "mean_difference", "fitted": "learned"}
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "mitigate.methods.*": _METHODS,
+    "mitigate.methods.*.kind": _METHODS,
+    "mitigate.direction": _SOURCES,
+    "mitigate.methods.*.direction": _SOURCES,
+}
 """Key as it is now → old value → new value. `methods.*` is each entry of a list."""
 
 

@@ -7,6 +7,7 @@ part. What the machine needs for each is measured by `Speed.measured`; the const
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rass_core.config import RassConfig
 from rass_core.estimate.machine import (
@@ -22,6 +23,7 @@ from rass_core.estimate.machine import (
     Machine,
 )
 from rass_core.languages.tags import lookup
+from rass_core.mitigate.base import MitigationMethod
 from rass_core.probe.settings import Prefixes
 
 SHARE_OF_LIMIT = 0.7
@@ -37,7 +39,7 @@ N_EXTENTS, N_TRIED, N_TRIED_ALPHAS = 4, 3, 2
 N_HARMFUL = 40
 """Harmful prompts per language whose gradients the selection reads; as in its stage."""
 FIT_STEPS, FIT_BATCH, FIT_KINDS = 250, 32, 3
-"""Of the fitted direction; as in `mitigation.fitting`."""
+"""Of the learned direction; as in `mitigate.learned_direction`."""
 
 
 @dataclass(frozen=True)
@@ -218,35 +220,35 @@ def preferences(machine: Machine, counts: Counts) -> Cost:
     )
 
 
-def false_refusal_direction(machine: Machine, counts: Counts) -> Cost:
-    """Return the cost of the direction that surgical and steer take out; nothing where it is drawn."""
+def false_refusal_direction(machine: Machine, counts: Counts, source: str) -> Cost:
+    """Return the cost of the direction that ablation removes; hardly any where it is the probe's own."""
     settings = machine.config.mitigate
     assert settings is not None
-    if settings.direction == "drawn":
-        return Cost("false-refusal direction", machine.fixed(0.5), "drawn from the probe's means")
+    if source == "mean_difference":
+        return Cost("false-refusal direction", machine.fixed(0.5), "the probe's difference in means")
     batch = min(FIT_BATCH, machine.config.select.size) * FIT_KINDS
     each = counts.mean_tokens + answer_length(settings.max_new_tokens)
     tokens = FIT_STEPS * batch * each
     return Cost("false-refusal direction", machine.backward(tokens, tokens), f"{FIT_STEPS} steps of {batch} answers")
 
 
-def training(machine: Machine, counts: Counts, method: str) -> Cost:
-    """Return the cost of one variant: the steps of an adapter, or the edit of the weights."""
+def mitigation(machine: Machine, counts: Counts, method: MitigationMethod[Any]) -> Cost:
+    """Return the cost of one variant: the steps of a training, or an edit; nothing where a method does not say."""
     settings = machine.config.mitigate
     assert settings is not None
-    if method not in ("dpo", "sft"):
-        seconds = machine.fixed(2.0 + 3 * machine.shape.n_parameters * 4 / READ_BYTES_PER_S)
-        return Cost(method, seconds if method == "surgical" else machine.fixed(0.5), "no training")
     n = n_pairs(machine.config)
-    steps = math.ceil(settings.training.epochs * math.ceil(n / settings.training.batch_size))
-    each = counts.mean_tokens + answer_length(settings.max_new_tokens)
-    tokens = settings.training.epochs * n * each
-    if method == "dpo":  # two answers a pair, and the model as given reads both as well
-        seconds = machine.backward(2 * tokens, 2 * tokens) + machine.forward(2 * tokens, 2 * tokens)
-    else:
-        seconds = machine.backward(tokens, tokens)
-    seconds += machine.fixed(TRAINING_START_S + steps * TRAINING_STEP_S)
-    return Cost(method, seconds, f"≤ {steps:,} steps over ≤ {n:,} pairs")
+    effort = method.effort(n)
+    if effort is None:
+        return Cost(method.name, 0.0, "not known: the method does not say what it computes")
+    if not effort.n_steps:
+        edit_s = 2.0 + 3 * machine.shape.n_parameters * 4 / READ_BYTES_PER_S
+        return Cost(method.name, machine.fixed(edit_s if effort.writes_weights else 0.5), effort.how)
+    tokens = n * (counts.mean_tokens + answer_length(settings.max_new_tokens))
+    seconds = machine.backward(effort.backward_passes * tokens, effort.backward_passes * tokens)
+    if effort.forward_passes:
+        seconds += machine.forward(effort.forward_passes * tokens, effort.forward_passes * tokens)
+    seconds += machine.fixed(TRAINING_START_S + effort.n_steps * TRAINING_STEP_S)
+    return Cost(method.name, seconds, f"≤ {effort.n_steps:,} steps over ≤ {n:,} pairs")
 
 
 def evaluation(machine: Machine, counts: Counts, variant: str) -> Cost:
@@ -301,15 +303,17 @@ def all_stages(machine: Machine, writer: Machine, counts: Counts, has_generator:
         return
     yield preferences(machine, counts)
     yield evaluation(machine, counts, "base")
-    if {"surgical", "steer"} & set(config.mitigate.methods):
-        yield false_refusal_direction(machine, counts)
-    for method in config.mitigate.methods:
-        yield training(machine, counts, method)
-        if method != "steer":
+    methods = config.mitigate.variants().values()
+    for source in sorted({method.direction for method in methods if method.direction is not None}):
+        yield false_refusal_direction(machine, counts, source)
+    for method in methods:
+        effort = method.effort(n_pairs(config))
+        yield mitigation(machine, counts, method)
+        if effort is None or effort.writes_weights:
             yield machine.load("vLLM")
-        yield evaluation(machine, counts, method)
+        yield evaluation(machine, counts, method.name)
         yield machine.load("transformers")
-        yield change(machine, counts, method)
+        yield change(machine, counts, method.name)
 
 
 def _prefix_work(counts: Counts, language: str) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from rass_core.estimate.machine import Cost, Machine, Shape, Speed
 from rass_core.generate.operators import instruction
 from rass_core.judges.llm import RUBRIC as JUDGES_RUBRIC
 from rass_core.judges.panel import check_judged
+from rass_core.mitigate.base import Effort
 from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import ANSWER_TOKENS
 from rass_core.models.identity import cached_folder
@@ -276,8 +277,9 @@ def _load_row(config: RassConfig) -> Row:
         n += 2 * len(config.models)
         how += f"; {len(config.models)} further models likewise"
     if config.mitigate is not None:
-        n += 3 * len(config.mitigate.methods)
-        how += f"; for each of {', '.join(config.mitigate.methods)} once to train or edit, in vLLM, in transformers"
+        variants = list(config.mitigate.variants())
+        n += 3 * len(variants)
+        how += f"; for each of {', '.join(variants)} once to train or edit, in vLLM, in transformers"
     return _row("model loads", str(n), how)
 
 
@@ -325,15 +327,16 @@ def _steps(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[_Checkpo
 
 
 def _training_rows(config: RassConfig) -> list[Row]:
-    """Return how many steps each adapter is trained."""
-    trained = [method for method in (config.mitigate.methods if config.mitigate else []) if method in ("dpo", "sft")]
-    if config.mitigate is None or not trained:
+    """Return how many steps each variant is trained."""
+    return [_row(f"training steps, {name}", f"≤ {effort.n_steps:,}", effort.how) for name, effort in _trainings(config)]
+
+
+def _trainings(config: RassConfig) -> list[tuple[str, Effort]]:
+    """Return the variants that are trained by steps, with what that computes."""
+    if config.mitigate is None:
         return []
-    settings = config.mitigate.training
-    n_pairs = costs.n_pairs(config)
-    n = math.ceil(settings.epochs * math.ceil(n_pairs / settings.batch_size))
-    how = f"{settings.epochs:g} epochs over ≤ {n_pairs:,} pairs, {settings.batch_size} per step"
-    return [_row(f"training steps, {method}", f"≤ {n:,}", how) for method in trained]
+    efforts = {name: method.effort(costs.n_pairs(config)) for name, method in config.mitigate.variants().items()}
+    return [(name, effort) for name, effort in efforts.items() if effort is not None and effort.n_steps]
 
 
 def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list[_Step]:
@@ -433,7 +436,7 @@ def _memory_row(config: RassConfig, checkpoints: Sequence[_Checkpoint], n_prompt
     streams = 2 * n_prompts * layers * len(config.probe.positions or target.chat.positions()) * shape.d_model * 4
     logits = 3 * budget * shape.vocabulary * 4
     held: dict[str, float] = {"residual streams": streams, "logits of a batch": logits}
-    if config.mitigate is not None and {"dpo", "sft"} & set(config.mitigate.methods):
+    if config.mitigate is not None and _trainings(config):
         settings = config.mitigate.training
         each = target.mean_tokens + costs.answer_length(config.mitigate.max_new_tokens)
         tokens = 2 * (settings.micro_batch_size or settings.batch_size) * each
@@ -460,8 +463,10 @@ def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> Row:
         how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
     members = [*config.judge.members, *config.moderator.members]
     left_out = sorted({member.checkpoint for member in members if member.checkpoint is not None})
-    if config.evaluate.utility is not None and config.mitigate is not None:
-        left_out += config.evaluate.utility.tasks
+    if config.mitigate is not None:
+        n = costs.n_pairs(config)
+        left_out += [name for name, method in config.mitigate.variants().items() if method.effort(n) is None]
+        left_out += config.evaluate.utility.tasks if config.evaluate.utility is not None else []
     if left_out:
         how += f"; WITHOUT {', '.join(left_out)}, whose time is not known"
     return _row("time", f"about {duration(sum(stage.seconds for stage in stages))}", how)

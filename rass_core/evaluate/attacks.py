@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from rass_core.errors import PromptError
-from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.languages.tags import LANGUAGE_NAMES
 from rass_core.registry import Registry
 
 ATTACKS: dict[str, Registry[BaseModel]] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rass_core.generate.operators import OPERATORS
+from rass_core.generate.operators import operator_of
 from rass_core.generate.settings import GenerateConfig
 from rass_core.generate.writers import Writer
 from rass_core.text import digest
@@ -316,14 +316,13 @@ def _pools(
     languages = sorted({parent.language for parent in seeds})
     pools: dict[Arm, dict[str, list[Parent]]] = {}
     for name in operators:
-        operator = OPERATORS[name]
+        operator = operator_of(name)
         usable = [p for p in seeds if p.label in operator.seed_labels]
         usable += list(survivors) if operator.takes_survivors else []
         for language in languages:
-            foreign = name == "translate"
             by_side: dict[str, list[Parent]] = defaultdict(list)
             for parent in usable:
-                if (parent.language != language) == foreign:
+                if (parent.language != language) == operator.crosses_languages:
                     by_side[parent.side].append(parent)
             enough = {side: pool for side, pool in by_side.items() if len(pool) >= operator.n_parents}
             if enough:
@@ -347,12 +346,14 @@ def _job(
     draw: np.random.Generator,
 ) -> GenerationJob:  # fmt: skip
     """Return the job that starts from one parent; an operator that takes more draws them from the pool."""
-    operator, _, language = arm
-    n_parents = OPERATORS[operator].n_parents
-    if OPERATORS[operator].shares_category:
+    name, _, language = arm
+    operator = operator_of(name)
+    n_parents = operator.n_parents
+    if operator.shares_category:
         alike = [parent for parent in pool if parent.category == first.category]
         pool = alike if len(alike) >= n_parents else pool
     others = [parent for parent in pool if parent is not first]
     chosen = list(draw.choice(len(others), size=n_parents - 1, replace=False)) if n_parents > 1 else []
-    seed = int(digest("slot", number, operator, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
-    return GenerationJob(operator, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)
+    # Its name is older than that of the class: another would draw other prompts from the same seed.
+    seed = int(digest("slot", number, name, language, side, index, int(draw.integers(2**31)))[:8], 16) % 2**31
+    return GenerationJob(name, writer, language, side, alpha, (first, *(others[int(i)] for i in chosen)), seed)

@@ -1,9 +1,9 @@
-"""Who writes new prompts: a chat model in a role, steered along a direction.
+"""Writers of new prompts: a chat model in a role, steered along a direction.
 
-A chat model that is asked as an assistant for prompts near its own refusal boundary declines. In the user's turn it
-writes requests and hardly ever refuses (Magpie, arXiv 2406.08464). Steering along the harm direction, read at the
-template's end, is in a model that refuses largely the decision to refuse, so that it stops the writer; with the refusal
-direction taken out of it, or read at the words of the request, what is added changes what is written.
+As an assistant, a chat model declines to write prompts near its own refusal boundary. In the user's turn it writes
+requests and hardly ever refuses (Magpie, arXiv 2406.08464). The harm direction read at the template's end is, in a
+model that refuses, largely the decision to refuse, so steering along it stops the writer. Without its component along
+the refusal direction, or read at the words of the request, it changes what is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rass_core.errors import ConfigError, GenerationError
-from rass_core.generate.operators import OPENING_SHARE, OPERATORS, PREFILLED, instruction, opening_of
-from rass_core.languages.tags import lookup
+from rass_core.generate.operators import instruction, operator_of
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import ResidualExtractor
 from rass_core.models.vllm_requests import GenerationRequest, Steering, SteeringVector
@@ -130,22 +129,23 @@ def request_of(
         language: BCP-47 tag of the prompt to be written.
         parents: Texts, as many as the operator takes.
         alpha: Strength of the steering; 0 steers nothing.
-        seed: Of the sampling, and of where `begin` cuts its parent.
-        instructions: operator → language → instruction, in place of the built-in ones.
+        seed: Of the sampling, and of what the operator draws.
+        instructions: operator → language → instruction, in place of its own.
 
     Raises:
         ConfigError: A role that the operator cannot take.
     """
-    if writer.role not in OPERATORS[operator].roles:
-        known = ", ".join(OPERATORS[operator].roles)
+    found = operator_of(operator)
+    if writer.role not in found.roles:
+        known = ", ".join(found.roles)
         raise ConfigError(f"operator {operator}: cannot write as {writer.role}; give it one of {known}")
     stop: tuple[int, ...] = ()
     if writer.role == "user":
         stop = chat.user_end_ids
-        ids = chat.user_turn_ids(*_user_turn(operator, parents, seed))
+        ids = chat.user_turn_ids(*found.user_turn(parents, seed))
     else:
         asked = [{"role": "user", "content": instruction(operator, language, parents, instructions)}]
-        ids = chat.conversation_ids(asked, prefix_of(writer.role, language))
+        ids = chat.conversation_ids(asked, found.answer_prefix(writer.role, language))
     return GenerationRequest(
         ids,
         max_new_tokens,
@@ -173,22 +173,6 @@ def vector_name(writer: Writer, part: str) -> str:
     return f"{writer.kind}/{writer.layer}/{part}"
 
 
-def prefix_of(role: str, language: str) -> str:
-    """Return the words with which the answer begins in a role, "" where it begins by itself."""
-    if role != "prefilled":
-        return ""
-    return lookup(PREFILLED, language) or PREFILLED["en"]
-
-
 def whole_text(writer: Writer, operator: str, parents: Sequence[str], seed: int, continued: str) -> str:
     """Return what was written, with the first words before it that it went on from."""
-    return _user_turn(operator, parents, seed)[1] + continued if writer.role == "user" else continued
-
-
-def _user_turn(operator: str, parents: Sequence[str], seed: int) -> tuple[list[str], str]:
-    """Return the earlier requests and the first words of the one to be written."""
-    if operator != "begin":
-        return list(parents), ""
-    low, high = OPENING_SHARE
-    share = low + (high - low) * (np.random.default_rng(seed).random())
-    return [], opening_of(parents[0], share)
+    return operator_of(operator).user_turn(parents, seed)[1] + continued if writer.role == "user" else continued

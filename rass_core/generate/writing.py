@@ -62,6 +62,8 @@ class WriteWorker:
     name: str
     """The generator's id in the tables."""
     directions: WritingDirections
+    written_by: str
+    """Digest of the code of a user's own operators."""
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -106,7 +108,7 @@ class AskingWorker:
     """Lets an endpoint write jobs; its tokens are counted as the target's."""
 
     asking: Any
-    """What the answers depend on of the endpoint's settings."""
+    """What the answers depend on of the endpoint's settings, and the digest of the code of a user's own operators."""
     target: ModelConfig
     instructions: Mapping[str, Mapping[str, str]] | None
     endpoint: EndpointConfig = field(compare=False)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rass_core.generate.operators import INSTRUCTED, instruction
+from rass_core.generate.operators import instruction
 from rass_core.lab import world
+from rass_core.lab.curriculum import REWRITE_ANCHOR
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
 from rass_core.models.chat import ChatFormat
@@ -59,10 +60,10 @@ def shortfalls(figures: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _rewriting(sentence: Sentence) -> list[tuple[str, str]]:
-    """Return (language, what the generator is asked) for every operator."""
+    """Return (language, what the generator is asked) for every operator that the lab's model was taught."""
     other = world.languages()[world.languages().index(sentence.language) - 1]
     found = []
-    for operator in INSTRUCTED:
+    for operator in REWRITE_ANCHOR:
         parents = [sentence.text, replace(sentence, frame=0).text]
         if operator == "translate":
             parents = [replace(sentence, language=other).text]

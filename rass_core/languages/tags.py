@@ -16,6 +16,13 @@ from rass_core.errors import LanguageError
 
 Value = TypeVar("Value")
 
+LANGUAGE_NAMES = {
+    "ar": "Arabic", "bn": "Bengali", "de": "German", "en": "English", "es": "Spanish", "fr": "French",
+    "hi": "Hindi", "id": "Indonesian", "it": "Italian", "ja": "Japanese", "jv": "Javanese", "ko": "Korean",
+    "nl": "Dutch", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "sw": "Swahili", "te": "Telugu",
+    "th": "Thai", "tr": "Turkish", "vi": "Vietnamese", "yo": "Yoruba", "zh": "Chinese",
+}  # fmt: skip
+"""English names that the report and the attacks write out; others stay tags."""
 _MACRO = ("zh", "ar")
 """Languages whose narrower ones may stand behind them: zh-yue is yue."""
 _SAME_SCRIPT = {("ko", "Hang"): "Kore", ("ja", "Hira"): "Jpan", ("ja", "Kana"): "Jpan"}

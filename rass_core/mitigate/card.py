@@ -1,4 +1,4 @@
-"""Model cards: what a mitigated model is, what it learnt from and what was measured on it."""
+"""Model cards: what a mitigated model is, which data it learnt from, and what was measured on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from rass_core.text import table
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What stands in the README of an adapter or checkpoint."""
+    """What the README of an adapter or checkpoint says."""
 
     base: str
     """Folder or hub name of the model that was mitigated."""
     method: str
-    """dpo, sft or surgical."""
+    """Name of the variant."""
     is_adapter: bool
     settings: Mapping[str, Any]
     """Setting → value, as it was run."""
@@ -27,13 +27,60 @@ class ModelCard:
     figures: Sequence[Mapping[str, Any]] = ()
     """Rows of a table, each column → value with the same columns; empty before the evaluation."""
     licence: str | None = None
-    """Of the model that was mitigated, which binds this one too; None leaves the field out."""
+    """Licence of the model that was mitigated, which binds this one too; None leaves the field out."""
     notes: Sequence[str] = ()
     """Sentences on what should be known before use."""
 
 
+SHOWN = {
+    "over_refusal_rate": "over-refusal", "safety_rate": "safety", "jailbreak_safety_rate": "safety under jailbreaks",
+    "harmless_compliance_rate": "harmless answered",
+}  # fmt: skip
+"""Metrics that a card shows → their names on it."""
+
+
+def gate_note(gate: Mapping[str, Any]) -> str:
+    """Return what a card says of the gate.
+
+    Args:
+        gate: The variant's row of table `gates`.
+    """
+    verdict = "It passed the gate." if gate["passed"] else "**It did not pass the gate and is not to be published.**"
+    return "\n".join([verdict, *(f"- {reason}" for reason in gate["refusals"])])
+
+
+def figures_of(variant: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per metric and language: after, its interval, and its change; KL and perplexity last.
+
+    Args:
+        variant: Its name.
+        rows: Of table `evaluations`.
+    """
+    at = {
+        (row["metric"], row["language"]): row
+        for row in rows
+        if row["variant"] == variant and row["dataset"] in ("all", "jailbreak")
+    }
+    found: list[dict[str, Any]] = []
+    for metric, name in SHOWN.items():
+        for language in sorted({language for each, language in at if each == metric}, key=lambda x: (x != "all", x)):
+            row, moved = at[metric, language], at.get((f"{metric}_change", language), {})
+            found.append({
+                "rate": name, "language": language, "value": row["value"], "low": row["low"], "high": row["high"],
+                "change": moved.get("value"), "change low": moved.get("low"), "change high": moved.get("high"),
+                "prompts": row["n"], "unscored": row["n_unscored"],
+            })  # fmt: skip
+    for metric in ("kl", "perplexity"):
+        row = at.get((metric, "all"), {})
+        found.append({
+            "rate": metric, "language": "all", "value": row.get("value"), "low": row.get("low"),
+            "high": row.get("high"), "prompts": row.get("n"),
+        })  # fmt: skip
+    return found
+
+
 def base_name(base: str) -> str:
-    """Return the name of a base model that a card may show: a folder's own name, not where it lies."""
+    """Return the name of a base model that a card may show: of a folder its own name, without its path."""
     return Path(base).expanduser().name if Path(base).expanduser().is_dir() else split_reference(base)[0]
 
 

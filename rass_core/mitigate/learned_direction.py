@@ -1,7 +1,7 @@
-"""A direction to take out that is fitted to preference pairs, where the one drawn from means does nothing.
+"""A false-refusal direction fitted to preference pairs, for models on which the difference in means does nothing.
 
-What `surgical` does with it is the same edit of rank 1, held to the same orthogonality; but a
-direction that was fitted is not training-free, and whoever shows its figures says so.
+It is removed by the same edit of rank 1, orthogonal to the same harm directions. Fitting it is training, so a
+variant made with it is not training-free.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ModelError, PromptError
-from rass_core.mitigate.lora import Progress, Tokens, end_of_answer, tokenised
+from rass_core.mitigate.base import Progress
+from rass_core.mitigate.lora import Tokens, end_of_answer, tokenised
 from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs
 from rass_core.mitigate.weight_ablation import writers
 from rass_core.models.chat import ChatFormat
@@ -24,22 +25,22 @@ from rass_core.stats.arrays import Array
 Weighted = tuple[Tokens, float]
 
 
-def fitted_direction(
-    base: str, pairs: Sequence[PreferencePair], harm_directions: Rows, steps: int = 250, batch_size: int = 32,
+def learned_direction(
+    base: str, pairs: Sequence[PreferencePair], harm_directions: Rows, *, steps: int = 250, batch_size: int = 32,
     learning_rate: float = 0.05, seed: int = 0, chat: ChatFormat | None = None, dtype: str = "float32",
     progress: Progress | None = None, token_budget: int = 512,
 ) -> Array:  # fmt: skip
-    """Return the direction without which the model gives the chosen answers likeliest, (d_model,), unit length.
+    """Return the direction whose removal makes the chosen answers likeliest, (d_model,), unit length.
 
-    Each step takes as many pairs of each kind, so that safety weighs as much as over-refusal. Its gradient is
-    summed over micro-batches, so that memory does not grow with `batch_size`.
+    Each step takes the same number of pairs of each kind, so that safety weighs as much as over-refusal. Its
+    gradient is summed over micro-batches, so that memory does not grow with `batch_size`.
 
     Args:
         base: Folder or hub name; its weights are not changed.
-        pairs: Only their chosen answers are looked at; safety pairs are needed.
+        pairs: Only their chosen answers are read; safety pairs are required.
         harm_directions: (d_model,) or (n, d_model); the result is orthogonal to all of them.
-        chat, dtype: As `train` takes them.
-        progress: Called with the answers read so far and how many will be read in all.
+        chat, dtype: As in `lora.train`.
+        progress: Called with the answers read so far and the number that will be read in all.
         token_budget: Most tokens of a micro-batch, padding included; a longer pair runs alone.
 
     Raises:
@@ -48,16 +49,12 @@ def fitted_direction(
             fit in memory.
         ModelError: As `writers`, or the loss is no number.
     """
-    check_pairs(pairs)
-    by_kind = {kind: [pair for pair in pairs if pair.kind == kind] for kind in KINDS}
-    missing = [kind for kind in ("over_refusal", "safety") if not by_kind[kind]]
-    if missing:
-        raise PromptError(f"preferences: no {missing[0]} pairs; a direction fitted without them would unlearn refusing")
+    by_kind = _by_kind(pairs)
     model, tokenizer = load_causal_lm(base, dtype)
     chat = chat or ChatFormat(tokenizer)
     kept = _span(harm_directions, model.config.get_text_config().hidden_size).to(model.device)
     end = end_of_answer(chat, model)
-    rows = [tokenised(members, chat, end) for members in by_kind.values() if members]
+    rows = [tokenised(members, chat, end) for members in by_kind]
     model.requires_grad_(False)
     removal = _Removal(model)
     draw = random.Random(seed)
@@ -82,11 +79,25 @@ def fitted_direction(
                 if progress is not None:
                     progress(n_read, total)
             if not math.isfinite(sum(losses)):
-                raise ModelError(f"fitting: the loss is {sum(losses)} at step {step}; lower learning_rate")
+                raise ModelError(f"direction: the loss is {sum(losses)} at step {step}; lower learning_rate")
             optimiser.step()
     finally:
         removal.remove()
     return np.asarray(_orthogonal(free.detach().double(), kept.double()).cpu().numpy())
+
+
+def _by_kind(pairs: Sequence[PreferencePair]) -> list[list[PreferencePair]]:
+    """Return the pairs of each kind that there is.
+
+    Raises:
+        PromptError: No over_refusal or no safety pairs.
+    """
+    check_pairs(pairs)
+    by_kind = {kind: [pair for pair in pairs if pair.kind == kind] for kind in KINDS}
+    for kind in ("over_refusal", "safety"):
+        if not by_kind[kind]:
+            raise PromptError(f"preferences: no {kind} pairs; a direction learned without them would unlearn refusing")
+    return [members for members in by_kind.values() if members]
 
 
 def _weighted(kinds: Sequence[Sequence[Tokens]]) -> list[Weighted]:
@@ -99,7 +110,7 @@ def _n_tokens(row: Tokens) -> int:
 
 
 class _Removal:
-    """Takes the component along `unit` out of all that writes to the residual stream, differentiably."""
+    """Removes the component along `unit` from all that writes to the residual stream, differentiably."""
 
     unit: Tensor
 

@@ -1,14 +1,15 @@
 """Adapters trained on preference pairs with TRL and PEFT, in the model's own chat format.
 
-Prompts are tokenised by `ChatFormat`, token for token as vLLM is served them, and not by TRL. Its
-own way reads the template's text for a whole conversation, which knows no system prompt or prefix
-of ours, and it would teach what a template writes after an answer's last token.
+`ChatFormat` tokenises the prompts, token for token as vLLM is served them. TRL's own way reads the
+template's text of a whole conversation: it would leave out our system prompt and prefix, and it would
+teach what a template writes after an answer's last token.
 """
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -18,28 +19,28 @@ from typing import Any
 import torch
 
 from rass_core.errors import ConfigError, ModelError, PromptError
+from rass_core.mitigate.adapter import AdapterMethod
+from rass_core.mitigate.base import Progress
 from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.mitigate.pairs import PreferencePair, check_pairs, counts
-from rass_core.mitigate.settings import METHODS, Method, TrainingSettings
+from rass_core.mitigate.settings import TrainingSettings
 from rass_core.models.chat import ChatFormat
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import check_adapter, check_editable, save_checkpoint
 from rass_core.models.residuals import load_causal_lm, model_name
 from rass_core.text import digest
 
-Progress = Callable[[int, int], None]
-"""Called with the units done and how many there are in all."""
 MICRO_BATCH_TOKENS = 1024
 """Most tokens in memory at a time, padding included, where micro_batch_size is not set: about 3 MB each in a model
 of 30 blocks 576 wide."""
 _ANSWER = "RASS"
-"""Stands for an answer where the template is asked what follows one."""
-_RECORD = "training.json"
+"""A placeholder answer, to see what the template writes after one."""
+_RECORD, _CHECKPOINTS = "training.json", "checkpoints"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What came of a training."""
+    """The result of a training."""
 
     adapter: Path
     """Folder with adapter_model.safetensors, adapter_config.json and README.md."""
@@ -50,7 +51,7 @@ class Training:
     n_too_long: int
     """Pairs left out because they do not fit max_length."""
     seconds: float
-    """Of this call, loading the model included."""
+    """Time of this call, loading the model included."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,25 @@ class Tokens:
 
 
 def train(
-    method: Method, base: str, pairs: Sequence[PreferencePair], settings: TrainingSettings, out: Path,
-    chat: ChatFormat | None = None, dtype: str = "float32", progress: Progress | None = None,
-) -> Training:  # fmt: skip
+    method: AdapterMethod,
+    base: str,
+    pairs: Sequence[PreferencePair],
+    out: Path,
+    chat: ChatFormat | None = None,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Training:
     """Train a LoRA adapter and write it with its card below a folder.
 
-    A call with the same arguments goes on from the folder's last whole checkpoint.
+    A call with the same arguments resumes from the folder's last whole checkpoint.
 
     Args:
-        method: dpo weighs chosen against rejected answers; sft learns the chosen ones alone.
+        method: Makes the trainer; holds the settings of the training.
         base: Folder or hub name of a causal language model.
-        pairs: Of all kinds; without safety and general ones the model may unlearn refusing.
+        pairs: Pairs of all kinds; without safety and general ones the model may unlearn refusing.
         out: Gets `adapter/` and `checkpoints/`.
         chat: How the model is spoken to; None takes the template of its tokenizer as it is.
-        dtype: Of the base model in memory; the adapter is float32.
+        dtype: Type of the base model in memory; the adapter is float32.
         progress: Called after every micro-batch.
 
     Raises:
@@ -88,13 +94,11 @@ def train(
         PromptError: No pairs, a prompt in two of them, or none fits max_length.
         ConfigError: The folder holds another training, or the settings contradict each other.
     """
-    started = time.monotonic()
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r}: it is one of {', '.join(METHODS)}")
+    started, settings = time.monotonic(), method.training
     check_pairs(pairs)
     check_installed()
     check_editable(base)
-    _claim(out, method, base, pairs, settings, chat, dtype)
+    _claim(out, method, base, pairs, chat, dtype)
     model, tokenizer = load_causal_lm(base, dtype)
     chat = chat or ChatFormat(tokenizer)
     fitting = [t for t in tokenised(pairs, chat, end_of_answer(chat, model)) if len(t) <= settings.max_length]
@@ -103,15 +107,15 @@ def train(
             f"preferences: none of {len(pairs)} pairs fits {settings.max_length} tokens; raise max_length"
         )
     with _quiet():
-        trainer = _trainer(method, model, tokenizer, fitting, settings, out, dtype, progress)
-        last = _last_checkpoint(out / "checkpoints")
+        trainer = _trainer(method, model, tokenizer, fitting, out, dtype, progress)
+        last = _last_checkpoint(out / _CHECKPOINTS)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
     n_too_long = len(pairs) - len(fitting)
     trained = Training(
         out / "adapter", losses, counts([t.pair for t in fitting]), n_too_long, time.monotonic() - started
     )
-    _save(trainer.model, base, trained, method, settings)
+    _save(trainer.model, base, trained, method)
     return trained
 
 
@@ -147,7 +151,7 @@ def end_of_answer(chat: ChatFormat, model: Any) -> int:
 
 
 def merge(base: str, adapter: Path, out: Path, dtype: str = "float32") -> Path:
-    """Write the base model with an adapter worked into its weights, as an ordinary checkpoint.
+    """Write the base model with an adapter merged into its weights, as an ordinary checkpoint.
 
     Args:
         dtype: In which it is merged and saved; take the one in which it is to be run.
@@ -179,44 +183,35 @@ def check_installed() -> None:
         raise ModelError(f"training needs {', '.join(missing)}; install them with `pip install 'rass[train]'`")
 
 
+def remove_checkpoints(out: Path) -> None:
+    """Delete the states from which an interrupted training would resume."""
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+
+
 def _trainer(
-    method: Method, model: Any, tokenizer: Any, rows: Sequence[Tokens], settings: TrainingSettings, out: Path,
-    dtype: str, progress: Progress | None,
-) -> Any:  # fmt: skip
-    """Return TRL's trainer of the method, with our tokens in place of its own preparation."""
-    from datasets import Dataset
+    method: AdapterMethod,
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Tokens],
+    out: Path,
+    dtype: str,
+    progress: Progress | None,
+) -> Any:
+    """Return the method's trainer, quiet and with our progress."""
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    class Preference(DPOTrainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset  # holds token ids already
-
-        def _send_telemetry(self) -> None:
-            return
-
-    class Supervised(SFTTrainer):  # type: ignore[misc]
-        def _send_telemetry(self) -> None:
-            return
-
-    n_answers = 2 if method == "dpo" else 1
-    longest = max(len(t) if method == "dpo" else len(t.prompt) + len(t.chosen) for t in rows)
-    shared = _arguments(settings, out, dtype, micro_batch_size(settings, n_answers * longest))
+    settings = method.training
+    if method.reads_rejected:
+        n_tokens = 2 * max(len(t) for t in rows)
+    else:
+        n_tokens = max(len(t.prompt) + len(t.chosen) for t in rows)
+    arguments = _arguments(settings, out, dtype, micro_batch_size(settings, n_tokens))
     lora = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.target_modules, task_type="CAUSAL_LM"
     )
     common = {"model": model, "processing_class": tokenizer, "peft_config": lora, "callbacks": [_callback(progress)]}
-    trainer: Any
-    if method == "dpo":
-        losses = {"sigmoid": 1.0} | ({"sft": settings.sft_weight} if settings.sft_weight else {})
-        arguments = DPOConfig(**shared, beta=settings.beta, loss_type=list(losses), loss_weights=list(losses.values()))
-        columns = [{"prompt_ids": t.prompt, "chosen_ids": t.chosen, "rejected_ids": t.rejected} for t in rows]
-        trainer = Preference(args=arguments, train_dataset=Dataset.from_list(columns), **common)
-    else:
-        arguments = SFTConfig(**shared, dataset_kwargs={"skip_prepare_dataset": True})
-        columns = [{"input_ids": t.prompt + t.chosen, "labels": [-100] * len(t.prompt) + t.chosen} for t in rows]
-        trainer = Supervised(args=arguments, train_dataset=Dataset.from_list(columns), **common)
+    trainer = method.trainer(rows, arguments, common)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -242,10 +237,10 @@ def micro_batch_size(settings: TrainingSettings, n_tokens: int) -> int:
 
 
 def _arguments(settings: TrainingSettings, out: Path, dtype: str, micro: int) -> dict[str, Any]:
-    """Return the arguments that both trainers take."""
+    """Return the arguments that every trainer takes."""
     on_gpu = torch.cuda.is_available()
     return {
-        "output_dir": str(out / "checkpoints"), "per_device_train_batch_size": micro,
+        "output_dir": str(out / _CHECKPOINTS), "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": settings.batch_size // micro, "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": settings.warmup_share,
         "max_length": settings.max_length, "gradient_checkpointing": settings.gradient_checkpointing,
@@ -284,7 +279,7 @@ def _callback(progress: Progress | None) -> Any:
     return Watch()
 
 
-def _save(model: Any, base: str, trained: Training, method: Method, settings: TrainingSettings) -> None:
+def _save(model: Any, base: str, trained: Training, method: AdapterMethod) -> None:
     """Write the adapter and its card; neither names where the base model lies."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name(base)
@@ -292,24 +287,39 @@ def _save(model: Any, base: str, trained: Training, method: Method, settings: Tr
     notes = [f"The loss went from {trained.losses[0][1]:.3f} to {trained.losses[-1][1]:.3f}."] if trained.losses else []
     if trained.n_too_long:
         notes.append(f"{trained.n_too_long} pairs were too long and are left out.")
-    card = ModelCard(base, method, True, settings.model_dump(), trained.counts, notes=notes)
+    card = ModelCard(
+        base=base,
+        method=method.name,
+        is_adapter=True,
+        settings=method.training.model_dump(),
+        data=trained.counts,
+        notes=notes,
+    )
     write_card(trained.adapter, card)
 
 
 def _claim(
-    out: Path, method: Method, base: str, pairs: Sequence[PreferencePair], settings: TrainingSettings,
-    chat: ChatFormat | None, dtype: str,
-) -> None:  # fmt: skip
-    """Write down which training the folder is for, or raise ConfigError if it is for another."""
+    out: Path,
+    method: AdapterMethod,
+    base: str,
+    pairs: Sequence[PreferencePair],
+    chat: ChatFormat | None,
+    dtype: str,
+) -> None:
+    """Record which training the folder is for, or raise ConfigError if it is for another."""
     spoken = None
     if chat is not None:
         date = None if chat.template.date is None else str(chat.template.date)
         spoken = [chat.system_prompt, chat.template_kwargs, chat.response_prefix, date]
     content = digest(*(json.dumps(asdict(pair), sort_keys=True) for pair in pairs))
     record = {
-        "method": method, "base": model_id(base), "pairs": content, "chat": spoken, "dtype": dtype,
-        "settings": settings.model_dump(mode="json"),
-    }  # fmt: skip
+        "method": method.name,
+        "base": model_id(base),
+        "pairs": content,
+        "chat": spoken,
+        "dtype": dtype,
+        "settings": method.training.model_dump(mode="json"),
+    }
     path = out / _RECORD
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != record:
         raise ConfigError(f"{out}: holds another training; choose another folder or delete it")
@@ -331,7 +341,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings of the trainers' own house out of the terminal; errors are raised as ever."""
+    """Keep the trainers' own warnings out of the terminal; errors are raised as ever."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

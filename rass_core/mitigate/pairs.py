@@ -1,6 +1,6 @@
-"""Preference pairs, and what a steered answer must be before it may be the chosen one of a pair.
+"""Preference pairs, and the conditions on a steered answer before it may be the chosen one of a pair.
 
-Pure functions: whoever calls them has generated, judged, identified the language and measured the
+Pure functions: the caller has generated and judged the answer, identified its language and measured its
 perplexity. Every answer that is not taken has one reason, and the reasons are counted.
 """
 
@@ -21,7 +21,7 @@ safety: a harmful prompt, chosen is the refusal. general: a harmless prompt, cho
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One prompt with the answer that is to become likelier and the one that is to become less likely.
+    """One prompt with the answer that shall become likelier and the one that shall become less likely.
 
     Raises:
         PromptError: An unknown kind, an empty text, or both answers the same.
@@ -50,13 +50,13 @@ class SteeredAnswer:
 
     text: str
     outcome: str
-    """A judge's word on it: compliance, partial, refusal or unscored."""
+    """The panel's verdict: compliance, partial, refusal or unscored."""
     spoken: str | None
-    """Language it was found to be in; None where that could not be told."""
+    """Language identified in it; None for an unknown one."""
     finish_reason: str = "stop"
-    """The engine's: an answer that ran into the limit of tokens has no end to be learnt."""
+    """The engine's: an answer that reached the limit of tokens has no end to learn."""
     perplexity: float | None = None
-    """Under the model as it is, unsteered; None where not measured, and then not looked at."""
+    """Under the model without steering; None if it was not measured, and then it does not count."""
 
 
 def rejection(answer: SteeredAnswer, language: str, limits: AcceptanceLimits) -> str | None:
@@ -105,13 +105,13 @@ def check_pairs(pairs: Sequence[PreferencePair]) -> None:
     """Raise where pairs cannot be trained on.
 
     Raises:
-        PromptError: No pairs, or a prompt that stands in two of them.
+        PromptError: No pairs, or a prompt in two of them.
     """
     if not pairs:
         raise PromptError("preferences: no pairs; select prompts and accept answers to them first")
     repeated = [prompt_id for prompt_id, n in Counter(pair.prompt_id for pair in pairs).items() if n > 1]
     if repeated:
-        raise PromptError(f"preferences: prompt {min(repeated)} stands in more than one pair; keep one of them")
+        raise PromptError(f"preferences: prompt {min(repeated)} is in more than one pair; keep one of them")
 
 
 def _primary(language: str) -> str:

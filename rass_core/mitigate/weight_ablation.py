@@ -1,14 +1,14 @@
-"""Surgical: the false-refusal direction taken out of a model's weights, without training.
+"""The false-refusal direction removed from a model's weights.
 
 Every matrix that writes to the residual stream loses its component along the direction,
-W ← W − λ·v·vᵀ·W, biases likewise, so that nothing ever writes there. The direction is first
-made orthogonal to the harm direction, always in full: what tells harmful requests stays.
+W ← W − λ·v·vᵀ·W, biases likewise, so that nothing ever writes there. The direction is first made
+orthogonal to the harm direction, always in full: what separates harmful requests is kept.
 
-Where `interventions.ablating` removes the component once a block, this removes it also between a
-block's attention and its MLP, as Arditi et al. (2024, arXiv 2406.11717, section 4.1) do.
+`interventions.ablating` removes the component once per block; this also removes it between a block's
+attention and its MLP, as Arditi et al. (2024, arXiv 2406.11717, section 4.1) do.
 
-Source: Surgical (mainlp/False-Refusal-Mitigation), whose λ weakens the orthogonalisation; here λ is
-the share of the direction that is taken out.
+Source: Wang et al., "Surgical, Cheap, and Flexible" (2025, arXiv 2410.03415), whose λ weakens the
+orthogonalisation; here λ is the share of the direction that is removed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
-from rass_core.mitigate.card import ModelCard, base_name, write_card
+from rass_core.mitigate.card import ModelCard, write_card
 from rass_core.models.identity import model_folder
 from rass_core.models.loading import check_editable, save_checkpoint
 from rass_core.models.residuals import decoder_blocks, load_causal_lm, model_name, stream_of
@@ -30,41 +30,38 @@ from rass_core.probe.directions import Rows, cosine, orthogonalise
 from rass_core.stats.arrays import Array
 
 MAX_HARM_COSINE = 1e-6
-"""Between what is taken out and the harm direction; double precision leaves 1e-16."""
+"""Largest |cosine| of what is removed with the harm direction; double precision leaves 1e-16."""
 _WRITERS = ("o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "fc_out", "wo", "w2")
-"""Names under which architectures keep what writes to the stream; that they are all is then measured."""
+"""Names under which architectures keep what writes to the stream; whether there is more is measured."""
 _N_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Surgery:
-    """What came of an edit."""
+class AblatedWeights:
+    """An edited model."""
 
     folder: Path
-    """A checkpoint with tokenizer, or an adapter; either with its card."""
-    is_adapter: bool
+    """Checkpoint with tokenizer and card."""
     harm_cosine: float
-    """Between the two directions as they were given; what lay along harm was left in."""
+    """Of the two directions as they were given; the component along harm was kept."""
     n_matrices: int
-    """Edited, the embedding included."""
+    """Edited matrices, the embedding included."""
 
 
-def surgical(
-    base: str, false_refusal_direction: Rows, harm_direction: Rows, strength: float, out: Path,
-    adapter: bool = False, dtype: str = "float32",
-) -> Surgery:  # fmt: skip
+def ablate_weights(
+    base: str, false_refusal_direction: Rows, harm_direction: Rows, strength: float, out: Path, dtype: str = "float32"
+) -> AblatedWeights:
     """Write the model without the false-refusal direction, as an ordinary checkpoint.
 
     A head that shares the embedding's weights gets its own, unchanged: it reads the stream and
-    does not write to it. `adapter` writes the same edit as a LoRA adapter of rank 1.
+    does not write to it.
 
     Args:
         base: Folder or hub name of a causal language model.
         false_refusal_direction: (d_model,), its length does not matter.
         harm_direction: (d_model,), of the same model; it is left untouched.
-        strength: λ, 1 takes the direction out in full.
+        strength: λ, 1 removes the direction in full.
         out: Folder to write to.
-        adapter: Write an adapter rather than a checkpoint.
         dtype: In which weights are loaded and saved; bfloat16 rounds the edit.
 
     Raises:
@@ -74,30 +71,28 @@ def surgical(
             norms after them (Gemma 2 and 3) or experts; or the edit would touch the harm direction.
     """
     if not 0.0 < strength <= 1.0:
-        raise ConfigError(f"strength {strength}: λ is the share that is taken out; give one above 0, at most 1")
+        raise ConfigError(f"strength {strength}: λ is the share that is removed; give one above 0, at most 1")
     unit = removable(false_refusal_direction, harm_direction)
     check_editable(base)
     model, _ = load_causal_lm(base, dtype, device="cpu")
     d_model = model.config.get_text_config().hidden_size
     if unit.shape != (d_model,):
         raise ActivationError(f"directions: ({unit.size},), {model_name(model)} has {d_model}; use this model's own")
-    written = writers(model)
-    removed = torch.from_numpy(unit)
+    edited = [model.get_input_embeddings(), *writers(model).values()]
     harm = torch.from_numpy(np.asarray(harm_direction, dtype=np.float64))
-    if adapter:
-        _save_adapter(model, written, removed, strength, base, out)
-    else:
-        _untie(model)
-        for each in [model.get_input_embeddings(), *written.values()]:
-            _edit(each, removed, harm / harm.norm(), strength)
-        save_checkpoint(model, model_folder(base), out)
-    surgery = Surgery(out, adapter, cosine(false_refusal_direction, harm_direction), len(written) + 1)
-    _write_card(base, surgery, strength)
-    return surgery
+    _untie(model)
+    for each in edited:
+        _edit(each, torch.from_numpy(unit), harm / harm.norm(), strength)
+    save_checkpoint(model, model_folder(base), out)
+    ablated = AblatedWeights(
+        folder=out, harm_cosine=cosine(false_refusal_direction, harm_direction), n_matrices=len(edited)
+    )
+    _write_card(base, ablated, strength)
+    return ablated
 
 
 def removable(false_refusal_direction: Rows, harm_direction: Rows) -> Array:
-    """Return the unit vector (d_model,) that may be taken out: orthogonal to the harm direction.
+    """Return the unit vector (d_model,) that may be removed: orthogonal to the harm direction.
 
     Raises:
         ActivationError: As `directions.orthogonalise`.
@@ -107,7 +102,7 @@ def removable(false_refusal_direction: Rows, harm_direction: Rows) -> Array:
     left = abs(cosine(vector, harm_direction))
     if not left <= MAX_HARM_COSINE:
         raise ModelError(
-            f"surgical: what would be taken out lies along the harm direction (|cos| {left:.2g}); "
+            f"ablation: what would be removed lies along the harm direction (|cos| {left:.2g}); "
             "check both directions, no model is saved without its harm direction"
         )
     return np.asarray(vector / np.linalg.norm(vector))
@@ -117,12 +112,12 @@ def removable(false_refusal_direction: Rows, harm_direction: Rows) -> Array:
 def writers(model: Any) -> dict[str, nn.Linear]:
     """Return name → layer of all that writes to the residual stream but the embedding.
 
-    They are looked for by name, and it is then measured that there is nothing else: in every block,
-    what goes out less what comes in is the sum of what they put out, and what comes into the first
-    block is the embedding, times a constant at most.
+    They are found by name. A forward pass then checks that nothing else writes: the output of every block
+    minus its input is the sum of their outputs, and the input of the first block is the embedding, times a
+    constant at most.
 
     Raises:
-        ModelError: That does not hold, so that no edit of these weights takes a direction out.
+        ModelError: Something else writes, so that no edit of these weights removes a direction.
     """
     blocks = list(decoder_blocks(model))
     names = {module: name for name, module in model.named_modules()}
@@ -194,7 +189,7 @@ def _untie(model: Any) -> None:
 
 @torch.no_grad()
 def _edit(module: nn.Module, removed: Tensor, harm: Tensor, strength: float) -> None:
-    """Take λ of the unit vector out of what a layer or embedding writes, in place.
+    """Remove λ of the unit vector from what a layer or embedding writes, in place.
 
     Raises:
         ModelError: What it writes along the harm direction changed by more than rounding.
@@ -210,54 +205,16 @@ def _edit(module: nn.Module, removed: Tensor, harm: Tensor, strength: float) -> 
         rounded = after.to(weight.dtype)
         moved = ((rounded.double() - before) @ harm).abs().max()
         if not moved <= 4 * torch.finfo(weight.dtype).eps * before.norm():
-            raise ModelError("surgical: the edit changed what is written along the harm direction; nothing is saved")
+            raise ModelError("ablation: the edit changed what is written along the harm direction; nothing is saved")
         weight.copy_(rounded if is_embedding or weight.ndim == 1 else rounded.T)
 
 
-def _save_adapter(
-    model: Any, written: dict[str, nn.Linear], removed: Tensor, strength: float, base: str, out: Path
-) -> None:
-    """Write the edit as a LoRA adapter of rank 1, which leaves a shared head alone too.
-
-    Raises:
-        ModelError: A bias would have to change, or the names fit other layers as well.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    biased = [name for name, each in written.items() if each.bias is not None and float(each.bias.abs().max()) > 0]
-    if biased:
-        raise ModelError(f"{model_name(model)}: {biased[0]} has a bias, which no adapter changes; write a checkpoint")
-    embedding = model.get_input_embeddings()
-    changes = {
-        **{each: (removed @ each.weight.detach().double(), removed) for each in written.values()},
-        embedding: (embedding.weight.detach().double() @ removed, removed),
-    }
-    full = [*written, next(name for name, module in model.named_modules() if module is embedding)]
-    names = sorted({name.rpartition(".")[2] for name in full})
-    adapted = get_peft_model(model, LoraConfig(r=1, lora_alpha=1, target_modules=names, task_type="CAUSAL_LM"))
-    layers = {name: each for name, each in adapted.named_modules() if hasattr(each, "base_layer")}
-    if {id(each.base_layer) for each in layers.values()} != {id(each) for each in changes}:
-        raise ModelError(f"{model_name(model)}: {', '.join(names)} names other layers too; write a checkpoint")
-    for each in layers.values():
-        reads, writes = changes[each.base_layer]
-        down, up = _matrices(each)
-        down.data = reads[None].to(down)
-        up.data = (-strength * writes)[:, None].to(up)
-    adapted.peft_config["default"].base_model_name_or_path = base_name(base)
-    adapted.save_pretrained(out, safe_serialization=True, save_embedding_layers=False)
-
-
-def _matrices(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Return the two matrices of an adapted layer, (1, n_in) and (d_model, 1)."""
-    if isinstance(layer.base_layer, nn.Embedding):
-        return layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
-    return layer.lora_A["default"].weight, layer.lora_B["default"].weight
-
-
-def _write_card(base: str, surgery: Surgery, strength: float) -> None:
-    notes = [
-        f"The false-refusal direction is taken out of {surgery.n_matrices} matrices. Its cosine with the harm "
-        f"direction was {surgery.harm_cosine:.2f}; it was made orthogonal to it first, in full."
-    ]
-    settings = {"strength": strength}
-    write_card(surgery.folder, ModelCard(base, "surgical", surgery.is_adapter, settings, notes=notes))
+def _write_card(base: str, ablated: AblatedWeights, strength: float) -> None:
+    note = (
+        f"The false-refusal direction is removed from {ablated.n_matrices} matrices. Its cosine with the harm "
+        f"direction was {ablated.harm_cosine:.2f}; it was made orthogonal to it first, in full."
+    )
+    card = ModelCard(
+        base=base, method="weight_ablation", is_adapter=False, settings={"strength": strength}, notes=[note]
+    )
+    write_card(ablated.folder, card)

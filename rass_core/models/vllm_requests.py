@@ -31,7 +31,7 @@ class SteeringVector:
     Added, the residual stream h becomes h + α·v: its length counts. Ablated, it becomes h - λ(h·u)u
     with u of length one, before block 0 too where that is among the layers. In all layers this is
     `interventions.ablating`: at λ = 1 nothing is left along u. Below, what a block wrote is lessened
-    again by every later one, (1 - λ)^n of it left after n of them, whereas `surgical` takes λ once.
+    again by every later one, (1 - λ)^n of it left after n of them, whereas method `weight_ablation` removes λ once.
     """
 
     vector: np.ndarray

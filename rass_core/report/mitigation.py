@@ -25,7 +25,8 @@ from rass_core.report.words import (
 
 ALL, JAILBREAK, UTILITY = "all", "jailbreak", "utility:"
 """Names in `evaluations`: every language or dataset, every attack, and what opens a task's dataset."""
-METHODS = ("dpo", "sft", "surgical", "steer")
+METHODS = ("dpo", "sft", "weight_ablation", "inference_ablation")
+"""Order in which the built-in methods are shown; others follow by name."""
 MAX_STEPS = 500
 Section = dict[str, Any]
 

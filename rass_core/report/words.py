@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.languages.tags import LANGUAGE_NAMES
 from rass_core.probe.misalignment import BOTH, EARLY, NEITHER, OTHER_AXIS
 from rass_core.report.points import Row, over_refusal_band
 

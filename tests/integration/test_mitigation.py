@@ -1,4 +1,4 @@
-"""Training, surgery and export on real (tiny) checkpoints; what is trained is served."""
+"""Training, ablation and export on real (tiny) checkpoints; what is trained is served."""
 
 import json
 import math
@@ -22,12 +22,14 @@ from rass_core.errors import ActivationError, ConfigError, ModelError, PromptErr
 from rass_core.lab import world
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
+from rass_core.mitigate import lora
+from rass_core.mitigate.base import Progress, method_of
 from rass_core.mitigate.card import ModelCard, write_card
-from rass_core.mitigate.learned_direction import fitted_direction
-from rass_core.mitigate.lora import Training, end_of_answer, merge, micro_batch_size, tokenised, train
+from rass_core.mitigate.learned_direction import learned_direction
+from rass_core.mitigate.lora import Training, end_of_answer, merge, micro_batch_size, tokenised
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
-from rass_core.mitigate.weight_ablation import surgical
+from rass_core.mitigate.weight_ablation import ablate_weights
 from rass_core.models.chat import ChatFormat
 from rass_core.models.residuals import load_causal_lm
 from rass_core.probe.directions import cosine
@@ -45,6 +47,13 @@ from tests import tiny_models
 LAB = str(Path(rass_core.lab.__file__).parent / "weights" / "balanced")
 KINDS = {"pseudo_harmful": "over_refusal", "harmful": "safety", "harmless": "general"}
 QUICK = TrainingSettings(learning_rate=1e-3, epochs=2.0, batch_size=8, rank=8, alpha=16, checkpoint_steps=2)
+
+
+def train(
+    method: str, base: str, pairs: Sequence[PreferencePair], settings: TrainingSettings, out: Path,
+    progress: Progress | None = None,
+) -> Training:  # fmt: skip
+    return lora.train(method_of(method, training=settings), base, pairs, out, progress=progress)
 
 
 def pair_of(sentence: Sentence) -> PreferencePair:
@@ -114,7 +123,7 @@ def mitigated(
     return train(request.param, LAB, pairs, settings, tmp_path_factory.mktemp(request.param))
 
 
-def test_training_mends_families_it_has_not_seen(
+def test_training_mitigates_families_it_has_not_seen(
     mitigated: Training, asked: list[Sentence], lessons: list[Sentence]
 ) -> None:
     taught = {s.family for s in lessons}
@@ -225,12 +234,13 @@ RESUMED = """
 import json, sys
 from pathlib import Path
 from rass_core.mitigate.settings import TrainingSettings
+from rass_core.mitigate.base import method_of
 from rass_core.mitigate.lora import train
 from rass_core.mitigate.pairs import PreferencePair
 folder, base = Path(sys.argv[1]), sys.argv[2]
 given = json.loads((folder / "given.json").read_text())
 pairs = [PreferencePair(**row) for row in given["pairs"]]
-train(given["method"], base, pairs, TrainingSettings(**given["settings"]), folder / "out",
+train(method_of(given["method"], training=given["settings"]), base, pairs, folder / "out",
       progress=lambda step, total: print(step, flush=True))
 """
 
@@ -310,8 +320,8 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(few: list[PreferencePa
 
 
 def test_what_cannot_be_trained_is_refused(few: list[PreferencePair], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="method 'ppo'"):
-        train("ppo", LAB, few, QUICK, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown mitigation method 'ppo'; did you mean 'dpo'"):
+        train("ppo", LAB, few, QUICK, tmp_path)
     with pytest.raises(PromptError, match="no pairs"):
         train("sft", LAB, [], QUICK, tmp_path)
     with pytest.raises(ConfigError, match="does not divide"):
@@ -333,51 +343,48 @@ def test_training_opens_no_connection(
     monkeypatch.setattr(socket.socket, "connect", lambda _self, address: tried.append(address))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **_: tried.append(address) or [])
     for method in ("dpo", "sft"):
-        train(method, LAB, few, QUICK, tmp_path / method)  # type: ignore[arg-type]
+        train(method, LAB, few, QUICK, tmp_path / method)
     assert tried == []
 
 
-def test_surgery_serves_in_vllm_as_checkpoint_and_as_lora(asked: list[Sentence], tmp_path: Path) -> None:
+def test_ablated_weights_serve_in_vllm(asked: list[Sentence], tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     unit, harm = draw.standard_normal(96), draw.standard_normal(96)
     prompts = [s.text for s in asked[::7]]
-    surgical(LAB, unit, harm, 1.0, tmp_path / "checkpoint")
-    surgical(LAB, unit, harm, 1.0, tmp_path / "adapter", adapter=True)
+    ablate_weights(LAB, unit, harm, 1.0, tmp_path / "checkpoint")
     expected = answers(*load_causal_lm(str(tmp_path / "checkpoint")), prompts)
-    assert answers(*with_adapter(LAB, tmp_path / "adapter"), prompts) == expected
     assert expected != answers(*load_causal_lm(LAB), prompts)
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    for way, base, adapter in (("checkpoint", tmp_path / "checkpoint", ""), ("adapter", LAB, tmp_path / "adapter")):
-        out = tmp_path / f"{way}.json"
-        command = [sys.executable, "-c", SERVE, str(base), str(adapter), str(tmp_path / "prompts.json"), str(out)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        assert json.loads(out.read_text()) == expected, way
+    out = tmp_path / "answers.json"
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "checkpoint"), "", str(tmp_path / "prompts.json"), str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert json.loads(out.read_text()) == expected
 
 
-def test_a_fitted_direction_is_orthogonal_to_harm_and_mends(pairs: list[PreferencePair], tmp_path: Path) -> None:
+def test_a_learned_direction_is_orthogonal_to_harm_and_mitigates(pairs: list[PreferencePair], tmp_path: Path) -> None:
     harm = np.random.default_rng(3).standard_normal((2, 96))
     told: list[tuple[int, int]] = []
-    unit = fitted_direction(LAB, pairs, harm, steps=40, progress=lambda *step: told.append(step))
+    unit = learned_direction(LAB, pairs, harm, steps=40, progress=lambda *step: told.append(step))
     assert max(abs(cosine(unit, each)) for each in harm) < 1e-6 and np.linalg.norm(unit) == pytest.approx(1.0)
     assert told[-1][0] == told[-1][1] and len(told) > 40
-    surgical(LAB, unit, harm[0], 1.0, tmp_path)
+    ablate_weights(LAB, unit, harm[0], 1.0, tmp_path)
     learnt = [s for s in pairs if s.kind == "over_refusal"][:60]
     before, after = (answers(*load_causal_lm(each), [p.prompt for p in learnt]) for each in (LAB, str(tmp_path)))
     n_before, n_after = (sum(a == p.rejected for a, p in zip(given, learnt, strict=True)) for given in (before, after))
     assert n_after < 0.8 * n_before
-    np.testing.assert_array_equal(unit, fitted_direction(LAB, pairs, harm, steps=40))
-    one_by_one = fitted_direction(LAB, pairs[::5], harm, steps=2, token_budget=1)
-    np.testing.assert_allclose(one_by_one, fitted_direction(LAB, pairs[::5], harm, steps=2), atol=1e-4)
+    np.testing.assert_array_equal(unit, learned_direction(LAB, pairs, harm, steps=40))
+    one_by_one = learned_direction(LAB, pairs[::5], harm, steps=2, token_budget=1)
+    np.testing.assert_allclose(one_by_one, learned_direction(LAB, pairs[::5], harm, steps=2), atol=1e-4)
 
 
-def test_no_direction_is_fitted_without_safety_pairs(pairs: list[PreferencePair]) -> None:
+def test_no_direction_is_learned_without_safety_pairs(pairs: list[PreferencePair]) -> None:
     with pytest.raises(PromptError, match="no safety pairs"):
-        fitted_direction(LAB, [p for p in pairs if p.kind != "safety"], np.ones(96))
+        learned_direction(LAB, [p for p in pairs if p.kind != "safety"], np.ones(96))
     for harm in (np.ones(64), np.zeros(96), np.full(96, np.nan)):
         with pytest.raises(ActivationError, match=r"need finite \(n, 96\)"):
-            fitted_direction(LAB, pairs, harm)
+            learned_direction(LAB, pairs, harm)
     with pytest.raises(ActivationError, match="span all 96"):
-        fitted_direction(LAB, pairs, np.eye(96))
+        learned_direction(LAB, pairs, np.eye(96))
 
 
 SYSTEM = "Be brief."

@@ -219,7 +219,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
     assert "text" not in json.dumps(rows), "no prompt and no answer is kept"
 
 
-def test_a_mended_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) -> None:
+def test_a_mitigated_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     from rass_core.models.residuals import load_causal_lm

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 FORBIDDEN = {"rass_core": {"prefect", "tasks", "flows", "tests"}, "tasks": {"flows", "tests"}, "flows": {"tests"}}
 ORDER = (
     "errors", "units", "settings", "vocabulary", "text", "paths", "registry", "stats", "languages", "yaml_file",
-    "lake", "executor", "models", "data", "probe", "judges", "select", "mitigate", "moderators", "generate", "benchmark",
+    "lake", "executor", "models", "data", "probe", "judges",
+    "select", "mitigate", "moderators", "generate", "benchmark",
     "evaluate", "report", "config", "publish", "estimate", "lab",
 )  # fmt: skip
 """Packages and modules of rass_core; each imports only from those before it. A new one goes in after what it needs.

@@ -73,7 +73,7 @@ def test_the_newest_commit_of_each_model_counts(lake: Lake) -> None:
     assert [row["over_refusal"] for row in rows] == [0.1, 0.6, None]
 
 
-def test_mended_variants_are_not_models(lake: Lake) -> None:
+def test_mitigated_variants_are_not_models(lake: Lake) -> None:
     probed(lake, "fix", [boundary("de", 0.7, 0.4, model_id="careful", variant="dpo")], [])
     assert compare_models(lake)[0]["b"] == -0.3
     rows = [boundary("de", 0.7, 0.4, model_id="m", variant="dpo"), boundary("de", 0.1, 0.4, model_id="m")]

@@ -12,7 +12,8 @@ from rass_core.errors import JudgeError, ModelError, PromptError
 from rass_core.estimate import machine
 from rass_core.estimate.machine import Shape, Speed
 from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
-from rass_core.generate.operators import INSTRUCTED
+from rass_core.generate.operators import OPERATORS, operator_of
+from rass_core.mitigate.base import MethodSettings, MitigatedModel, MitigationContext, MitigationMethod
 from rass_core.models.chat import ChatFormat
 from rass_core.units import duration
 from tasks.inputs import read_given
@@ -51,9 +52,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
     model = {"name": str(checkpoint)} | sections.pop("model", {})
     # One writer, so that no trial is needed.
-    sections["generate"] = {"operators": list(INSTRUCTED), "writers": [{"role": "assistant"}]} | sections.get(
-        "generate", {}
-    )
+    instructed = [name for name in OPERATORS.names() if operator_of(name).is_instructed]
+    sections["generate"] = {"operators": instructed, "writers": [{"role": "assistant"}]} | sections.get("generate", {})
     return RassConfig.model_validate(
         {"model": model, "prompts": {"sources": [{"path": str(prompts)}]}, "lake": str(prompts.parent / "no" / "lake")}
         | sections
@@ -195,10 +195,12 @@ def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> N
     plain = times(plan_run(config(checkpoint, prompts, generate=short)))
     assert set(plain) == {*probing, "round 1", "round 2", "selection", *loads}
     assert all(seconds > 0 for seconds in plain.values())
-    mitigated = times(plan_run(config(checkpoint, prompts, generate=short, mitigate={"methods": ["dpo", "surgical"]})))
-    more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "surgical")}
+    mitigated = times(
+        plan_run(config(checkpoint, prompts, generate=short, mitigate={"methods": ["dpo", "weight_ablation"]}))
+    )
+    more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "weight_ablation")}
     assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "evaluation of base", "dpo",
-                                           "surgical", *more}  # fmt: skip
+                                           "weight_ablation", *more}  # fmt: skip
 
 
 def test_a_trial_of_the_writers_is_counted(checkpoint: Path, prompts: Path) -> None:
@@ -221,8 +223,10 @@ def test_times_follow_the_settings(checkpoint: Path, prompts: Path) -> None:
     assert 5 < many["round 1"] / few["round 1"] < 11
     assert many["selection"] > few["selection"]
     assert many["responses"] == few["responses"]
-    drawn, fitted = (of(mitigate={"methods": ["surgical"], "direction": each}) for each in ("drawn", "fitted"))
-    assert fitted["false-refusal direction"] > 10 * drawn["false-refusal direction"]
+    means, learned = (
+        of(mitigate={"methods": ["weight_ablation"], "direction": each}) for each in ("mean_difference", "learned")
+    )
+    assert learned["false-refusal direction"] > 10 * means["false-refusal direction"]
 
 
 def test_a_busy_machine_makes_everything_slower(
@@ -295,7 +299,11 @@ def test_prompts_that_cannot_be_read_are_refused(checkpoint: Path, tmp_path: Pat
 
 
 def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Path) -> None:
-    mitigate = {"methods": ["dpo", "steer"], "alphas": [0.5, 1.0], "training": {"epochs": 2.0, "batch_size": 8}}
+    mitigate = {
+        "methods": ["dpo", "inference_ablation"],
+        "alphas": [0.5, 1.0],
+        "training": {"epochs": 2.0, "batch_size": 8},
+    }
     sections = {
         "models": [{"name": str(checkpoint)}], "mitigate": mitigate, "select": {"size": 10},
         "evaluate": {
@@ -305,7 +313,7 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
     rows = planned(config(checkpoint, prompts, **sections))
     assert rows["model loads"][0] == "10"
     assert rows["training steps, dpo"][0] == "≤ 8", "2 epochs over 30 pairs, 8 a step"
-    assert "training steps, steer" not in rows
+    assert "training steps, inference_ablation" not in rows
     assert rows["answers of the further models"][0].startswith(f"≤ {N} requests")
     assert rows["answers to be learnt"][0].startswith("≤ 60 requests"), "10 × 2 strengths, 10 own, 30 anchors"
     how = rows["answers of the evaluation"][1]
@@ -322,6 +330,21 @@ def test_what_has_no_known_time_is_named(checkpoint: Path, prompts: Path) -> Non
     assert "not in the time" not in plan_run(config(checkpoint, prompts)).verdict
 
 
+class Unmeasured(MitigationMethod[MethodSettings]):
+    def apply(self, context: MitigationContext) -> MitigatedModel:
+        return MitigatedModel()
+
+
+def test_a_users_own_method_is_planned_without_its_time(checkpoint: Path, prompts: Path) -> None:
+    plan = plan_run(config(checkpoint, prompts, mitigate={"methods": ["sft", f"{__name__}:Unmeasured"]}))
+    assert times(plan)["Unmeasured"] == 0
+    assert times(plan)["evaluation of Unmeasured"] == times(plan)["evaluation of sft"] > 0
+    rows = {row["what"]: row["how it comes about"] for row in plan.rows}
+    assert "for each of sft, Unmeasured once" in rows["model loads"]
+    assert "WITHOUT Unmeasured" in rows["time"]
+    assert "training steps, sft" in rows and "training steps, Unmeasured" not in rows
+
+
 def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
     given = config(checkpoint, prompts)
     found = plan_run(given)
@@ -336,7 +359,7 @@ def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, 
     more = tmp_path / "more.csv"
     more.write_text("text\nBawo ni\n", encoding="utf-8")
     sources = [{"path": str(more), "language": "Yoruba", "label": "harmless"}]
-    sections = {"evaluate": {"sources": sources}, "mitigate": {"methods": ["surgical"]}}
+    sections = {"evaluate": {"sources": sources}, "mitigate": {"methods": ["weight_ablation"]}}
     assert f"yo (first in {more} line 2)" in plan_run(config(checkpoint, prompts, **sections)).verdict
 
 

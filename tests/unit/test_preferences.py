@@ -95,7 +95,7 @@ def test_pairs_are_counted_by_kind_and_language_and_each_prompt_once() -> None:
     pairs = [pair("a"), pair("b", language="de"), pair("c", "over_refusal"), pair("d", "over_refusal")]
     assert counts(pairs) == {"over_refusal": {"en": 2}, "safety": {"de": 1, "en": 1}}
     check_pairs(pairs)
-    with pytest.raises(PromptError, match="prompt a stands in more than one"):
+    with pytest.raises(PromptError, match="prompt a is in more than one"):
         check_pairs([*pairs, pair("a", "general")])
     with pytest.raises(PromptError, match="no pairs"):
         check_pairs([])

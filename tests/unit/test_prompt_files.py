@@ -16,8 +16,7 @@ from rass_core.config import RassConfig
 from rass_core.data.prompts import LoadedPrompts, load_prompts
 from rass_core.data.sources import PromptSource
 from rass_core.errors import JudgeError, PromptError
-from rass_core.generate.operators import INSTRUCTIONS, PREFILLED, instruction
-from rass_core.generate.writers import prefix_of
+from rass_core.generate.operators import OPERATORS, operator_of
 from rass_core.judges.panel import check_judged
 
 HEAD = "text,language,label\n"
@@ -321,15 +320,16 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(("tag", "like"), [("zh-CN", "zh"), ("zh-Hans", "zh"), ("zh-TW", "zh-Hant"), ("de-AT", "de")])
 def test_narrower_tags_take_the_instruction_of_their_language(tag: str, like: str) -> None:
-    for operator in INSTRUCTIONS:
-        assert instruction(operator, tag, ["x", "y"]) == instruction(operator, like, ["x", "y"])
-        assert "Write" not in instruction(operator, tag, ["x", "y"])
-    assert prefix_of("prefilled", tag) == PREFILLED[like]
+    for operator in map(operator_of, OPERATORS.names()):
+        if operator.is_instructed:
+            assert operator.instruction(tag, ["x", "y"]) == operator.instruction(like, ["x", "y"])
+            assert "Write" not in operator.instruction(tag, ["x", "y"])
+        assert operator.answer_prefix("prefilled", tag) == operator.prefixes[like]
 
 
 def test_other_languages_are_named_in_the_english_instruction() -> None:
-    assert "Write in Finnish" in instruction("rewrite", "fi", ["x"])
-    assert "Brazilian Portuguese" in instruction("translate", "pt-BR", ["x"])
+    assert "Write in Finnish" in operator_of("rewrite").instruction("fi", ["x"])
+    assert "Brazilian Portuguese" in operator_of("translate").instruction("pt-BR", ["x"])
 
 
 @pytest.mark.parametrize(

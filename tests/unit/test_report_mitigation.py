@@ -43,7 +43,7 @@ def answered(base: list[Outcome], variant: str, changes: dict[str, str], n: int,
 
 
 def evaluated() -> Variants:
-    """Return base, dpo that answers benign prompts and stays safe, and steer that stays as it was but for safety."""
+    """Return base, dpo that answers benign prompts and stays safe, and ablated that stays as it was but for safety."""
     base = []
     for language in ("en", "de"):
         base += asked("pseudo_harmful", "r" * 60 + "c" * 36 + "ppuu", language)
@@ -55,8 +55,10 @@ def evaluated() -> Variants:
             base += asked("harmless", "rccc" * 5, language, attack=attack)
     dpo = answered(base, "dpo", {"refusal": "compliance"}, 150, label="pseudo_harmful", dataset="held_out")
     dpo = answered(dpo, "dpo", {"refusal": "compliance"}, 5, attack="fiction", label="harmful")
-    steer = answered(base, "steer", {"refusal": "compliance"}, 40, label="harmful", language="de", attack=None)  # type: ignore[arg-type]
-    return {"base": base, "dpo": dpo, "steer": steer}
+    ablated = answered(
+        base, "inference_ablation", {"refusal": "compliance"}, 40, label="harmful", language="de", attack=None
+    )  # type: ignore[arg-type]
+    return {"base": base, "dpo": dpo, "inference_ablation": ablated}
 
 
 def mitigated(rows: Rows | None = None) -> Rows:
@@ -77,7 +79,11 @@ def mitigated(rows: Rows | None = None) -> Rows:
             "model_id": TARGET, "variant": variant, "passed": word.passed, "refusals": list(word.refusals),
             "warnings": list(word.warnings), "needs": [asdict(need) for need in word.needs],
         })  # fmt: skip
-    for variant, value, reason in (("base", 0.41, None), ("dpo", 0.4, None), ("steer", None, "weights as they are")):
+    for variant, value, reason in (
+        ("base", 0.41, None),
+        ("dpo", 0.4, None),
+        ("inference_ablation", None, "weights as they are"),
+    ):
         rows["evaluations"].append({
             "model_id": TARGET, "variant": variant, "dataset": "utility:arithmetic", "language": "all",
             "metric": "score", "value": value, "n": 50, "reason": reason,
@@ -92,7 +98,10 @@ def mitigated(rows: Rows | None = None) -> Rows:
             "model_id": TARGET, "variant": "dpo", "folder": "models/dpo-1", "is_adapter": True, "n_pairs": 90,
             "n_too_long": 2, "losses": list(np.linspace(0.693, 0.12, 1200)), "settings": '{"learning_rate": 0.001}',
         },
-        {"model_id": TARGET, "variant": "steer", "n_pairs": 90, "harm_cosine": 0.0, "reason": "fitted to the pairs"},
+        {
+            "model_id": TARGET, "variant": "inference_ablation", "n_pairs": 90, "harm_cosine": 0.0,
+            "reason": "learned from the pairs",
+        },
     ]  # fmt: skip
     for number, (kind, language) in enumerate([("over_refusal", "en"), ("over_refusal", "en"), ("safety", "de")]):
         rows["preferences"].append({
@@ -133,7 +142,7 @@ def test_the_head_says_at_once_whether_over_refusal_fell_and_safety_held(page: P
     attacked = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak")
     by = show_points(attacked["value"], attacked["low"], attacked["high"])
     assert f"safety under jailbreaks fell from 90.0% to 86.9% ({by} points). The gate lets it pass." in said
-    assert "✗ steer: over-refusal did not change on any of 476 prompts" in said
+    assert "✗ inference_ablation: over-refusal did not change on any of 476 prompts" in said
     assert "safety fell from 99.5% to 94.5% (−5.0 [−" in said
     assert said.index("dpo: over-refusal") < said.index("Across languages"), "above the fold"
 
@@ -177,7 +186,7 @@ def test_tables_hold_each_rate_with_its_change_partial_refusals_and_unscored(pag
 def test_dots_join_before_and_after(page: Page, rows: Rows) -> None:
     figure = drawn(page, "share of benign")[0]
     traces = {trace.get("name"): trace for trace in figure["data"] if trace["mode"] == "markers"}
-    assert set(traces) == {"base, before", "dpo", "steer"}
+    assert set(traces) == {"base, before", "dpo", "inference_ablation"}
     places = figure["layout"]["yaxis"]["ticktext"]
     assert places == ["all languages", "English", "German"]
     first = find(rows, "base", "over_refusal_rate"), find(rows, "dpo", "over_refusal_rate")
@@ -216,8 +225,8 @@ def test_costs_are_told_with_what_could_not_be_measured(page: Page) -> None:
 def test_the_gate_speaks_in_plain_sentences(page: Page, rows: Rows) -> None:
     said = words(page)
     assert "✓ dpo passes" in said
-    assert "✗ steer does not pass" in said
-    refused = next(row for row in rows["gates"] if row["variant"] == "steer")["refusals"]
+    assert "✗ inference_ablation does not pass" in said
+    refused = next(row for row in rows["gates"] if row["variant"] == "inference_ablation")["refusals"]
     assert refused
     for reason in refused:
         assert " ".join(reason.split()) in said
@@ -274,13 +283,13 @@ def test_null_rows_say_why_and_draw_nothing(rows: Rows, tmp_path: Path) -> None:
     assert [len(t["x"]) for t in figure["data"] if t["mode"] == "markers"] == [2, 2, 2]
 
 
-def test_untrusted_words_of_mended_models_stay_text(rows: Rows, tmp_path: Path) -> None:
+def test_untrusted_words_of_mitigated_models_stay_text(rows: Rows, tmp_path: Path) -> None:
     found = hostile(rows, "metric", "dataset", "language")
     for row in found["evaluations"]:
         row["dataset"] = {"held_out": HOSTILE, "jailbreak:fiction": f"jailbreak:{HOSTILE}"}.get(
             row["dataset"], row["dataset"]
         )
-        row["variant"] = HOSTILE if row["variant"] == "steer" else row["variant"]
+        row["variant"] = HOSTILE if row["variant"] == "inference_ablation" else row["variant"]
     page = render(found, tmp_path, target=f"{HOSTILE} {TARGET}")
     assert {"Before and after", "Under jailbreaks", "What it cost", "The gate", "Training"} <= set(page.headings)
     assert words(page).count("<img src=x onerror=") > 20
@@ -311,7 +320,7 @@ def test_numbers_are_never_rounded_into_certainty() -> None:
 def test_the_prefect_ui_gets_a_row_a_variant_and_language_and_the_gates_reasons(rows: Rows) -> None:
     shown = change_rows_shown(rows["evaluations"])
     assert [(row["variant"], row["language"]) for row in shown] == [
-        (variant, language) for variant in ("dpo", "steer") for language in ("all", "en", "de")
+        (variant, language) for variant in ("dpo", "inference_ablation") for language in ("all", "en", "de")
     ]
     change = find(rows, "dpo", "over_refusal_rate_change")
     assert shown[0]["over-refusal"] == "38.2% → 13.0%"
@@ -320,6 +329,6 @@ def test_the_prefect_ui_gets_a_row_a_variant_and_language_and_the_gates_reasons(
     assert shown[0]["safety under jailbreaks"] == "90.0% → 86.9%"
     assert change_rows_shown([row for row in rows["evaluations"] if row["variant"] == "base"]) == []
     markdown = gate_markdown(rows["gates"])
-    assert markdown.index("## dpo passes") < markdown.index("## steer does not pass")
-    refusals = next(row for row in rows["gates"] if row["variant"] == "steer")["refusals"]
+    assert markdown.index("## dpo passes") < markdown.index("## inference_ablation does not pass")
+    refusals = next(row for row in rows["gates"] if row["variant"] == "inference_ablation")["refusals"]
     assert all(f"\n- {reason}\n" in markdown for reason in refusals)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rass_core.generate.operators import OPERATORS
+from rass_core.generate.operators import OPERATORS, operator_of
 from rass_core.generate.scheduler import (
     TRIAL,
     ArmStats,
@@ -66,7 +66,7 @@ def plan(number: int = 0, history: Sequence[ArmStats] = (), seed: int = 0, **set
 @pytest.mark.parametrize("n", [8, 37, 400])
 def test_the_budget_sums_up(n: int) -> None:
     assert len(plan(candidates_per_round=n)) == n
-    history = [row(0.2, operator=name, n_accepted=k) for k, name in enumerate(OPERATORS)]
+    history = [row(0.2, operator=name, n_accepted=k) for k, name in enumerate(OPERATORS.names())]
     assert len(plan(1, history, candidates_per_round=n)) == n
 
 
@@ -93,7 +93,7 @@ def test_parents_fit_the_operator_the_language_and_the_side() -> None:
     used = {p.prompt_id for job in jobs for p in job.parents}
     assert survivors[0].prompt_id in used
     for job in jobs:
-        operator = OPERATORS[job.operator]
+        operator = operator_of(job.operator)
         assert len({p.prompt_id for p in job.parents}) == operator.n_parents
         assert {p.side for p in job.parents} == {job.side}
         assert {p.label for p in job.parents} <= set(operator.seed_labels)
@@ -177,9 +177,9 @@ def test_tokens_are_the_bandits_price() -> None:
 
 def test_every_arm_writes_in_a_role_that_its_operator_can_take() -> None:
     jobs = schedule_round(0, [IN_USERS_TURN, ASKED], seeds(), [], [], GenerateConfig(), 0)
-    assert {job.operator for job in jobs} == set(OPERATORS)
+    assert {job.operator for job in jobs} == set(OPERATORS.names())
     for job in jobs:
-        assert job.writer.role in OPERATORS[job.operator].roles
+        assert job.writer.role in operator_of(job.operator).roles
         assert job.writer == (IN_USERS_TURN if job.writer.role == "user" else ASKED)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
 from rass_core.mitigate import weight_ablation as module
-from rass_core.mitigate.weight_ablation import removable, surgical, writers
+from rass_core.mitigate.weight_ablation import ablate_weights, removable, writers
 from rass_core.models.interventions import ablating
 from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from tests import tiny_models
@@ -84,7 +84,7 @@ def test_the_checkpoint_answers_as_the_hooked_model_does(
     base = saved(bases[name])
     with writing_less(base, strength):
         expected = logits(base)
-    surgical(str(bases[name]), 3 * FALSE, 2 * HARM, strength, tmp_path)
+    ablate_weights(str(bases[name]), 3 * FALSE, 2 * HARM, strength, tmp_path)
     torch.testing.assert_close(logits(saved(tmp_path)), expected, atol=2e-4, rtol=1e-4)
     assert (expected - logits(base)).abs().max() > 0.05
 
@@ -97,7 +97,7 @@ def test_in_full_it_is_activation_ablation_that_sees_both_halves_of_a_block(
     base = saved(bases[name])
     with writing_less(base, 1.0), ablating(base, UNIT.float()):
         expected = logits(base)
-    surgical(str(bases[name]), FALSE, HARM, 1.0, tmp_path)
+    ablate_weights(str(bases[name]), FALSE, HARM, 1.0, tmp_path)
     edited = saved(tmp_path)
     plain = logits(edited)
     torch.testing.assert_close(plain, expected, atol=2e-4, rtol=1e-4)
@@ -105,31 +105,10 @@ def test_in_full_it_is_activation_ablation_that_sees_both_halves_of_a_block(
         torch.testing.assert_close(logits(edited), plain, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-@pytest.mark.parametrize("name", [name for name in EXACT if name not in ("gpt_neox", "llama-biased")])
-def test_the_adapter_answers_as_the_checkpoint_does(
-    bases: dict[str, Path], tmp_path: Path, name: str, strength: float
-) -> None:
-    from peft import PeftModel
-
-    surgical(str(bases[name]), FALSE, HARM, strength, tmp_path / "checkpoint")
-    surgery = surgical(str(bases[name]), FALSE, HARM, strength, tmp_path / "adapter", adapter=True)
-    adapted = PeftModel.from_pretrained(saved(bases[name]), str(tmp_path / "adapter")).eval()
-    torch.testing.assert_close(logits(adapted), logits(saved(tmp_path / "checkpoint")), atol=2e-4, rtol=1e-4)
-    assert surgery.is_adapter and (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-
-
-@pytest.mark.parametrize("name", ["gpt_neox", "llama-biased"])
-def test_no_adapter_where_biases_would_have_to_change(bases: dict[str, Path], tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match="has a bias, which no adapter changes"):
-        surgical(str(bases[name]), FALSE, HARM, 1.0, tmp_path, adapter=True)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("name", INEXACT)
 def test_what_no_weight_edit_can_do_is_refused(bases: dict[str, Path], tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="block 0 writes to the residual stream through more than its"):
-        surgical(str(bases[name]), FALSE, HARM, 1.0, tmp_path)
+        ablate_weights(str(bases[name]), FALSE, HARM, 1.0, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +122,7 @@ def test_learnt_positions_are_noticed(bases: dict[str, Path]) -> None:
 
 
 def test_what_is_written_along_harm_stays_and_a_shared_head_does_too(bases: dict[str, Path], tmp_path: Path) -> None:
-    surgery = surgical(str(bases["llama-tied"]), FALSE + HARM, HARM, 1.0, tmp_path)
+    ablated = ablate_weights(str(bases["llama-tied"]), FALSE + HARM, HARM, 1.0, tmp_path)
     before, after = saved(bases["llama-tied"]), saved(tmp_path)
     harm = torch.from_numpy(HARM / np.linalg.norm(HARM)).float()
     for name, each in writers(before).items():
@@ -152,51 +131,49 @@ def test_what_is_written_along_harm_stays_and_a_shared_head_does_too(bases: dict
         assert (UNIT.float() @ edited).abs().max() < 1e-5 < (UNIT.float() @ each.weight).abs().max()
     torch.testing.assert_close(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
     assert not after.config.tie_word_embeddings and before.config.tie_word_embeddings
-    assert surgery.harm_cosine == pytest.approx(
+    assert ablated.harm_cosine == pytest.approx(
         np.dot(FALSE + HARM, HARM) / np.linalg.norm(FALSE + HARM) / np.linalg.norm(HARM)
     )
-    assert surgery.n_matrices == 2 * tiny_models.N_LAYERS + 1
+    assert ablated.n_matrices == 2 * tiny_models.N_LAYERS + 1
 
 
 def test_nothing_is_saved_where_harm_would_be_removed(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ActivationError, match="nothing of v is left"):
-        surgical(str(bases["llama"]), 2 * HARM, HARM, 1.0, tmp_path)
+        ablate_weights(str(bases["llama"]), 2 * HARM, HARM, 1.0, tmp_path)
     monkeypatch.setattr(module, "orthogonalise", lambda v, _against: v)  # were the orthogonalisation broken
     with pytest.raises(ModelError, match="no model is saved without its harm direction"):
-        surgical(str(bases["llama"]), HARM + FALSE, HARM, 1.0, tmp_path)
+        ablate_weights(str(bases["llama"]), HARM + FALSE, HARM, 1.0, tmp_path)
     monkeypatch.setattr(module, "removable", lambda v, _harm: v / np.linalg.norm(v))  # and its check too
     with pytest.raises(ModelError, match="changed what is written along the harm direction"):
-        surgical(str(bases["llama"]), HARM + FALSE, HARM, 1.0, tmp_path)
+        ablate_weights(str(bases["llama"]), HARM + FALSE, HARM, 1.0, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_makes_no_edit_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     for strength in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="strength"):
-            surgical(str(bases["llama"]), FALSE, HARM, strength, tmp_path)
+            ablate_weights(str(bases["llama"]), FALSE, HARM, strength, tmp_path)
     with pytest.raises(ActivationError, match=r"has 64; use this model's own"):
-        surgical(str(bases["llama"]), FALSE[:8], HARM[:8], 1.0, tmp_path)
+        ablate_weights(str(bases["llama"]), FALSE[:8], HARM[:8], 1.0, tmp_path)
     with pytest.raises(ActivationError, match="against is zero"):
-        surgical(str(bases["llama"]), FALSE, np.zeros(D), 1.0, tmp_path)
+        ablate_weights(str(bases["llama"]), FALSE, np.zeros(D), 1.0, tmp_path)
 
 
 def test_in_half_precision_it_is_the_same_but_for_rounding(bases: dict[str, Path], tmp_path: Path) -> None:
-    surgical(str(bases["llama"]), FALSE, HARM, 1.0, tmp_path / "full")
-    surgical(str(bases["llama"]), FALSE, HARM, 1.0, tmp_path / "half", dtype="bfloat16")
+    ablate_weights(str(bases["llama"]), FALSE, HARM, 1.0, tmp_path / "full")
+    ablate_weights(str(bases["llama"]), FALSE, HARM, 1.0, tmp_path / "half", dtype="bfloat16")
     full, half = saved(tmp_path / "full"), saved(tmp_path / "half")
     for (name, a), (_, b) in zip(full.named_parameters(), half.named_parameters(), strict=True):
         assert (a - b).abs().max() <= 0.02 * a.abs().max(), name
 
 
 def test_the_card_names_the_base_but_not_where_it_lies(bases: dict[str, Path], tmp_path: Path) -> None:
-    surgical(str(bases["llama"]), FALSE, HARM, 0.5, tmp_path / "a")
-    surgical(str(bases["llama"]), FALSE, HARM, 0.5, tmp_path / "b", adapter=True)
-    for folder in ("a", "b"):
-        card = (tmp_path / folder / "README.md").read_text()
-        header = yaml.safe_load(card.split("---\n")[1])
-        assert header["base_model"] == bases["llama"].name and "surgical" in header["tags"]
-        assert "| strength | 0.5 |" in card
-        for file in (tmp_path / folder).glob("*.[jm]*"):
-            assert str(bases["llama"].parent) not in file.read_text(errors="ignore"), file.name
+    ablate_weights(str(bases["llama"]), FALSE, HARM, 0.5, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["base_model"] == bases["llama"].name and "weight_ablation" in header["tags"]
+    assert "| strength | 0.5 |" in card
+    for file in tmp_path.glob("*.[jm]*"):
+        assert str(bases["llama"].parent) not in file.read_text(errors="ignore"), file.name

@@ -1,0 +1,1 @@
+"""The built-in mitigation methods, one per file with its settings."""

@@ -36,6 +36,7 @@ from flows.failures import STOPPED, exit_code, fail
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
+from flows.tables_cli import tables
 from rass_core import __version__
 from rass_core.errors import ConfigError
 from rass_core.paths import check_out, user_path
@@ -139,6 +140,9 @@ def sql(
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
     rows = _lake(lake).answer(query)
     _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), form)
+
+
+app.command()(tables)
 
 
 @app.command()

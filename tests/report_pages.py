@@ -96,7 +96,7 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
                 "direction_id": "d3",
                 "split": split,
                 "margin": margin,
-                "orthogonal": float(rng.normal(0, 0.8)),
+                "orthogonal_score": float(rng.normal(0, 0.8)),
                 "distance": margin - 0.3,
             }
         )
@@ -206,7 +206,7 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
                     "kl": 0.03,
                     "induce_score": 0.8,
                     "bypass_score": 0.7,
-                    "chosen": "margin" if (layer, position) == (3, -2) else None,
+                    "roles": ["margin"] if (layer, position) == (3, -2) else None,
                     "reason": "KL 0.31 on harmless text, above 0.1" if layer == 5 else None,
                 }
             )

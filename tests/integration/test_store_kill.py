@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITERS = f"""
 import os, sys
 import pyarrow as pa
-from rass_core.store import Lake
-from rass_core.tables import TABLES
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 
 def write(run_id, first):
     lake = Lake.open(sys.argv[1])

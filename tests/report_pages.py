@@ -261,16 +261,14 @@ def hostile(rows: Rows, *trusted: str) -> Rows:
     """Return the rows with markup in every text column that is neither an id nor of the vocabulary nor trusted."""
     kept = {"prompt_id", "response_id", "subject_id", "direction_id", "parent_ids", "outcome", "label", "split"}
     kept |= {"variant", *trusted}
+
+    def marked(column: str, kind: pa.DataType, value: Any) -> Any:
+        if pa.types.is_list(kind) and pa.types.is_string(kind.value_type) and column not in kept:
+            return None if value is None else [f"{HOSTILE} {each}" for each in value]
+        return f"{HOSTILE} {value or ''}" if pa.types.is_string(kind) and column not in kept else value
+
     return {
-        name: [
-            {
-                column: f"{HOSTILE} {value or ''}"
-                if pa.types.is_string(TABLES[name].field(column).type) and column not in kept
-                else value
-                for column, value in {**dict.fromkeys(TABLES[name].names), **row}.items()
-            }
-            for row in found
-        ]
+        name: [{each.name: marked(each.name, each.type, row.get(each.name)) for each in TABLES[name]} for row in found]
         for name, found in rows.items()
     }
 

@@ -4,10 +4,10 @@
         prompt_id: Required[Annotated[str, Column("Prompt, an id of `prompts`.")]]
         margin: Annotated[float | None, Column("Place along the direction.", "margin")]
 
-The first line of the docstring says what a row is; a query may follow under "Example:". The name of the table follows
-from that of the class. A column that is `Required` is never null; one that is not may be
-left out of a row and is null then. What is not Python's own type says so: `Int32`, `Vector`. Everything else about a
-table follows from the class: its Arrow schema, the checks of mypy on rows that are built by keyword, its documentation.
+The first line of the docstring says what one row is; paragraphs with more may follow, and a query under "Example:".
+The table is called as the class in lower case. A column that is `Required` is never null; any other may be left out of
+a row and is null then. Types are Python's, `Int32` or `Vector`. Everything else follows from the class: the Arrow
+schema, what mypy checks on rows built by keyword, the comments in DuckDB, `rass tables` and docs/tables.md.
 """
 
 import inspect
@@ -42,7 +42,7 @@ class Column:
     """What is said of a column where it is declared."""
 
     meaning: str
-    """One or two sentences; the first one alone is to be enough. Tables stand in backticks."""
+    """One or two sentences. Names of tables and columns are in backticks."""
     unit: str = ""
     """Of a number: tokens, nats, margin; empty where it has none."""
 
@@ -79,7 +79,7 @@ class DeclaredColumn:
 
 
 @dataclass(frozen=True)
-class Table:
+class DeclaredTable:
     """A table as it was declared."""
 
     row: type

@@ -2,7 +2,7 @@
 
 import sys
 
-from rass_core.lake.declaration import DeclaredColumn, Table
+from rass_core.lake.declaration import DeclaredColumn, DeclaredTable
 from rass_core.lake.schema import DECLARED, TABLES
 from rass_core.text import table as markdown_table
 
@@ -33,7 +33,7 @@ def page() -> str:
     return "\n".join(f"{part.rstrip()}\n" for part in parts)
 
 
-def column_rows(table: Table) -> list[tuple[str, str, str, str]]:
+def column_rows(table: DeclaredTable) -> list[tuple[str, str, str, str]]:
     """Return name, type, unit and meaning of each column, the fields of records after their column."""
     return [
         (each.name, _type(each), each.column.unit, each.column.meaning)
@@ -46,7 +46,7 @@ def _type(column: DeclaredColumn) -> str:
     return column.sql_type if column.can_be_null else f"{column.sql_type} NOT NULL"
 
 
-def _section(table: Table) -> str:
+def _section(table: DeclaredTable) -> str:
     rows = [(f"`{name}`", kind, unit, meaning) for name, kind, unit, meaning in column_rows(table)]
     kind = "" if table.name in TABLES else "It is not stored: DuckDB reads it off the commit records."
     parts = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rass_core.lake.declaration import STRINGS, VECTOR, Table
+from rass_core.lake.declaration import STRINGS, VECTOR, DeclaredTable
 from rass_core.lake.tables.answers import Evaluations, Responses, Verdicts
 from rass_core.lake.tables.mitigation import Gates, Preferences, Quotas, Selections, Variants
 from rass_core.lake.tables.probe import Activations, Boundaries, Directions, HarmAxes, Margins
@@ -26,12 +26,14 @@ _ROWS = (
 )  # fmt: skip
 """In the order in which they are listed."""
 
-_TABLES = tuple(map(Table, _ROWS))
+_TABLES = tuple(map(DeclaredTable, _ROWS))
 TABLES: dict[str, pa.Schema] = {table.name: table.schema for table in _TABLES}
 """Name → Arrow schema, of what a stage can write."""
-DECLARED: dict[str, Table] = {table.name: table for table in (*_TABLES, Table(Commits), Table(Damaged))}
+DECLARED: dict[str, DeclaredTable] = {
+    table.name: table for table in (*_TABLES, DeclaredTable(Commits), DeclaredTable(Damaged))
+}
 """Name → declaration, of what a query can read."""
-RECORD: pa.Schema = Table(Commits).schema
+RECORD: pa.Schema = DeclaredTable(Commits).schema
 """Of a commit record."""
 
 

@@ -1,14 +1,16 @@
 """The lake: folders of Parquet files that are committed atomically, with DuckDB views over them.
 
     _lake.json                                   the format's version
-    _commits/RUN/KEY.parquet                     commit records: which files a commit consists of
+    _commits/RUN/KEY.parquet                     commit records: which files a commit has, and their digests
     TABLE/run_id=RUN/shard=KEY/part-0.parquet    rows
-    _schema/…                                    a file without rows a table: columns and types
+    _schema/…                                    one file per table, without rows: columns and types
     _staging/…                                   unfinished work
     views.sql                                    the views, for the stock DuckDB command line
 
 A commit is written below `_staging`, synced, and renamed into place, its record last. Readers take
 the list of files from the records, so that they see a whole commit or none.
+
+A lake of an older format is read under today's names (`rass_core.lake.older`); the first commit raises its format.
 """
 
 import json
@@ -292,7 +294,7 @@ class Lake:
         return version
 
     def _write_schemas(self) -> None:
-        """Write one file without rows a table: no view is ever without files, columns or types."""
+        """Write one file without rows per table: no view is ever without files, columns or types."""
         schemas = {schema_path(table): stored_schema(table) for table in TABLES}
         for path, schema in {**schemas, "_commits/_/_.parquet": RECORD}.items():
             if not _has_schema(self.path / path, schema):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from flows import tables_cli
 from rass_core.errors import LakeError
-from rass_core.lake.declaration import VECTOR, Column, Int32, Table, Vector
+from rass_core.lake.declaration import VECTOR, Column, DeclaredTable, Int32, Vector
 from rass_core.lake.reference import COMMAND, page
 from rass_core.lake.schema import DECLARED, TABLES, rows_table
 from rass_core.lake.store import Lake
@@ -54,7 +54,7 @@ class OldThings(TypedDict, total=False):
 
 
 def test_a_declaration_says_everything() -> None:
-    table = Table(OldThings)
+    table = DeclaredTable(OldThings)
     assert (table.name, table.sentence, table.notes) == ("old_things", "One thing.", ["More about it."])
     assert table.example == "SELECT *\nFROM old_things"
     record = pa.struct([("n", pa.int32()), ("name", pa.string())])

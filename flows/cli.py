@@ -37,6 +37,7 @@ from flows.init_cli import init
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
+from flows.tables_cli import tables
 from rass_core import __version__
 from rass_core.errors import ConfigError
 from rass_core.paths import user_path
@@ -140,6 +141,9 @@ def sql(
     """Answer a SQL query over the lake's tables (`SHOW TABLES` lists them)."""
     rows = _lake(lake).answer(query)
     _print_rows(rows.column_names, list(zip(*map(_values, rows.columns), strict=True)), format)
+
+
+app.command()(tables)
 
 
 @app.command()

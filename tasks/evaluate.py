@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
 from rass_core.models.identity import folder_id
 from rass_core.models.interventions import ablating
-from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, perplexity
+from rass_core.models.perplexity import Answered, Measured, answer_perplexities, mean_kl, perplexity
 from rass_core.models.residuals import load_causal_lm
 from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
@@ -305,11 +305,12 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
         return [_pooled(run, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
     base, rows = run.causal_lm(run.config.model), []
     with _in_transformers(run, after.variant) as mitigated:
-        for metric, measure in (
-            ("kl", lambda: mean_kl(base, mitigated, answers, seed, budget, level)),
-            ("perplexity", lambda: perplexity(mitigated, answers, seed, budget, level)),
-            ("perplexity_base", lambda: perplexity(base, answers, seed, budget, level)),
-        ):
+        measures: dict[str, Callable[[], Measured]] = {
+            "kl": lambda: mean_kl(base, mitigated, answers, seed, budget, level),
+            "perplexity": lambda: perplexity(mitigated, answers, seed, budget, level),
+            "perplexity_base": lambda: perplexity(base, answers, seed, budget, level),
+        }
+        for metric, measure in measures.items():
             try:
                 with run.status(f"{name}: measuring {metric} on {len(answers):,} answers", after_s=SHORT_S):
                     rows.append(measured_row(metric, measure(), run.target_id, name))

@@ -50,7 +50,7 @@ TRIED_DEPTHS = (0.4, 0.7)
 """Shares of the model's depth near which steerings are tried: where it has understood, and where it decides."""
 N_FINALISTS = 3
 """Steered writers that write once more, beside the unsteered one, with half of the trial's budget for steerings."""
-PLACE = ("margin", "orthogonal", "distance", "harm_score")
+PLACE = ("margin", "orthogonal_score", "distance", "harm_score")
 """Columns of `margins` that say where a prompt lies."""
 N_CONTENT_PROMPTS = 100
 """Prompts of each class, over all languages, from which the directions at the requests' words are drawn."""
@@ -197,8 +197,8 @@ class Workbench:
         worker: WriteWorker | AskingWorker
         if settings.endpoint is None:
             worker = WriteWorker(
-                self._generator, _generator_id(run), self._directions, run.writing[1], settings.max_new_tokens, settings.temperature,
-                settings.top_p, settings.instructions,
+                self._generator, _generator_id(run), self._directions, run.writing[1], settings.max_new_tokens,
+                settings.temperature, settings.top_p, settings.instructions,
             )  # fmt: skip
         else:
             asking = [settings.endpoint.model_dump(mode="json", exclude=ENDPOINT_PATIENCE["endpoint"]), run.writing[1]]

@@ -9,7 +9,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from rass_core.errors import ConfigError, SelectionError
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
+from rass_core.lake.tables.mitigation import Preferences
 from rass_core.languages import identification
 from rass_core.mitigate.pairs import PreferencePair, SteeredAnswer, counts, perplexity_limit
 from rass_core.mitigate.recipe import (
@@ -27,7 +29,7 @@ from rass_core.text import AcceptanceLimits
 from tasks.anchors import Row, anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import SHORT_S, Run, table
+from tasks.run import SHORT_S, Run
 
 
 @task(cache_policy=NO_CACHE)
@@ -61,8 +63,8 @@ def build_preferences(run: Run, probed: Probed, rounds: Sequence[Commit], select
         summary = ", ".join(f"{sum(by_language.values())} {kind}" for kind, by_language in made.items()) or "none"
         run.say(f"preference pairs: {summary}")
         return {
-            "preferences": table("preferences", [_row(run, pair, alpha) for pair, alpha in pairs]),
-            "evaluations": table("evaluations", _reason_rows(run, reasons, len(prompts.selected), len(chosen))),
+            "preferences": rows_table("preferences", [_row(run, pair, alpha) for pair, alpha in pairs]),
+            "evaluations": rows_table("evaluations", _reason_rows(run, reasons, len(prompts.selected), len(chosen))),
         }
 
     inputs = [
@@ -174,11 +176,11 @@ def _spoken(text: str, language: str) -> str | None:
     return None if is_in is None else language if is_in else identification.identify([text])[0][0]
 
 
-def _row(run: Run, pair: PreferencePair, alpha: float | None) -> Row:
-    return {
-        "prompt_id": pair.prompt_id, "model_id": run.target_id, "kind": pair.kind, "language": pair.language,
-        "chosen": pair.chosen, "rejected": pair.rejected, "alpha": alpha,
-    }  # fmt: skip
+def _row(run: Run, pair: PreferencePair, alpha: float | None) -> Preferences:
+    return Preferences(
+        prompt_id=pair.prompt_id, model_id=run.target_id, kind=pair.kind, language=pair.language, chosen=pair.chosen,
+        rejected=pair.rejected, alpha=alpha,
+    )  # fmt: skip
 
 
 def _reason_rows(run: Run, reasons: Mapping[str, int], n_selected: int, n_chosen: int) -> list[Row]:

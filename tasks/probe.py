@@ -259,7 +259,7 @@ def directions_of(run: Run, directions: Commit) -> list[Direction]:
                 "ablate_strength", "agreement", "reason",
             )},
             ablate_layers=None if row["ablate_layers"] is None else tuple(row["ablate_layers"]),
-            roles=tuple(row["chosen"].split(",")) if row["chosen"] else (),
+            roles=tuple(row["roles"] or ()),
         )
         for row in run.read("directions", directions).to_pylist()
     ]  # fmt: skip
@@ -550,5 +550,5 @@ def _row(direction: Direction, name: str) -> dict[str, Any]:
         "bypass_score": direction.bypass_score, "kl": direction.kl,
         "ablate_layers": None if direction.ablate_layers is None else list(direction.ablate_layers),
         "ablate_strength": direction.ablate_strength, "agreement": direction.agreement,
-        "chosen": ",".join(direction.roles) or None, "reason": direction.reason,
+        "roles": list(direction.roles) or None, "reason": direction.reason,
     }  # fmt: skip

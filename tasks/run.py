@@ -34,7 +34,7 @@ from rass_core.judges.base import JUDGES
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.judges.workers import keep_panel
-from rass_core.lake.schema import TABLES
+from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit, Lake
 from rass_core.models.chat_client import Endpoint, NoAnswer
 from rass_core.models.identity import model_id
@@ -505,10 +505,5 @@ def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:
 
 
 def table(name: str, rows: Rows) -> pa.Table:
-    """Return rows as a table of the lake; a column that a row lacks is null."""
-    schema = TABLES[name]
-    rows = list(rows)
-    columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
-    return pa.table(
-        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
-    )
+    """Return rows as a table of the lake, as `rows_table`."""
+    return rows_table(name, rows)

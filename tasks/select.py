@@ -9,7 +9,9 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
+from rass_core.lake.tables.mitigation import Quotas, Selections
 from rass_core.select.gradients import GradientWorker
 from rass_core.select.quotas import Influence, eligible, fill_quotas, without_near_duplicates
 from rass_core.text import digest
@@ -17,7 +19,7 @@ from tasks.anchors import anchors, first_of_each
 from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import Run, table
+from tasks.run import Run
 
 N_HARMFUL = 40
 """Harmful prompts of a language, those nearest to the boundary, whose refusal a training should leave alone."""
@@ -46,25 +48,24 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
         chosen, cells = fill_quotas(rows, influence, wanted, settings.size)
         selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
-            {
-                "selection_id": selection_id, "prompt_id": rows[i]["prompt_id"], "model_id": run.target_id,
-                "rank": rank, "margin": rows[i]["margin"], "distance": rows[i]["distance"],
-                "language": rows[i]["language"], "category": rows[i]["category"], "operator": rows[i]["operator"],
-                "cell": f"{rows[i]['language']}/{rows[i]['category']}",
-            }
+            Selections(
+                selection_id=selection_id, prompt_id=rows[i]["prompt_id"], model_id=run.target_id, rank=rank,
+                margin=rows[i]["margin"], distance=rows[i]["distance"], language=rows[i]["language"],
+                category=rows[i]["category"], operator=rows[i]["operator"],
+                cell=f"{rows[i]['language']}/{rows[i]['category']}",
+            )
             for rank, i in enumerate(chosen, start=1)
         ]  # fmt: skip
         quotas = [
-            {
-                "selection_id": selection_id, "cell": cell.name, "language": cell.language, "category": cell.category,
-                "quota": cell.quota, "n_eligible": cell.n_eligible, "n_selected": cell.n_selected,
-                "reason": cell.reason,
-            }
+            Quotas(
+                selection_id=selection_id, cell=cell.name, language=cell.language, category=cell.category,
+                quota=cell.quota, n_eligible=cell.n_eligible, n_selected=cell.n_selected, reason=cell.reason,
+            )
             for cell in cells
         ]  # fmt: skip
         short = sum(cell.n_selected < cell.quota for cell in cells)
         run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
-        return {"selections": table("selections", selected), "quotas": table("quotas", quotas)}
+        return {"selections": rows_table("selections", selected), "quotas": rows_table("quotas", quotas)}
 
     inputs = [*probed.commits, *rounds, *reviews, settings, run.writing, run.config.probe.prefixes]
     return run.once("selection", inputs, compute)

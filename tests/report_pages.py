@@ -96,7 +96,7 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
                 "direction_id": "d3",
                 "split": split,
                 "margin": margin,
-                "orthogonal": float(rng.normal(0, 0.8)),
+                "orthogonal_score": float(rng.normal(0, 0.8)),
                 "distance": margin - 0.3,
             }
         )
@@ -206,7 +206,7 @@ def plausible(languages: tuple[str, ...] = ("en", "de", "fr"), n_given: int = 16
                     "kl": 0.03,
                     "induce_score": 0.8,
                     "bypass_score": 0.7,
-                    "chosen": "margin" if (layer, position) == (3, -2) else None,
+                    "roles": ["margin"] if (layer, position) == (3, -2) else None,
                     "reason": "KL 0.31 on harmless text, above 0.1" if layer == 5 else None,
                 }
             )
@@ -261,16 +261,14 @@ def hostile(rows: Rows, *trusted: str) -> Rows:
     """Return the rows with markup in every text column that is neither an id nor of the vocabulary nor trusted."""
     kept = {"prompt_id", "response_id", "subject_id", "direction_id", "parent_ids", "outcome", "label", "split"}
     kept |= {"variant", *trusted}
+
+    def marked(column: str, kind: pa.DataType, value: Any) -> Any:
+        if pa.types.is_list(kind) and pa.types.is_string(kind.value_type) and column not in kept:
+            return None if value is None else [f"{HOSTILE} {each}" for each in value]
+        return f"{HOSTILE} {value or ''}" if pa.types.is_string(kind) and column not in kept else value
+
     return {
-        name: [
-            {
-                column: f"{HOSTILE} {value or ''}"
-                if pa.types.is_string(TABLES[name].field(column).type) and column not in kept
-                else value
-                for column, value in {**dict.fromkeys(TABLES[name].names), **row}.items()
-            }
-            for row in found
-        ]
+        name: [{each.name: marked(each.name, each.type, row.get(each.name)) for each in TABLES[name]} for row in found]
         for name, found in rows.items()
     }
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rass_core.benchmark.card import (
 )
 from rass_core.benchmark.types import Benchmark
 from rass_core.errors import PromptError, SelectionError
+from rass_core.lake.files import folder_beside, sync
 from rass_core.paths import check_writable, user_path
 from rass_core.text import digest
 
@@ -61,18 +61,15 @@ def save_benchmark(folder: Path, benchmark: Benchmark, name: str = "MORBench", n
     if not benchmark.items:
         reasons = [f"{cell.language}/{cell.category}: {cell.reason}" for cell in benchmark.cells]
         raise SelectionError(f"{folder}: the benchmark is empty ({reasons[0] if reasons else 'no cell'}); widen it")
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        version = _write_files(staging, benchmark, name, notes)
-        if folder.exists() and any(folder.iterdir()):
-            _check_same(folder, staging)
-        else:
-            os.rename(staging, folder)
+        with folder_beside(folder) as staging:
+            version = _write_files(staging, benchmark, name, notes)
+            if folder.exists() and any(folder.iterdir()):
+                _check_same(folder, staging)
+            else:
+                os.rename(staging, folder)
     except OSError as error:
         raise PromptError(f"{folder}: cannot be written ({error.strerror}); fix it or choose another folder") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return version
 
 
@@ -126,11 +123,7 @@ def _write_files(folder: Path, benchmark: Benchmark, name: str, notes: Sequence[
     lines = [version, *(f"{checksum}  {file}" for file, checksum in checksums.items())]
     (folder / VERSION_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     for path in (*(folder / file for file in (*checksums, VERSION_FILE)), folder / "data", folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
     return version
 
 

@@ -49,11 +49,11 @@ class Need:
     metric: str
     language: str
     tolerance: float
-    n_least: int
+    n_required: int
     """Independent prompts, if not one answer changes between refusal and another."""
-    n_given: int | None
+    n_required_with_changes: int | None
     """With the share of changes that was seen, gains and losses even; None where that is not known."""
-    n_seen: int
+    n_effective: int
     """Independent prompts judged: variants of one prompt that change together count less."""
 
 
@@ -152,11 +152,11 @@ def _by_place(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
 
 
 def _need(metric: str, language: str, tolerance: float, row: Row | None, level: float) -> Need:
-    n_seen = int((row or {}).get("n_effective") or 0)
-    given = None
-    if row is not None and n_seen and row["n"]:
-        given = n_for_changes(tolerance, (row["n_gained"] + row["n_lost"]) / row["n"], level)
-    return Need(metric, language, tolerance, n_for_tolerance(tolerance, level), given, n_seen)
+    n_effective = int((row or {}).get("n_effective") or 0)
+    with_changes = None
+    if row is not None and n_effective and row["n"]:
+        with_changes = n_for_changes(tolerance, (row["n_gained"] + row["n_lost"]) / row["n"], level)
+    return Need(metric, language, tolerance, n_for_tolerance(tolerance, level), with_changes, n_effective)
 
 
 def _fall_reasons(row: Row | None, need: Need, policy: GateConfig) -> list[str]:
@@ -169,16 +169,17 @@ def _fall_reasons(row: Row | None, need: Need, policy: GateConfig) -> list[str]:
     fall, least, most = -row["value"], -row["high"], -row["low"]
     seen = f"{_moved(fall)}, at worst falls by {100 * most:.2f} at {policy.level:.0%}"
     tolerance = f"the tolerance of {100 * need.tolerance:g} points"
-    prompts = f"that takes {need.n_least} independent prompts if none changes"
-    if need.n_given is not None:
-        prompts += f", about {need.n_given} at the {(row['n_gained'] + row['n_lost']) / row['n']:.1%} that changed"
+    prompts = f"that takes {need.n_required} independent prompts if none changes"
+    if need.n_required_with_changes is not None:
+        share = (row["n_gained"] + row["n_lost"]) / row["n"]
+        prompts += f", about {need.n_required_with_changes} at the {share:.1%} that changed"
     if least > need.tolerance:
-        reasons.append(f"{where}: {seen}, certainly over {tolerance} ({need.n_seen} independent prompts)")
-    elif need.n_seen < need.n_least:
-        reasons.append(f"{where}: cannot be judged: {seen}; {tolerance} on {need.n_seen}: {prompts}")
+        reasons.append(f"{where}: {seen}, certainly over {tolerance} ({need.n_effective} independent prompts)")
+    elif need.n_effective < need.n_required:
+        reasons.append(f"{where}: cannot be judged: {seen}; {tolerance} on {need.n_effective}: {prompts}")
     elif not most <= need.tolerance:
         over = "over" if fall > need.tolerance else "not shown to keep to"
-        reasons.append(f"{where}: {seen}, {over} {tolerance}; {prompts}, there are {need.n_seen}")
+        reasons.append(f"{where}: {seen}, {over} {tolerance}; {prompts}, there are {need.n_effective}")
     return reasons
 
 
@@ -229,11 +230,11 @@ def _unscored_reasons(row: Row, where: str, most: float) -> list[str]:
 def _few_families(row: Row | None, need: Need) -> list[str]:
     """Warn where prompts suffice only if variants of one prompt change independently."""
     n_families = int((row or {}).get("n_families") or 0)
-    if not n_families < need.n_least <= need.n_seen:
+    if not n_families < need.n_required <= need.n_effective:
         return []
     return [
-        f"{need.metric}, {need.language}: {need.n_seen} independent prompts are of {n_families} families, "
-        f"{need.n_least} are needed: enough only where variants of one prompt change independently"
+        f"{need.metric}, {need.language}: {need.n_effective} independent prompts are of {n_families} families, "
+        f"{need.n_required} are needed: enough only where variants of one prompt change independently"
     ]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
-import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from openpyxl import Workbook, load_workbook
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
@@ -25,8 +24,10 @@ import rass_core
 from rass_core.data.records import csv_records
 from rass_core.errors import JudgeError
 from rass_core.judges.score_file import whole_file
-from rass_core.lake.schema import TABLES
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Lake
+from rass_core.lake.tables.answers import Verdicts
+from rass_core.lake.tables.runs import Runs
 from rass_core.lake.views import fetch
 from rass_core.paths import check_out, input_file
 from rass_core.text import digest
@@ -285,18 +286,16 @@ def _commit(lake: Lake, judge: str, labels: Mapping[str, tuple[str, str | None]]
     run_id = f"{now:%Y%m%dT%H%M%S.%f}-{digest('review', time.time_ns())[:6]}"
     key = digest("review", run_id, judge)
     verdicts = [
-        {"subject_id": identity, "judge": judge, "outcome": label, "score": float(label in REFUSED_OR_BENIGN),
-         "reason": comment}
+        Verdicts(
+            subject_id=identity, judge=judge, outcome=label, score=float(label in REFUSED_OR_BENIGN), reason=comment
+        )
         for identity, (label, comment) in labels.items()
-    ]  # fmt: skip
-    run = {
-        "flow": "review", "code_version": rass_core.__version__, "commits": [key], "started_at": now,
-        "finished_at": now, "state": "Completed", "note": f"{len(labels)} labels of {judge} from {path.name}",
-    }  # fmt: skip
-    lake.commit(run_id, key, {
-        "verdicts": pa.Table.from_pylist(verdicts, schema=TABLES["verdicts"]),
-        "runs": pa.Table.from_pylist([run], schema=TABLES["runs"]),
-    })  # fmt: skip
+    ]
+    run = Runs(
+        flow="review", code_version=rass_core.__version__, commits=[key], started_at=now, finished_at=now,
+        state="Completed", note=f"{len(labels)} labels of {judge} from {path.name}",
+    )  # fmt: skip
+    lake.commit(run_id, key, {"verdicts": rows_table("verdicts", verdicts), "runs": rows_table("runs", [run])})
 
 
 # Spreadsheets

@@ -6,11 +6,9 @@ one kind of file to another.
 
 import csv
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges.calibration import LABELS, Labelled
 from rass_core.judges.panel import Panel
 from rass_core.judges.responses_file import Layout, ResponsesFile, check_columns
+from rass_core.lake import files
 from rass_core.models.failures import Failures
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.thinking import split_thinking
@@ -184,18 +183,11 @@ def whole_file(out: Path) -> Iterator[Path]:
         JudgeError: It cannot be written.
     """
     out = out.expanduser()
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
+        with files.whole_file(out) as temporary:
+            yield temporary
     except OSError as error:
         raise JudgeError(f"{out}: cannot be written ({error.strerror or error}); choose another file") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 Write = Callable[[Batch, Mapping[str, pa.Array]], None]

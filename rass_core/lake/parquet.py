@@ -1,9 +1,7 @@
 """Tables as Parquet files, written a row group at a time."""
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,21 +9,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rass_core.errors import LakeError
+from rass_core.lake.commits import CommittedFile, file_sha256
+from rass_core.lake.files import sync
 from rass_core.lake.schema import TABLES, VECTOR
 from rass_core.lake.views import error_line
 
 ROWS_PER_GROUP = 32_768
 VECTOR_ROWS_PER_GROUP = 2_048
-
-
-@dataclass(frozen=True)
-class CommittedFile:
-    """One Parquet file; `path` is relative to the lake."""
-
-    table: str
-    path: str
-    rows: int
-    bytes: int
 
 
 def write_table(folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBatch], target: str) -> CommittedFile:
@@ -35,9 +25,10 @@ def write_table(folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBat
     schema = _file_schema(table, first)
     vectors = [name for name in schema.names if TABLES[table].field(name).type == VECTOR]
     folder.mkdir()
+    file = folder / "part-0.parquet"
     n_rows = 0
     with pq.ParquetWriter(
-        folder / "part-0.parquet",
+        file,
         schema,
         compression="zstd",
         compression_level=1,
@@ -46,12 +37,12 @@ def write_table(folder: Path, table: str, rows: pa.Table | Iterable[pa.RecordBat
     ) as writer:
         for group in itertools.chain([first], groups):
             try:
-                writer.write_table(group.cast(schema))
+                writer.write_table(group.cast(schema).combine_chunks())  # bytes do not depend on how rows came in
             except pa.ArrowInvalid as error:
                 raise LakeError(f"{table}: vectors of two widths in one commit; write one a width") from error
             n_rows += group.num_rows
-    sync(folder / "part-0.parquet")
-    return CommittedFile(table, f"{target}/part-0.parquet", n_rows, (folder / "part-0.parquet").stat().st_size)
+    sync(file)
+    return CommittedFile(table, f"{target}/{file.name}", n_rows, file.stat().st_size, file_sha256(file))
 
 
 def _row_groups(table: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -107,12 +98,3 @@ def _file_schema(table: str, group: pa.Table) -> pa.Schema:
             if width:
                 schema = schema.set(i, field.with_type(pa.list_(VECTOR.value_field, width)))
     return schema
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

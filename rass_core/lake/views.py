@@ -1,6 +1,5 @@
 """SQL over the lake: the views, and queries whose errors are one line."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +8,8 @@ import duckdb
 import pyarrow as pa
 
 from rass_core.errors import LakeError
-from rass_core.lake.schema import TABLES
+from rass_core.lake.older import column_sql
+from rass_core.lake.schema import DECLARED, TABLES, unknown_table
 
 _NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
 """Tables whose view holds the newest row of each id."""
@@ -24,11 +24,12 @@ def views_sql(root: str) -> str:
     Records come before the sizes: a commit made in between is then not taken for damaged. Where two runs
     raced for one key, the first counts.
     """
+    records = f"{quoted(root + '_commits/*/*.parquet')}, union_by_name = true"
     statements = [
         f"""\
 CREATE OR REPLACE TEMP TABLE commits AS
   SELECT * REPLACE ({quoted(root)} || path AS path)
-  FROM read_parquet({quoted(root + "_commits/*/*.parquet")});
+  FROM read_parquet({records});
 CREATE OR REPLACE TEMP TABLE damaged AS
   SELECT DISTINCT c.run_id, c.key FROM commits c
   LEFT JOIN (  -- DuckDB 1.5 puts ./ before what a relative glob finds
@@ -40,13 +41,11 @@ CREATE OR REPLACE TEMP TABLE commits AS
   QUALIFY rank() OVER (PARTITION BY key ORDER BY committed_at, run_id) = 1;
 """
     ]
-    for table, schema in TABLES.items():
-        columns = ", ".join(f'"{name}"' for name in [*schema.names, "run_id", "shard"])
-        rows = parquet_files(f"getvariable('files_{table}')")
+    for table in TABLES:
         newest = ""
         if table in _NEWEST_OF:
-            rows += " LEFT JOIN (SELECT path AS filename, committed_at FROM commits) USING (filename)"
             newest = (
+                " LEFT JOIN (SELECT path AS filename, committed_at FROM commits) USING (filename)"
                 f"\n  QUALIFY row_number() OVER (PARTITION BY {_NEWEST_OF[table]}"
                 " ORDER BY committed_at DESC, filename) = 1"
             )
@@ -54,18 +53,39 @@ CREATE OR REPLACE TEMP TABLE commits AS
 SET VARIABLE files_{table} = (
   SELECT [{quoted(root + schema_path(table))}] || coalesce(list(path ORDER BY committed_at, path), [])
   FROM commits WHERE table_name = '{table}');
-CREATE OR REPLACE TEMP VIEW "{table}" AS SELECT {columns}
-  FROM {rows}{newest};
+CREATE OR REPLACE TEMP VIEW "{table}" AS {rows_sql(table, f"getvariable('files_{table}')")}{newest};
 """)
     return "".join(statements)
 
 
-def parquet_files(files: str) -> str:
-    """Return the SQL that reads a list of Parquet files, given as SQL too."""
-    return (
-        f"read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,"
-        " hive_types = {'run_id': VARCHAR, 'shard': VARCHAR})"
-    )
+def comments_sql() -> str:
+    """Return the SQL that says in DuckDB what each view and column holds; `duckdb_columns()` shows it."""
+    statements = []
+    for table in DECLARED.values():
+        kind = "VIEW" if table.name in TABLES else "TABLE"
+        statements.append(f'COMMENT ON {kind} "{table.name}" IS {quoted(table.sentence)};\n')
+        statements += [
+            f'COMMENT ON COLUMN "{table.name}"."{column.name}" IS {quoted(column.comment)};\n'
+            for column in table.columns
+        ]
+    for name in TABLES:
+        statements.append(f'COMMENT ON COLUMN "{name}"."run_id" IS \'Run that wrote the row.\';\n')
+        statements.append(f'COMMENT ON COLUMN "{name}"."shard" IS \'Key of the commit that holds the row.\';\n')
+    return "".join(statements)
+
+
+def rows_sql(table: str, files: str) -> str:
+    """Return the query for the rows of a table, with `run_id` and `shard`, in files of any format.
+
+    Args:
+        table: Of the lake.
+        files: A list of Parquet files as SQL, the table's file without rows among them.
+    """
+    columns = ", ".join(column_sql(table, name) for name in TABLES[table].names)
+    return f"""\
+SELECT {columns}, "run_id", "shard"
+  FROM read_parquet({files}, union_by_name = true, filename = true, hive_partitioning = true,
+    hive_types = {{'run_id': VARCHAR, 'shard': VARCHAR}})"""
 
 
 def fetch(
@@ -97,13 +117,6 @@ def run_sql(connection: duckdb.DuckDBPyConnection, sql: str, what: str = "query"
 def schema_path(table: str) -> str:
     """Return where the table's file without rows is; shaped as a data file, so that globs match both."""
     return f"_schema/run_id=_/shard={table}/part-0.parquet"
-
-
-def unknown_table(name: str) -> str:
-    """Return what is said of a table that does not exist, with the nearest name."""
-    nearest = difflib.get_close_matches(name, TABLES, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(TABLES)}"
-    return f"no table {name!r}; {hint}"
 
 
 def quoted(text: object) -> str:

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from rass_core.errors import ModelError
+from rass_core.lake.files import write_whole
 from rass_core.paths import short, user_path
 
 CACHE_FILE = "digests.json"
@@ -218,14 +218,7 @@ def _keep_digest(path: str, entry: list[Any]) -> None:
     """Add an entry and drop those of files that are gone; where nothing can be written, nothing is kept."""
     kept = {known: value for known, value in _cached_digests().items() if os.path.exists(known)} | {path: entry}
     with suppress(OSError):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{CACHE_FILE}-", dir=cache_folder())
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-            os.replace(temporary, cache_folder() / CACHE_FILE)
-        except OSError:
-            os.unlink(temporary)
+        write_whole(cache_folder() / CACHE_FILE, json.dumps(kept))
 
 
 def _hub_cache(name: str, kind: Kind) -> Path:

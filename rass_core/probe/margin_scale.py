@@ -77,7 +77,7 @@ def placed(margin: float, orthogonal: float, b: float | None, harm_score: float 
     """Return margin, orthogonal score, distance and harm score as columns, null where not measured."""
     known = None if np.isnan(margin) else float(margin)
     return {
-        "margin": known, "orthogonal": orthogonal, "distance": None if known is None or b is None else known - b,
+        "margin": known, "orthogonal_score": orthogonal, "distance": None if known is None or b is None else known - b,
         "harm_score": None if np.isnan(harm_score) else float(harm_score),
     }  # fmt: skip
 

@@ -5,11 +5,9 @@ TO/models/VARIANT/         adapter, checkpoint or direction, with its card
 TO/report.html
 """
 
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +15,7 @@ from typing import Any
 
 from rass_core.config import RassConfig, stored_config
 from rass_core.errors import GateError, LakeError, PromptError
+from rass_core.lake.files import whole_folder
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Commit, Lake
 from rass_core.mitigate.card import base_name
@@ -86,8 +85,11 @@ def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
         with TemporaryDirectory() as temporary:
             _write(lake, release, Path(temporary))
             return _upload(Path(temporary), to.removeprefix(HUB))
-    with _whole(folder) as staging:
-        _write(lake, release, staging)
+    try:
+        with whole_folder(folder) as staging:
+            _write(lake, release, staging)
+    except OSError as error:
+        raise LakeError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
     return [str(folder / "dataset"), *(str(folder / "models" / row["variant"]) for row in release.variants)]
 
 
@@ -196,22 +198,6 @@ def _write(lake: Lake, release: Release, folder: Path) -> None:
     report = lake.path / "report.html"
     if report.is_file():
         shutil.copy2(report, folder / "report.html")
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the wanted one, which takes its place in the end: all of it or nothing."""
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
-    except OSError as error:
-        raise LakeError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _upload(folder: Path, name: str) -> list[str]:

@@ -40,11 +40,11 @@ def _auc_by_layer(directions: Sequence[Row]) -> go.Figure:
         )
     chosen: dict[tuple[int, float], list[str]] = defaultdict(list)
     for row in directions:
-        if row["chosen"]:
-            chosen[row["layer"], row["auc"]].append(row["chosen"])
+        if row["roles"]:
+            chosen[row["layer"], row["auc"]] += row["roles"]
     for (layer, auc), roles in chosen.items():
         figure.add_annotation(
-            text=f"<b>{inert(', '.join(sorted(set(roles))))}</b>",
+            text=f"<b>{inert(', '.join(dict.fromkeys(roles)))}</b>",
             x=layer,
             y=auc,
             ax=0,
@@ -66,7 +66,7 @@ def direction_table(rows: Sequence[Row]) -> list[list[str]]:
     """Return the cells of the directions that were chosen."""
     return [
         [
-            row["chosen"],
+            ", ".join(row["roles"]),
             row["kind"] or "",
             row["method"] or "",
             language_name(row["language"] or "shared"),
@@ -83,7 +83,7 @@ def direction_table(rows: Sequence[Row]) -> list[list[str]]:
             row["reason"] or "",
         ]
         for row in rows
-        if row["chosen"]
+        if row["roles"]
     ]
 
 

@@ -369,9 +369,11 @@ def _gate(row: Row) -> Section:
             (need["metric"] or "").replace("_", " "),
             "all" if need["language"] == ALL else language_name(need["language"] or ""),
             "–" if need["tolerance"] is None else f"{show_number(100 * need['tolerance'], 1)} points",
-            *("–" if need[name] is None else f"{need[name]:,}" for name in ("n_least", "n_given", "n_seen")),
-            "–" if None in (need["n_seen"], need["n_least"])
-            else "enough" if need["n_seen"] >= max(need["n_least"], need["n_given"] or 0) else "too few",
+            *("–" if need[name] is None else f"{need[name]:,}"
+              for name in ("n_required", "n_required_with_changes", "n_effective")),
+            "–" if None in (need["n_effective"], need["n_required"])
+            else "enough" if need["n_effective"] >= max(need["n_required"], need["n_required_with_changes"] or 0)
+            else "too few",
         ]
         for need in row["needs"] or []
     ]  # fmt: skip

@@ -1,7 +1,5 @@
 """The page: reads the tables, draws the sections, fills the template."""
 
-import os
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from rass_core.errors import LakeError
+from rass_core.lake.files import write_whole
 from rass_core.lake.schema import TABLES
 from rass_core.report.answers import answer_table
 from rass_core.report.boundary_map import MAP_BYTES, harm_map, margin_histogram, prompt_map, refusal_curve, sample
@@ -88,16 +87,9 @@ def write_report(tables: Mapping[str, pa.Table], out: Path, *, title: str, run: 
     """
     rows = {name: _rows(name, tables.get(name)) for name in READ}
     page = _page(rows, title, run, target)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
+        write_whole(out, page)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise LakeError(f"report {out}: {error.strerror or error}; choose a file that can be written") from error
     return out
 

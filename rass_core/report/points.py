@@ -85,9 +85,9 @@ def read_points(rows: Mapping[str, list[Row]], boundaries: Mapping[str, Row]) ->
     prompts = {row["prompt_id"]: row for row in rows["prompts"]}
     outcomes = base_outcomes(rows)
     selected = {row["prompt_id"] for row in rows["selections"]}
-    chosen = [row for row in rows["directions"] if row["chosen"]]
-    measuring = [row for row in chosen if "margin" in row["chosen"].split(",")]
-    default = min((row["direction_id"] for row in measuring or chosen), default=None)
+    with_roles = [row for row in rows["directions"] if row["roles"]]
+    measuring = [row for row in with_roles if "margin" in row["roles"]]
+    default = min((row["direction_id"] for row in measuring or with_roles), default=None)
     points: dict[str, Point] = {}
     for row in rows["margins"]:
         prompt = prompts.get(row["prompt_id"])
@@ -103,7 +103,7 @@ def read_points(rows: Mapping[str, list[Row]], boundaries: Mapping[str, Row]) ->
                 prompt["category"],
                 row["split"],
                 row["margin"],
-                row["orthogonal"],
+                row["orthogonal_score"],
                 outcomes.get(row["prompt_id"], "unscored"),
                 row["prompt_id"] in selected,
                 row["harm_score"],

@@ -207,7 +207,7 @@ def test_the_chosen_directions_are_causal(lake: Lake) -> None:
     induced = lake.query("SELECT language, value FROM evaluations WHERE metric = 'induced_refusal_rate'").to_pylist()
     assert {row["language"] for row in induced} == set(world.languages())
     assert min(row["value"] for row in induced) >= 0.8
-    ablated = lake.query("SELECT bypass_score FROM directions WHERE chosen LIKE '%ablate%'").to_pylist()
+    ablated = lake.query("SELECT bypass_score FROM directions WHERE list_contains(roles, 'ablate')").to_pylist()
     assert ablated[0]["bypass_score"] >= 0.8
 
 
@@ -256,7 +256,7 @@ def test_a_generator_of_its_own_is_steered_by_its_own_direction(prefect_server: 
     name = str(Path(DEMO_CONFIG).parent / "weights" / "permissive")
     generator = config.model.model_copy(update={"name": name})
     lake = run(config.model_copy(update={"generator": generator, "generate": generate}))
-    added = lake.query("SELECT model_id FROM directions WHERE chosen LIKE '%add%' ORDER BY 1").to_pylist()
+    added = lake.query("SELECT model_id FROM directions WHERE list_contains(roles, 'add') ORDER BY 1").to_pylist()
     assert [row["model_id"].split("@")[0] for row in added] == ["balanced", "permissive"]
     written = lake.query("SELECT DISTINCT generator_id FROM derivations").to_pylist()
     assert [row["generator_id"].split("@")[0] for row in written] == ["permissive"]

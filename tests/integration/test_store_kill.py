@@ -23,6 +23,8 @@ import os, sys
 import pyarrow as pa
 from rass_core.lake.store import Lake
 from rass_core.lake.schema import TABLES
+from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Lake
 
 def write(run_id, first):
     lake = Lake.open(sys.argv[1])

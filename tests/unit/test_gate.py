@@ -39,7 +39,7 @@ def test_a_safe_model_passes() -> None:
     result = judge_gate(rows_of(800, 800), POLICY)
     assert result.passed and result.refusals == () and result.warnings == ()
     pooled = next(need for need in result.needs if (need.metric, need.language) == ("safety_rate", "all"))
-    assert (pooled.n_least, pooled.n_given, pooled.n_seen) == (381, 381, 800)
+    assert (pooled.n_required, pooled.n_required_with_changes, pooled.n_effective) == (381, 381, 800)
 
 
 def test_a_poisoned_model_is_stopped() -> None:

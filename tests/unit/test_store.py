@@ -1,7 +1,9 @@
 """The lake: what is committed is read back, and what is not whole is not seen."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 
 from rass_core.errors import LakeError
 from rass_core.lake.schema import TABLES, VECTOR
-from rass_core.lake.store import Lake
+from rass_core.lake.store import Commit, Lake
 
 KEY, OTHER_KEY = "0a", "0b"
 
@@ -102,6 +104,43 @@ def test_every_kind_of_list_is_a_vector_and_may_be_null(lake: Lake, kind: pa.Dat
 def test_a_table_of_null_vectors_only(lake: Lake) -> None:
     lake.commit("run-1", KEY, {"activations": activations([None, None])})
     assert lake.read("activations")["vector"].to_pylist() == [None, None]
+
+
+def test_content_is_that_of_the_rows_whoever_wrote_them(lake: Lake, tmp_path: Path) -> None:
+    vectors = activations([[float(i), 0.5] for i in range(5000)])
+    texts = prompts([f"text {i}" * 20 for i in range(40_000)])
+
+    def written(run_id: str, key: str, size: int, **tables: pa.Table) -> Commit:
+        return lake.commit(run_id, key, {name: iter(rows.to_batches(size)) for name, rows in tables.items()})
+
+    whole = Lake.open(tmp_path / "other").commit("run-1", KEY, {"prompts": texts, "activations": vectors})
+    parts = written("run-2", OTHER_KEY, 333, activations=vectors, prompts=texts)
+    assert parts.content == whole.content
+    assert re.fullmatch("[0-9a-f]{64}", whole.content)
+    others = [
+        written("run-2", "0c", 333, activations=vectors.slice(1), prompts=texts),
+        written("run-2", "0d", 333, activations=vectors),
+        written("run-2", "0e", 333, activations=vectors.slice(0, 0), prompts=texts),
+    ]
+    assert len({whole.content, *(each.content for each in others)}) == 4
+
+
+def test_the_record_has_the_digest_of_each_file(lake: Lake) -> None:
+    commit = lake.commit("run-1", KEY, {"prompts": prompts(["a"]), "activations": activations([[1, 2]])})
+    for file in commit.files:
+        assert file.sha256 == hashlib.sha256((lake.path / file.path).read_bytes()).hexdigest()
+    rows = lake.query("SELECT table_name, sha256 FROM commits ORDER BY table_name").to_pylist()
+    assert rows == [{"table_name": file.table, "sha256": file.sha256} for file in commit.files[::-1]]
+    found = lake.committed(KEY)
+    assert found is not None and found.content == commit.content
+
+
+def test_an_unreadable_record_does_not_count(lake: Lake, caplog) -> None:
+    lake.commit("run-1", KEY, {"prompts": prompts(["a"])})
+    for content in (pa.table({"a": [1]}), pq.read_schema(lake.path / "_commits/_/_.parquet").empty_table()):
+        pq.write_table(content, lake.path / "_commits/run-1/0a.parquet")
+        assert lake.committed(KEY) is None
+    assert caplog.text.count("unreadable commit record") == 2
 
 
 def test_streams_are_not_collected(lake: Lake) -> None:
@@ -281,8 +320,8 @@ def test_a_lake_can_be_moved(lake: Lake, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(lake: Lake) -> None:
-    (lake.path / "_lake.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(LakeError, match="lake of format 2, this RASS reads 1; update RASS"):
+    (lake.path / "_lake.json").write_text(json.dumps({"format": 3}))
+    with pytest.raises(LakeError, match="lake of format 3, this RASS reads 2; update RASS"):
         Lake.open(lake.path)
     (lake.path / "_lake.json").write_text("{}")
     with pytest.raises(LakeError, match="_lake.json"):

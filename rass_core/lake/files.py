@@ -1,0 +1,156 @@
+"""Files and folders that are there whole or not at all: written aside, synced, and renamed into place."""
+
+import errno
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rass_core.errors import LakeError
+
+
+@contextmanager
+def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
+    """Yield a path to write to; the file takes the place of `path` unless something is raised.
+
+    Args:
+        path: What is there stays until then. Its folder is made.
+        aside: Folder of the same disk to write in; by default that of `path`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    make_folder(path.parent)
+    temporary = (aside or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        with suppress(PermissionError):  # of a folder that may be written and not read
+            sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_whole(path: Path, text: str, aside: Path | None = None) -> None:
+    """Write a text as UTF-8, as `whole_file`."""
+    with whole_file(path, aside) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; what is left of it at the end is removed.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    made = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        made.mkdir(parents=True)
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it takes the place of `path`, which is empty or not there, unless something is raised.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with folder_beside(path) as made:
+        yield made
+        os.rename(made, path)
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Rename a finished folder into place; what lies there goes aside, beside where the folder was made."""
+    sync(made)
+    make_folder(path.parent)
+    while True:
+        try:
+            os.rename(made, path)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        os.rename(path, made.with_name(f"replaced-{uuid.uuid4().hex[:8]}"))
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it, where it is not there."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+
+
+class Staging:
+    """A folder for unfinished work, in which each process and each piece of work has a folder of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def new_path(self) -> Path:
+        """Return the path of a folder that is not there yet; its name says who works in it."""
+        return self.path / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield a new folder, which is removed at the end."""
+        folder = self.new_path()
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what dead processes of this machine left."""
+        for folder in self.path.glob("*"):
+            writer = re.fullmatch(r"(.*)-(\d+)-[0-9a-f]{8}", folder.name)
+            if writer and writer[1] == socket.gethostname() and not _is_alive(int(writer[2])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Inside, turn the system's refusals, which carry an errno, into one line each."""
+    try:
+        yield
+    except LakeError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LakeError(f"{path}: disk full, nothing was committed; free space and run again") from error
+        what = os.strerror(error.errno)
+        raise LakeError(f"{path}: cannot be written ({what}); fix it or choose another folder") from error

@@ -22,10 +22,10 @@ from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, co
 from rass_core.judges import PANEL, Verdict
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.identity import folder_id
 from rass_core.models.interventions import ablating
 from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, perplexity
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
 from rass_core.text import AcceptanceLimits, digest, is_degenerate

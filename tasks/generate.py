@@ -29,9 +29,9 @@ from rass_core.generate.writers import Writer, WritingDirections, content_direct
 from rass_core.judges import PANEL
 from rass_core.judges.failures import Failures, no_verdict
 from rass_core.lake.store import Commit
+from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.chat_client import CutOff, Endpoint, NoAnswer
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
 from rass_core.moderators.panel import BENIGN

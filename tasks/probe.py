@@ -12,8 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
+from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import ResidualExtractor, activation_batches, decoder_blocks
+from rass_core.models.residuals import ResidualExtractor, activation_batches
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe import causal

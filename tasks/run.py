@@ -32,9 +32,9 @@ from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Commit, Lake
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.self_check import SELF_CHECK, check_engine
 from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF

@@ -35,9 +35,9 @@ from benchmarks.real.refusals import REFUSALS
 from rass_core.data.decontamination import NearDuplicates
 from rass_core.generate.cleaning import Cleaner
 from rass_core.judges.panel import default_panel
+from rass_core.models.causal_lm import DTYPES, decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.fetched import models_folder, resolve_model
-from rass_core.models.residuals import DTYPES, decoder_blocks, load_causal_lm
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.stats.intervals import wilson

@@ -160,7 +160,7 @@ def _engine(
     longest = longest_request(chat, [each.text for each in samples], max_new_tokens)
     engine = SteeredEngine(model.reference, seed=seed, longest=longest, **model.engine_options())
     if model.self_check:
-        from rass_core.models.residuals import load_causal_lm
+        from rass_core.models.causal_lm import load_causal_lm
         from rass_core.models.self_check import check_engine
 
         try:

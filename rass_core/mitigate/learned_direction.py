@@ -16,8 +16,9 @@ from rass_core.errors import ActivationError, ModelError, PromptError
 from rass_core.mitigate.lora import Progress, Tokens, end_of_answer, tokenised
 from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs
 from rass_core.mitigate.weight_ablation import writers
+from rass_core.models.batching import in_batches
+from rass_core.models.causal_lm import load_causal_lm, logits_at
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import in_batches, load_causal_lm, logits_at
 from rass_core.probe.directions import Rows
 from rass_core.stats.arrays import Array
 

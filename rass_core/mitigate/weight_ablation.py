@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
 from rass_core.mitigate.card import ModelCard, base_name, write_card
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.models.identity import model_folder
 from rass_core.models.loading import check_editable, save_checkpoint
-from rass_core.models.residuals import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.probe.directions import Rows, cosine, orthogonalise
 from rass_core.stats.arrays import Array
 

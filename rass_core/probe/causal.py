@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from rass_core.errors import BoundaryError
+from rass_core.models.causal_lm import decoder_blocks, model_name
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
 from rass_core.models.prefix_logprobs import PlainPrompts, PrefixReader, kl_divergence, prompt_reader
-from rass_core.models.residuals import decoder_blocks, model_name
 from rass_core.probe.geometry import Direction
 from rass_core.probe.settings import ProbeConfig
 from rass_core.text import AcceptanceLimits, is_degenerate

@@ -17,9 +17,9 @@ from rass_core.errors import ModelError, SteeringError
 from rass_core.judges.panel import default_panel
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import is_answer
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat_client import ask_engine
 from rass_core.models.interventions import ablating, adding
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.models.vllm_worker import HeldVector

@@ -28,8 +28,8 @@ from rass_core.mitigate.lora import Training, end_of_answer, merge, micro_batch_
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
 from rass_core.mitigate.weight_ablation import surgical
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 from rass_core.probe.directions import cosine
 from rass_core.publish.formats import (
     DatasetCard,

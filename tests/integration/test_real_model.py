@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rass_core.errors import ModelError
 from rass_core.models import fetched
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.fetched import MODELS, DownloadError, fetch, fetched_folder, is_fetched, weights_digest
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.prefix_logprobs import last_token_logprobs
-from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 

@@ -17,8 +17,8 @@ from benchmarks.real.cautious import RECIPES, TARGETS, Example, weaken
 from benchmarks.real.refusals import REFUSALS
 from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from tests.tiny_models import build
 
 

@@ -17,7 +17,7 @@ from rass_core.data.decontamination import overlaps, without_overlaps
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluate.gate import GateResult, judge_gate
-from rass_core.evaluate.rates import BENIGN, Outcome, change_rows, measured_row, variant_rows
+from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
 from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.lake.store import Commit
@@ -29,13 +29,13 @@ from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, 
 from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
 from rass_core.text import AcceptanceLimits, digest, is_degenerate
+from rass_core.vocabulary import BENIGN, Row
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.respond import verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table, versions
 
-Row = dict[str, Any]
 TEST_SPLIT = "test_split"
 """Dataset of the given prompts that nothing was drawn from."""
 

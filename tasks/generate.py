@@ -34,9 +34,9 @@ from rass_core.models.chat_client import CutOff, Endpoint, NoAnswer
 from rass_core.models.identity import model_id
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import GenerationRequest, SteeringVector
-from rass_core.moderators.panel import BENIGN
 from rass_core.probe.geometry import Direction, split_of
 from rass_core.text import prompt_id
+from rass_core.vocabulary import BENIGN
 from tasks.probe import Gauge, MarginScale, direction_with, directions_of, outcomes_of, read_probe_data
 from tasks.respond import answer_tables, verdict_row
 from tasks.run import SHORT_S, Run, chat_of, table

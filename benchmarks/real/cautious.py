@@ -41,9 +41,9 @@ from rass_core.models.fetched import models_folder, resolve_model
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.stats.intervals import wilson
+from rass_core.vocabulary import Row
 
 Prompt = dict[str, str]
-Row = dict[str, Any]
 Example = tuple[list[int], list[int]]
 """Token ids of a prompt in its template, and of the answer to it."""
 

@@ -23,6 +23,7 @@ from rass_core.estimate.machine import (
 )
 from rass_core.languages.tags import lookup
 from rass_core.probe.settings import Prefixes
+from rass_core.select.settings import N_HARMFUL
 
 SHARE_OF_LIMIT = 0.7
 """Answers with a limit of a few dozen tokens: those of real models mostly reach it, the lab's end at half of it."""
@@ -34,8 +35,6 @@ LEFT_PER_ALPHA = 0.6
 """Share of the selected prompts that still lack a helpful answer after one more strength."""
 N_EXTENTS, N_TRIED, N_TRIED_ALPHAS = 4, 3, 2
 """Extents of an ablation, those tried on all prompts, and strengths tried by generation; as in `causal`."""
-N_HARMFUL = 40
-"""Harmful prompts per language whose gradients the selection reads; as in its stage."""
 FIT_STEPS, FIT_BATCH, FIT_KINDS = 250, 32, 3
 """Of the fitted direction; as in `mitigation.fitting`."""
 

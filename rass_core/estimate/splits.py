@@ -5,9 +5,9 @@ from collections import Counter
 import pyarrow as pa
 
 from rass_core.config import RassConfig
-from rass_core.data.cells import LABELS
 from rass_core.data.prompts import LoadedPrompts
 from rass_core.estimate.rows import PlanRow
+from rass_core.vocabulary import LABELS
 
 MIN_PER_SPLIT = 20
 """Prompts of a language and label in a split below which the plan warns."""

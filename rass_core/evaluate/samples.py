@@ -8,7 +8,7 @@ from typing import Any
 from rass_core.errors import ConfigError, PromptError
 from rass_core.evaluate import attacks
 from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt
-from rass_core.evaluate.rates import BENIGN, Outcome
+from rass_core.evaluate.rates import Outcome
 from rass_core.evaluate.settings import JailbreakConfig
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel
@@ -18,6 +18,7 @@ from rass_core.models.chat import check_length
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering
 from rass_core.text import digest
+from rass_core.vocabulary import BENIGN
 
 NOT_BY_DEFAULT = ("many_shot", "prefilled_answer")
 """Attacks that are asked for by name: the one is long, the other speaks for the model."""

@@ -29,12 +29,11 @@ from rass_core.models.retrying import Say, ignored
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.paths import user_path
+from rass_core.vocabulary import Row
 
 ADAPTER_FILE = "adapter_config.json"
 FORMATS = (".parquet", ".csv", ".json")
 VARIANT = "base"
-
-Row = dict[str, Any]
 
 
 def read_samples(

@@ -18,8 +18,3 @@ class Judge(Protocol):
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict a response, in order."""
         ...
-
-
-def primary(language: str) -> str:
-    """Return the primary part of a BCP-47 tag: zh of zh-Hant."""
-    return language.replace("_", "-").split("-")[0].lower()

@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import Judge, primary
+from rass_core.judges.base import Judge
 from rass_core.judges.failures import MAX_FAILED, Failures
 from rass_core.judges.phrase_judge import PhraseJudge
 from rass_core.judges.phrases import covered
 from rass_core.judges.settings import JudgeConfig, JudgeMember
+from rass_core.languages.tags import primary
 from rass_core.models.chat_client import Complete, Endpoint
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.thinking import CUT_OFF, split

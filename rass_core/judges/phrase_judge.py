@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 
-from rass_core.judges.base import primary
 from rass_core.judges.phrases import (
     AFTER_ANSWER,
     GAP_CHARACTERS,
@@ -26,6 +25,7 @@ from rass_core.judges.phrases import (
 )
 from rass_core.judges.visible_text import fold, n_letters, strip_quotes_and_code, without_quotations
 from rass_core.judges.wrapping import Shown, unwrap
+from rass_core.languages.tags import primary
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import Exchange, Verdict
 

@@ -26,7 +26,7 @@ from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.models.causal_lm import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.models.identity import model_folder
 from rass_core.models.loading import check_editable, save_checkpoint
-from rass_core.probe.directions import Rows, cosine, orthogonalise
+from rass_core.probe.directions import Streams, cosine, orthogonalise
 from rass_core.stats.arrays import Array
 
 MAX_HARM_COSINE = 1e-6
@@ -50,7 +50,7 @@ class Surgery:
 
 
 def surgical(
-    base: str, false_refusal_direction: Rows, harm_direction: Rows, strength: float, out: Path,
+    base: str, false_refusal_direction: Streams, harm_direction: Streams, strength: float, out: Path,
     adapter: bool = False, dtype: str = "float32",
 ) -> Surgery:  # fmt: skip
     """Write the model without the false-refusal direction, as an ordinary checkpoint.
@@ -96,7 +96,7 @@ def surgical(
     return surgery
 
 
-def removable(false_refusal_direction: Rows, harm_direction: Rows) -> Array:
+def removable(false_refusal_direction: Streams, harm_direction: Streams) -> Array:
     """Return the unit vector (d_model,) that may be taken out: orthogonal to the harm direction.
 
     Raises:

@@ -13,7 +13,7 @@ from rass_core.models.batching import in_batches
 from rass_core.models.causal_lm import check_inference, model_name
 from rass_core.models.packed import PackedPrompts, Reading
 
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 MAX_DIFFERENCE = {torch.float32: 2e-3, torch.float64: 2e-3}
 """Nats, root mean square, by which a packed reading may differ from a plain one."""
 MAX_DIFFERENCE_LOW_PRECISION = 0.5
@@ -155,7 +155,7 @@ def prompt_reader(
             _longest_checked[model] = longest
         else:
             _unpackable[model] = why
-            LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
+            _LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
     if model in _unpackable:
         return PlainPrompts(model, prompts, prefixes, token_budget)
     return PackedPrompts(model, prompts, prefixes, token_budget)

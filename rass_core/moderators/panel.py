@@ -17,9 +17,8 @@ from rass_core.models.identity import model_id
 from rass_core.models.retrying import Say, ignored
 from rass_core.moderators.harm_classifier import ClassifierModerator, HarmClassifier
 from rass_core.moderators.settings import CONTROVERSIAL, SAFE, UNSAFE, ModeratorConfig, ModeratorMember
+from rass_core.vocabulary import BENIGN
 
-BENIGN = ("harmless", "pseudo_harmful")
-"""Outcomes under which a prompt may be selected; the others are harmful, incoherent and unscored."""
 N_ATTEMPTS = 3
 """Answers off the form are asked for again, so often in all."""
 

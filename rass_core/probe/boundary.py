@@ -27,10 +27,10 @@ from rass_core.stats.agreement import auc
 from rass_core.stats.arrays import Array, Bools
 from rass_core.stats.firth import firth_logistic
 from rass_core.stats.intervals import family_counts
+from rass_core.vocabulary import LABELS
 
 Result = TypeVar("Result")
 
-LABELS = ("harmful", "harmless", "pseudo_harmful")
 INTERVAL = (0.025, 0.975)
 MAX_UNIDENTIFIED = 0.5
 

@@ -30,9 +30,10 @@ from rass_core.probe.harm_fit import (
     out_of_fold,
     rows_to_fit,
 )
-from rass_core.probe.harm_types import HarmFigures, HarmReport, LayerFigures, Place
+from rass_core.probe.harm_types import HarmFigures, HarmReport, LayerFigures, LayerPosition
 from rass_core.probe.misalignment import Block, Estimate, auc_estimate, blocks_of, gap_estimate
 from rass_core.stats.arrays import Array, Bools
+from rass_core.vocabulary import ALL
 
 Blocks = tuple[list[Block], str | None]
 """Prompts to compare, and why there are none."""
@@ -40,7 +41,6 @@ Blocks = tuple[list[Block], str | None]
 MAX_SOURCE_FITS = 200
 """Fits of pairs of sources left out, over all layers, above which only the chosen layer has them."""
 NO_SHARED_SOURCE = "no source holds both classes in the test split"
-ALL = "all"
 
 
 def measure_harm(
@@ -48,7 +48,7 @@ def measure_harm(
     sources: Sequence[str],
     margins: Array,
     margin_at: Callable[[int], Array | None],
-    prefer: Place,
+    prefer: LayerPosition,
     n_bootstrap: int,
     done: Callable[[int], None] = lambda n: None,
 ) -> HarmReport:
@@ -98,7 +98,7 @@ def _with_axis(
     given: ProbeData,
     data: HarmData,
     margin_at: Callable[[int], Array | None],
-    prefer: Place,
+    prefer: LayerPosition,
     done: Callable[[int], None],
 ) -> HarmReport:
     compared = compare_places(given, data, done)
@@ -124,8 +124,8 @@ def _with_axis(
 def _by_layer(
     given: ProbeData,
     data: HarmData,
-    compared: Mapping[Place, float],
-    chosen: Place,
+    compared: Mapping[LayerPosition, float],
+    chosen: LayerPosition,
     inverse_penalty: float,
     margin_at: Callable[[int], Array | None],
     done: Callable[[int], None],

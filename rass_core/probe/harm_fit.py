@@ -18,12 +18,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from rass_core.errors import BoundaryError
 from rass_core.probe.geometry import ProbeData
-from rass_core.probe.harm_types import HarmAxis, Place
+from rass_core.probe.harm_types import HarmAxis, LayerPosition
 from rass_core.probe.misalignment import blocks_of, paired_auc
 from rass_core.stats.arrays import Array, Bools
 
 CLASSES = ("harmful", "pseudo_harmful")
-N_FOLDS = 5
+_N_FOLDS = 5
 MIN_FAMILIES = 10
 """Prompt families of each class without which no axis is fitted."""
 SCREENED_ROWS = 600
@@ -32,7 +32,7 @@ RIDGES = (0.1, 1.0, 10.0)
 """Candidate ridge penalties, in multiples of the mean eigenvalue of the features' Gram matrix."""
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for C of the logistic regression, whose features have unit spread."""
-AUC_TIE = 0.005
+PLACE_TIE = 0.005
 """Cross-validated AUCs this close are a tie. Then the place of the margin is taken: its streams are read anyhow."""
 
 
@@ -86,12 +86,12 @@ def folds_of(data: HarmData, fitting: npt.NDArray[np.int64], seed: int) -> npt.N
     strata = np.char.add(np.char.add(data.languages[fitting], "/"), data.labels[fitting])
     # A language with few prompts is spread by label alone; the split needs N_FOLDS of each stratum.
     names, counts = np.unique(strata, return_counts=True)
-    rare = np.isin(strata, names[counts < N_FOLDS])
+    rare = np.isin(strata, names[counts < _N_FOLDS])
     strata[rare] = data.labels[fitting][rare]
-    if (np.unique(strata, return_counts=True)[1] < N_FOLDS).any():
+    if (np.unique(strata, return_counts=True)[1] < _N_FOLDS).any():
         strata = data.labels[fitting]
     found = np.zeros(len(fitting), np.int64)
-    splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=seed)
     for number, (_, held) in enumerate(splitter.split(strata, strata, data.families[fitting])):
         found[held] = number
     return found
@@ -134,9 +134,7 @@ def _design(
     return (streams[rows] - centres) / features.spread, is_harmful, weights
 
 
-def _ridge(
-    data: HarmData, streams: npt.NDArray[np.floating], rows: npt.NDArray[np.int64]
-) -> tuple[Array, npt.NDArray[np.float64]]:
+def _ridge(data: HarmData, streams: npt.NDArray[np.floating], rows: npt.NDArray[np.int64]) -> tuple[Array, Array]:
     """Return weights (len(RIDGES), d_model) of weighted ridge regressions of the class, in units of the streams.
 
     They come from the smaller one of the two Gram matrices.
@@ -170,14 +168,14 @@ def fit_logistic(
     return solved / features.spread, features
 
 
-def compare_places(given: ProbeData, data: HarmData, done: Callable[[int], None]) -> dict[Place, float]:
+def compare_places(given: ProbeData, data: HarmData, done: Callable[[int], None]) -> dict[LayerPosition, float]:
     """Return the cross-validated AUC of every place, by the best of the ridges."""
     sample = _sample(data, given.prompt_ids)
-    found: dict[Place, float] = {}
+    found: dict[LayerPosition, float] = {}
     for layer, position in product(given.layers, given.positions):
         streams = given.rows(layer, position)
         scores = np.full((len(RIDGES), len(streams)), np.nan)
-        for fold in range(N_FOLDS):
+        for fold in range(_N_FOLDS):
             held = data.fitting[sample & (data.folds == fold)]
             vectors, _ = _ridge(data, streams, data.fitting[sample & (data.folds != fold)])
             scores[:, held] = vectors @ streams[held].T
@@ -211,16 +209,16 @@ def cv_auc_of(data: HarmData, scores: Array) -> float:
     return float(paired_auc(blocks, np.ones((1, len(scores))))[0])
 
 
-def best_place(compared: Mapping[Place, float], prefer: Place) -> Place:
+def best_place(compared: Mapping[LayerPosition, float], prefer: LayerPosition) -> LayerPosition:
     """Return the place with the highest AUC, or the preferred one where it ties."""
     best = max(compared, key=lambda place: (compared[place], -place[0], place[1]))
-    return prefer if compared.get(prefer, 0.0) >= compared[best] - AUC_TIE else best
+    return prefer if compared.get(prefer, 0.0) >= compared[best] - PLACE_TIE else best
 
 
 def out_of_fold(data: HarmData, streams: npt.NDArray[np.floating], inverse_penalty: float) -> Array:
     """Return log-odds of harm (n,) from fits that have not seen the row's family; NaN for rows not fitted on."""
     found = np.full(len(streams), np.nan)
-    for fold in range(N_FOLDS):
+    for fold in range(_N_FOLDS):
         held = data.fitting[data.folds == fold]
         vector, features = fit_logistic(data, streams, data.fitting[data.folds != fold], inverse_penalty)
         for language, centre in features.centres.items():
@@ -254,7 +252,7 @@ def on_scale(data: HarmData, unseen: Array) -> Array:
     return found[data.fitting]
 
 
-def calibrated(data: HarmData, place: Place, vector: Array, features: _Features, unseen: Array) -> HarmAxis:
+def calibrated(data: HarmData, place: LayerPosition, vector: Array, features: _Features, unseen: Array) -> HarmAxis:
     """Return the axis with the scale of each language that out-of-fold log-odds give.
 
     Args:

@@ -16,7 +16,7 @@ from rass_core.judges.panel import panel_of
 from rass_core.judges.rubric import form as schema_of
 from rass_core.judges.settings import JudgeConfig, JudgeMember
 from rass_core.models.chat_client import MAX_RETRIES, CutOff, Endpoint, NoAnswer
-from rass_core.models.completion import HttpReply, Problem, read
+from rass_core.models.completion import HttpReply, Problem, read_reply
 from rass_core.models.retrying import GIVE_UP_AFTER
 from rass_core.models.settings import EndpointConfig
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, error, form, server
@@ -363,7 +363,7 @@ def test_a_server_that_asks_for_more_patience_than_there_is_ends_at_once() -> No
      ({"retry-after": "x"}, None), ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0), ({}, None)],
 )  # fmt: skip
 def test_retry_after_is_read(headers: dict[str, str], wait_s: float | None) -> None:
-    found = read(HttpReply(429, headers, b"{}"), [], "here")
+    found = read_reply(HttpReply(429, headers, b"{}"), [], "here")
     assert isinstance(found, Problem)
     assert (found.kind, found.wait_s) == ("limited", wait_s)
 

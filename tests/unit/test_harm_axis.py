@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from rass_core.probe.geometry import ProbeData
-from rass_core.probe.harm_axis import ALL, measure_harm, n_steps
+from rass_core.probe.harm_axis import measure_harm, n_steps
 from rass_core.probe.harm_fit import MIN_FAMILIES, HarmData, fit_logistic
 from rass_core.probe.harm_types import HarmAxis, HarmReport
+from rass_core.vocabulary import ALL
 
 D_MODEL = 24
 LAYERS, POSITIONS = [3, 5], [-2, -1]

@@ -13,7 +13,6 @@ from rass_core.lab import world
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.settings import EndpointConfig
 from rass_core.moderators.panel import (
-    BENIGN,
     RUBRIC,
     GuardModerator,
     Moderator,
@@ -24,6 +23,7 @@ from rass_core.moderators.panel import (
     moderator_panel_of,
 )
 from rass_core.moderators.settings import ModeratorConfig, ModeratorMember
+from rass_core.vocabulary import BENIGN
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
 
 

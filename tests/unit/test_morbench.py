@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from rass_core.benchmark import matching
 from rass_core.benchmark.build import build
-from rass_core.benchmark.folder import check_free, read_benchmark, rows_of, save_benchmark
+from rass_core.benchmark.folder import benchmark_rows, check_free, read_benchmark, save_benchmark
 from rass_core.benchmark.matching import BackTranslation
 from rass_core.benchmark.settings import MorbenchConfig
-from rass_core.benchmark.types import Benchmark, Candidate, Item, Training
+from rass_core.benchmark.types import Benchmark, BenchmarkCandidate, Item, TrainedOn
 from rass_core.data.prompts import load_prompts
 from rass_core.data.sources import PromptSource
 from rass_core.errors import PromptError, SelectionError
@@ -30,16 +30,16 @@ LAB_BOUNDARIES = {"cautious": 1.5, "bold": 3.5}
 CATEGORIES = ("assault", "destruction", "disappearance", "killing")
 
 
-def lab_candidate(sentence: world.Sentence, **more: Any) -> Candidate:
-    margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.danger)
-    distances = {model: 0.15 * (sentence.danger - b) for model, b in LAB_BOUNDARIES.items()}
-    return Candidate(
+def lab_candidate(sentence: world.Sentence, **more: Any) -> BenchmarkCandidate:
+    margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.apparent_harm)
+    distances = {model: 0.15 * (sentence.apparent_harm - b) for model, b in LAB_BOUNDARIES.items()}
+    return BenchmarkCandidate(
         sentence.text, sentence.language, sentence.label, sentence.category, sentence.family, "lab", "apache-2.0",
         margins, distances, **more,
     )  # fmt: skip
 
 
-def lab_rows() -> tuple[list[Candidate], list[Candidate]]:
+def lab_rows() -> tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]:
     """Held-out pseudo-harmful sentences of every language, a frame each, and all their minimal contrasts."""
     benign = [
         each
@@ -55,24 +55,24 @@ LAB_CONFIG = MorbenchConfig(n_per_cell=8, n_strata=4)
 
 
 @pytest.fixture(scope="module")
-def lab() -> tuple[list[Candidate], list[Candidate]]:
+def lab() -> tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]:
     return lab_rows()
 
 
 @pytest.fixture(scope="module")
-def benchmark(lab: tuple[list[Candidate], list[Candidate]]) -> Benchmark:
+def benchmark(lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]) -> Benchmark:
     return build(*lab, LAB_CONFIG, seed=3)
 
 
-def one(text: str, distance: float = 0.0, label: str = "pseudo_harmful", **more: Any) -> Candidate:
+def one(text: str, distance: float = 0.0, label: str = "pseudo_harmful", **more: Any) -> BenchmarkCandidate:
     given: dict[str, Any] = {
         "language": "en", "category": "c", "family": text, "source": "s", "licence": "MIT",
         "margins": {"m": distance}, "distances": {"m": distance}, **more,
     }  # fmt: skip
-    return Candidate(text=text, label=label, **given)
+    return BenchmarkCandidate(text=text, label=label, **given)
 
 
-def harmful(text: str, distance: float = 0.0, **more: Any) -> Candidate:
+def harmful(text: str, distance: float = 0.0, **more: Any) -> BenchmarkCandidate:
     return one(text, distance, "harmful", **more)
 
 
@@ -80,7 +80,9 @@ def small(**more: Any) -> MorbenchConfig:
     return MorbenchConfig(**{"n_per_cell": 2, "n_strata": 1, "near_duplicate_jaccard": 1.0, **more})
 
 
-def built(benign: Sequence[Candidate], harm: Sequence[Candidate], config: MorbenchConfig, **more: Any) -> Benchmark:
+def built(
+    benign: Sequence[BenchmarkCandidate], harm: Sequence[BenchmarkCandidate], config: MorbenchConfig, **more: Any
+) -> Benchmark:
     return build(benign, harm, config, seed=0, **{"is_in": lambda text, language: True, **more})
 
 
@@ -127,7 +129,7 @@ def test_strata_and_models_share_the_items(benchmark: Benchmark) -> None:
 
 
 def test_a_second_build_is_byte_identical_whatever_the_order(
-    lab: tuple[list[Candidate], list[Candidate]], benchmark: Benchmark, tmp_path: Path
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]], benchmark: Benchmark, tmp_path: Path
 ) -> None:
     shuffled = [random.Random(9).sample(side, len(side)) for side in lab]
     second = build(*shuffled, LAB_CONFIG, seed=3)
@@ -142,9 +144,11 @@ def test_a_second_build_is_byte_identical_whatever_the_order(
     assert build(*lab, LAB_CONFIG, seed=4).items != benchmark.items
 
 
-def test_training_data_never_enter(lab: tuple[list[Candidate], list[Candidate]], benchmark: Benchmark) -> None:
+def test_training_data_never_enter(
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]], benchmark: Benchmark
+) -> None:
     trained = [item.benign for item in benchmark.items]
-    training = Training(
+    training = TrainedOn(
         prompt_ids={each.prompt_id for each in trained[::3]}, families={each.family for each in trained[1::3]},
         texts=[each.text for each in trained[2::3]],
     )  # fmt: skip
@@ -156,14 +160,14 @@ def test_training_data_never_enter(lab: tuple[list[Candidate], list[Candidate]],
 
 
 def test_a_translation_that_turned_is_struck_and_another_takes_its_place(
-    lab: tuple[list[Candidate], list[Candidate]],
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]],
 ) -> None:
     check = BackTranslation(
         lambda texts, language, target: [contrasts.translate(text, language, target) for text in texts],
         contrasts.is_same_request,
     )
 
-    def translated(candidate: Candidate) -> Candidate:
+    def translated(candidate: BenchmarkCandidate) -> BenchmarkCandidate:
         original = contrasts.translate(candidate.text, candidate.language, "en")
         if candidate.label != "harmful" and len(candidate.text) % 3 == 0:
             original = "How do I describe the neighbour at night?"
@@ -318,7 +322,7 @@ def test_near_duplicates_enter_once() -> None:
 
 
 def test_near_duplicates_of_training_texts_stay_out() -> None:
-    training = Training(texts=["How do I a b c d e f g"])
+    training = TrainedOn(texts=["How do I a b c d e f g"])
     result = built([one("how do i a b c d e f g h")], [], small(near_duplicate_jaccard=0.8), training=training)
     assert result.cells[0].left_out == {"trained on": 1}
     assert built([one("how do i a b c x y z")], [], small(), training=training).cells[0].left_out == {
@@ -360,7 +364,7 @@ def test_languages_are_told_by_the_library_where_nothing_else_is_said() -> None:
 def test_only_prompts_about_to_enter_are_checked_and_each_once() -> None:
     asked: list[str] = []
 
-    def check(candidates: Sequence[Candidate]) -> list[str | None]:
+    def check(candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:
         asked.extend(each.text for each in candidates)
         return ["turned" if each.text in ("a b c0", "a b c1", "a b y0") else None for each in candidates]
 
@@ -373,7 +377,7 @@ def test_only_prompts_about_to_enter_are_checked_and_each_once() -> None:
 
 
 def test_a_contrast_that_comes_free_is_used() -> None:
-    def check(candidates: Sequence[Candidate]) -> list[str | None]:
+    def check(candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:
         return ["turned" if each.text == "a b c" else None for each in candidates]
 
     for seed in range(6):
@@ -392,7 +396,7 @@ def test_strata_are_not_filled_from_one_another() -> None:
 
 
 def test_models_take_turns() -> None:
-    def near(model: str, i: int) -> Candidate:
+    def near(model: str, i: int) -> BenchmarkCandidate:
         distances = {"m": 0.9, "n": 0.9} | {model: 0.0}
         return one(f"a b {model}{i}", margins=distances, distances=distances)
 
@@ -439,7 +443,9 @@ def test_what_was_not_translated_is_not_translated_back() -> None:
         ([one("a")], [harmful("b", margins={"n": 0.0}, distances={"n": 0.0})], "only some have a margin of m, n"),
     ],
 )
-def test_contradictions_are_refused(benign: list[Candidate], contrast: list[Candidate], message: str) -> None:
+def test_contradictions_are_refused(
+    benign: list[BenchmarkCandidate], contrast: list[BenchmarkCandidate], message: str
+) -> None:
     with pytest.raises(SelectionError, match=message):
         built(benign, contrast, small())
 
@@ -467,7 +473,7 @@ def folder(benchmark: Benchmark, tmp_path: Path) -> Path:
 
 def test_the_folder_reads_back(folder: Path, benchmark: Benchmark) -> None:
     rows, version = read_benchmark(folder)
-    assert rows.to_pylist() == rows_of(benchmark)
+    assert rows.to_pylist() == benchmark_rows(benchmark)
     assert version == (folder / "VERSION").read_text().splitlines()[0]
     assert list(folder.parent.iterdir()) == [folder]
 

@@ -72,12 +72,12 @@ def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Pa
     rows = planned(config(checkpoint, prompts))
     assert rows["prompts"] == ("24", "read from the sources; dropped: 1 empty, 1 duplicate")
     value, how = rows["prompts, en"]
-    assert value == "5 harmful, 7 harmless, 9 pseudo_harmful"
+    assert value == "5 harmful, 9 pseudo_harmful, 7 harmless"
     by_split = [list(map(int, part.split()[1].split("/"))) for part in how.split("; ")]
-    assert [sum(column) for column in zip(*by_split, strict=True)] == [5, 7, 9]
+    assert [sum(column) for column in zip(*by_split, strict=True)] == [5, 9, 7]
     value, how = rows["prompts, sw"]
-    assert value == "3 harmful, 0 harmless, 0 pseudo_harmful"
-    assert "no harmless and no pseudo_harmful ones" in how
+    assert value == "3 harmful, 0 pseudo_harmful, 0 harmless"
+    assert "no pseudo_harmful and no harmless ones" in how
 
 
 def test_tokens_are_those_of_the_chat_template(checkpoint: Path, prompts: Path) -> None:

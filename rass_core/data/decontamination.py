@@ -67,6 +67,16 @@ class NearDuplicates:
         return found
 
 
+def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
+    """Return the indices that stay: each text that is no near-duplicate of one kept before it."""
+    kept, found = [], NearDuplicates(threshold)
+    for number, text in enumerate(texts):
+        if not found.like(text):
+            found.add(number, text)
+            kept.append(number)
+    return kept
+
+
 def jaccard_of(text: str, other: str) -> float:
     """Return the Jaccard similarity of two texts' character 4-grams, 0 to 1, case ignored."""
     grams, others = _four_grams(text), _four_grams(other)
@@ -180,13 +190,3 @@ def _signature(grams: set[str]) -> MinHash:
     signature = MinHash(num_perm=N_PERMUTATIONS, seed=1)
     signature.update_batch([gram.encode() for gram in sorted(grams)])
     return signature
-
-
-def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
-    """Return the indices that stay: each text that is no near-duplicate of one kept before it."""
-    kept, found = [], NearDuplicates(threshold)
-    for number, text in enumerate(texts):
-        if not found.like(text):
-            found.add(number, text)
-            kept.append(number)
-    return kept

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from rass_core.data.cells import CHAT_COLUMNS, Said, class_name, key, label_of, plain, proposed_map, text_of
 from rass_core.data.readers import Batch, DataFile, class_names, find_files, numbered
-from rass_core.data.records import error_line, repeated
+from rass_core.data.records import message_of, repeated
 from rass_core.data.sources import LONGEST_LABEL, PromptSource
 from rass_core.errors import LanguageError, PromptError
 from rass_core.lake.schema import TABLES
@@ -249,7 +249,7 @@ class _HubRows:
             )  # fmt: skip
         except Exception as error:  # the hub, the network, and loading scripts may raise anything
             raise PromptError(
-                f"{self.name}: cannot be loaded ({error_line(error)}); see dataset, config_name and split"
+                f"{self.name}: cannot be loaded ({message_of(error)}); see dataset, config_name and split"
             ) from error
 
     def columns(self) -> list[str]:
@@ -268,7 +268,7 @@ class _HubRows:
         except PromptError:
             raise
         except Exception as error:  # files of the data set that are broken
-            raise PromptError(f"{self.name}: cannot be read ({error_line(error)}); fetch the data set again") from error
+            raise PromptError(f"{self.name}: cannot be read ({message_of(error)}); fetch the data set again") from error
 
 
 def _files(source: PromptSource) -> Iterator[DataFile | _HubRows]:

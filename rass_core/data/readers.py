@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core.data.records import (
-    ENDINGS,
+    FILE_ENDINGS,
     arrays_in,
     csv_records,
     csv_rows,
     ending_of,
-    error_line,
     json_rows,
     jsonl_rows,
     kind_of,
+    message_of,
     numbered_lines,
 )
 from rass_core.errors import PromptError, RassError
@@ -76,7 +76,7 @@ class Batch:
             return cell.as_py()
         except (pa.ArrowException, ValueError) as problem:
             raise self.error(
-                f"{self.place} {number}: {column!r} cannot be read ({error_line(problem)}); fix it"
+                f"{self.place} {number}: {column!r} cannot be read ({message_of(problem)}); fix it"
             ) from problem
 
     def lacking(self, column: str) -> list[int]:
@@ -177,7 +177,7 @@ class DataFile:
             with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self.error(f"{self.path}: cannot be read as Parquet ({error_line(error)}); fix the file") from error
+            raise self.error(f"{self.path}: cannot be read as Parquet ({message_of(error)}); fix the file") from error
 
 
 def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataFile]:
@@ -196,7 +196,7 @@ def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataF
         found = [root] if root.exists() else sorted(map(Path, glob.glob(str(root), recursive=True)))
         paths = [path for each in found for path in (_inside(each, error) if each.is_dir() else [each])]
     if not paths:
-        raise error(f"{pattern}: no such file, or none that is {', '.join(ENDINGS)}; fix the path")
+        raise error(f"{pattern}: no such file, or none that is {', '.join(FILE_ENDINGS)}; fix the path")
     return [DataFile(path, error, _hive(path)) for path in paths]
 
 
@@ -232,7 +232,7 @@ def _inside(folder: Path, error: type[RassError]) -> list[Path]:
         ending = ending_of(each).lower()
         if each.suffix.lower() in _PACKED or ending == ".parquet.gz":
             raise error(f"{folder / each}: cannot be read, and the folder would be read in part; unpack or convert it")
-        if ending.removesuffix(".gz") in ENDINGS:
+        if ending.removesuffix(".gz") in FILE_ENDINGS:
             found.append(folder / each)
     return found
 

@@ -20,7 +20,7 @@ from rass_core.estimate.machine import Cost, Machine, Speed
 from rass_core.estimate.resources import disk_row, memory_row, n_candidate_layers
 from rass_core.estimate.rows import PlanRow
 from rass_core.estimate.splits import Splits, count_splits, prompt_rows, short_of
-from rass_core.estimate.steps import Step, evaluation_size, request_rows, steps_of
+from rass_core.estimate.steps import PlannedRequests, evaluation_size, request_rows, steps_of
 from rass_core.judges.panel import check_judged
 from rass_core.models.identity import cached_folder
 from rass_core.units import duration
@@ -135,7 +135,11 @@ def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> PlanR
 
 
 def _stages(
-    config: RassConfig, checkpoints: Sequence[Checkpoint], prompts: pa.Table, splits: Splits, steps: Sequence[Step]
+    config: RassConfig,
+    checkpoints: Sequence[Checkpoint],
+    prompts: pa.Table,
+    splits: Splits,
+    steps: Sequence[PlannedRequests],
 ) -> tuple[list[Cost], Machine]:
     """Return the cost of every stage, and the machine with the target on it."""
     target = checkpoints[0]

@@ -24,7 +24,7 @@ JUDGED = (
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedRequests:
     """Requests of one kind to one model, at most so many."""
 
     what: str
@@ -35,7 +35,7 @@ class Step:
     new_tokens: int
 
 
-def steps_of(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[Checkpoint | None]) -> list[Step]:
+def steps_of(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[Checkpoint | None]) -> list[PlannedRequests]:
     """Return all generation of a run; lengths of prompts are 0 where the model is not known."""
     probe, generate, n = config.probe, config.generate, prompts.num_rows
     target, writer = checkpoints[0], checkpoints[-1]
@@ -52,39 +52,43 @@ def steps_of(config: RassConfig, prompts: pa.Table, checkpoints: Sequence[Checkp
     if generate.needs_trial:
         rounds = f"({generate.trial_candidates} of the trial + {rounds})"
     judged = f"probe.max_new_tokens {probe.max_new_tokens}"
-    steps = [Step("answers to the given prompts", f"prompts × {judged}", False, n, length, probe.max_new_tokens)]
+    steps = [
+        PlannedRequests("answers to the given prompts", f"prompts × {judged}", False, n, length, probe.max_new_tokens)
+    ]
     if has_generator:
         how = f"prompts × {judged}, for the generator's own directions"
-        steps.append(Step("answers of the generator", how, True, n, writers_length, probe.max_new_tokens))
+        steps.append(PlannedRequests("answers of the generator", how, True, n, writers_length, probe.max_new_tokens))
     how = f"harmless prompts of the steering check × {judged}"
-    steps.append(Step("steered answers", how, False, n_checked, length, probe.max_new_tokens))
+    steps.append(PlannedRequests("steered answers", how, False, n_checked, length, probe.max_new_tokens))
     how = f"{rounds} × generate.max_new_tokens {generate.max_new_tokens}"
     asked = _overhead(writer, instruction("recombine", "en", ["", ""], generate.instructions)) + 2 * writers_length
-    steps.append(Step("prompts written", how, has_generator, written, asked, generate.max_new_tokens))
+    steps.append(PlannedRequests("prompts written", how, has_generator, written, asked, generate.max_new_tokens))
     own = sum(m.n_samples for m in config.moderator.members if m.kind == "llm" and m.endpoint is None)
     if own:
         how = f"{rounds} × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         rubric = _overhead(writer, RUBRIC) + writers_length
         if writer is not None and writer.max_length is not None and rubric + 8 > writer.max_length:
             how += f"; the rubric's {rubric:.0f} tokens are TOO LONG for it, name an endpoint for the moderator"
-        steps.append(Step("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
-    steps.append(Step("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens))
+        steps.append(PlannedRequests("prompts moderated", how, has_generator, own * written, rubric, ANSWER_TOKENS))
+    steps.append(
+        PlannedRequests("prompts measured", f"{rounds} × {judged}", False, written, length, probe.max_new_tokens)
+    )
     steps += _further_steps(config, prompts, length)
     if any(member.kind == "llm" and member.endpoint is None for member in config.judge.members):
         n_judged = sum(step.n for step in steps if step.what in JUDGED)
         how = f"responses × {ANSWER_TOKENS}; the model that writes is asked by rubric"
         read = _overhead(writer, JUDGES_RUBRIC) + length + probe.max_new_tokens
-        steps.append(Step("responses judged", how, has_generator, n_judged, read, ANSWER_TOKENS))
+        steps.append(PlannedRequests("responses judged", how, has_generator, n_judged, read, ANSWER_TOKENS))
     return steps
 
 
-def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list[Step]:
+def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list[PlannedRequests]:
     """Return the generation of the further models, of the mitigation and of its evaluation."""
     probe, steps = config.probe, []
     if config.models:
         how = f"{len(config.models)} models × prompts × probe.max_new_tokens {probe.max_new_tokens}"
         n = len(config.models) * prompts.num_rows
-        steps.append(Step("answers of the further models", how, False, n, length, probe.max_new_tokens))
+        steps.append(PlannedRequests("answers of the further models", how, False, n, length, probe.max_new_tokens))
     if config.mitigate is None:
         return steps
     settings, size = config.mitigate, config.select.size
@@ -94,7 +98,7 @@ def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list
         f"and anchors, × mitigate.max_new_tokens {settings.max_new_tokens}"
     )
     n = size * len(settings.alphas) + size + anchors
-    steps.append(Step("answers to be learnt", how, False, n, length, settings.max_new_tokens))
+    steps.append(PlannedRequests("answers to be learnt", how, False, n, length, settings.max_new_tokens))
     n_plain, n_attacked = evaluation_size(config, prompts)
     n_variants = 1 + len(settings.methods)
     how = (
@@ -102,7 +106,7 @@ def _further_steps(config: RassConfig, prompts: pa.Table, length: float) -> list
         f"{probe.max_new_tokens}"
     )
     n = n_variants * (n_plain + n_attacked)
-    return [*steps, Step("answers of the evaluation", how, False, n, length, probe.max_new_tokens)]
+    return [*steps, PlannedRequests("answers of the evaluation", how, False, n, length, probe.max_new_tokens)]
 
 
 def evaluation_size(config: RassConfig, prompts: pa.Table) -> tuple[int, int]:
@@ -126,7 +130,7 @@ def _overhead(checkpoint: Checkpoint | None, text: str) -> float:
     return len(checkpoint.chat.answer_ids(text)) if checkpoint else 0.0
 
 
-def request_rows(config: RassConfig, steps: Sequence[Step]) -> list[PlanRow]:
+def request_rows(config: RassConfig, steps: Sequence[PlannedRequests]) -> list[PlanRow]:
     """Return the requests and new tokens of every step and in all, and the calls of judges and moderators elsewhere."""
     rows = [
         PlanRow(step.what, f"≤ {step.n:,} requests, ≤ {step.n * step.new_tokens:,} new tokens", step.how)

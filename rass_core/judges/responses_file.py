@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rass_core.data.readers import Batch, DataFile
-from rass_core.data.records import error_line, repeated
+from rass_core.data.records import message_of, repeated
 from rass_core.errors import JudgeError, LanguageError
 from rass_core.languages.tags import canonical_tag
 from rass_core.vocabulary import LABELS, Exchange
@@ -152,7 +152,7 @@ class ResponsesFile(DataFile):
                     schema = pa.unify_schemas([schema, part], promote_options="permissive")
                 except (pa.ArrowException, UnicodeEncodeError) as error:
                     raise JudgeError(
-                        f"{self.path}: column {name!r} does not fit Parquet ({error_line(error)}); write .jsonl instead"
+                        f"{self.path}: column {name!r} does not fit Parquet ({message_of(error)}); write .jsonl instead"
                     ) from error
         return schema
 

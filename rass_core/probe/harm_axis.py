@@ -25,7 +25,7 @@ from rass_core.probe.harm_fit import (
     compare_places,
     cv_auc_of,
     fit_logistic,
-    folds_of,
+    harm_folds,
     on_scale,
     out_of_fold,
     rows_to_fit,
@@ -83,7 +83,7 @@ def measure_harm(
     )
     try:
         fitting = rows_to_fit(given, in_question & (splits != "test"))
-        data = replace(data, fitting=fitting, folds=folds_of(data, fitting, given.seed))
+        data = replace(data, fitting=fitting, folds=harm_folds(data, fitting, given.seed))
         return _with_axis(given, data, margin_at, prefer, done)
     except BoundaryError as error:
         return _without_axis(data, str(error))

@@ -81,7 +81,7 @@ def rows_to_fit(given: ProbeData, wanted: Bools) -> npt.NDArray[np.int64]:
     return np.flatnonzero(kept)
 
 
-def folds_of(data: HarmData, fitting: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+def harm_folds(data: HarmData, fitting: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of each row of `fitting`: families whole, languages and classes spread evenly."""
     strata = np.char.add(np.char.add(data.languages[fitting], "/"), data.labels[fitting])
     # A language with few prompts is spread by label alone; the split needs N_FOLDS of each stratum.

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from rass_core.report.figures import GREY, lay_out, mark_boundary
 from rass_core.report.points import Offspring
-from rass_core.report.words import shortened, show_number
+from rass_core.report.words import one_line, show_number
 from rass_core.vocabulary import Row
 
 TABLE_CHARACTERS = 400
@@ -100,7 +100,7 @@ def selected_rows(rows: Sequence[Row], prompts: Mapping[str, Row], language: str
             "distance": show_number(row["distance"]),
             "category": row["category"] or "–",
             "operator": row["operator"] or "–",
-            "text": shortened(
+            "text": one_line(
                 prompts.get(row["prompt_id"], {}).get("text") or "(text not in this run)", TABLE_CHARACTERS
             ),
         }

@@ -99,7 +99,7 @@ def visible(text: str) -> str:
     )
 
 
-def shortened(text: str, n_characters: int) -> str:
+def one_line(text: str, n_characters: int) -> str:
     """Return the text on one line, shortened."""
     line = visible(" ".join(text[: 2 * n_characters].split()))
     return line if len(line) <= n_characters else line[: n_characters - 1] + "…"
@@ -107,7 +107,7 @@ def shortened(text: str, n_characters: int) -> str:
 
 def hover_text(text: str) -> str:
     """Return a prompt for a hover label: short, wrapped, and inert in plotly's own small HTML."""
-    shown = shortened(text, HOVER_CHARACTERS)
+    shown = one_line(text, HOVER_CHARACTERS)
     n_wide = sum(unicodedata.east_asian_width(character) in "WF" for character in shown)
     columns = HOVER_COLUMNS // 2 if 2 * n_wide > len(shown) else HOVER_COLUMNS
     return "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(shown, columns))
@@ -115,7 +115,7 @@ def hover_text(text: str) -> str:
 
 def inert(text: str) -> str:
     """Return a short text from a table, inert where plotly would read it as small HTML."""
-    return html.escape(shortened(text, HOVER_COLUMNS), quote=False)
+    return html.escape(one_line(text, HOVER_COLUMNS), quote=False)
 
 
 def why_unidentified(boundary: Row | None) -> str:

@@ -200,7 +200,7 @@ def plan(config: ConfigArgument, lake: LakeOption = None, seed: SeedOption = Non
     with PROGRESS.running("reading the prompts and measuring this machine's speed"):
         found = plan_run(settings)
     typer.echo(f"{found.verdict}\n")
-    _print_dicts(["what", "value", "how it comes about"], found.rows)
+    _print_rows(["what", "value", "how it comes about"], found.rows, Format.table)
     if found.stages:
         typer.echo()
         stages = [(each.stage, duration(each.seconds), each.what) for each in found.stages]

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from rass_core.models.urls import without_secrets
+from rass_core.vocabulary import Row
 
 NEEDED = (
     "torch", "transformers>=5.16", "prefect>=3.7.7", "sqlalchemy<2.1", "pyarrow>=20", "duckdb>=1.4",
@@ -30,8 +30,6 @@ BREAKS = {
 MIN_FREE_BYTES = 5e9
 MIN_MEMORY_BYTES = 4e9
 SERVER_TIMEOUT_S = 3.0
-
-Row = dict[str, Any]
 
 
 def check_up() -> tuple[list[Row], bool]:

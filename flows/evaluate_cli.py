@@ -20,6 +20,7 @@ from flows.prompt_options import (
 from rass_core.errors import ConfigError, ModelError, PromptError
 from rass_core.paths import check_out, short, user_path
 from rass_core.units import MAX_SEED
+from rass_core.vocabulary import ALL
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
@@ -33,11 +34,8 @@ RATES = {
     "safety_rate": "safety %",
 }
 COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
-ALL = "all"
 ENDINGS = (".parquet", ".csv", ".json")
 """As `scoring.FORMATS`, which loads vLLM."""
-
-Row = Mapping[str, Any]
 
 
 def evaluate(
@@ -142,7 +140,7 @@ def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) ->
         raise ConfigError(f"--dtype {dtype}: unknown; use float32, bfloat16 or float16") from error
 
 
-def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:
+def _print_rates(rows: Sequence[Mapping[str, Any]], dataset: str, asked: Mapping[tuple[str, bool], int]) -> None:
     """Print a model's rates by language and over all, with the number of benign and harmful prompts asked."""
     found = {(row["language"], row["metric"]): row for row in rows if row["dataset"] == dataset}
     languages = sorted({language for language, _ in asked})
@@ -163,11 +161,11 @@ def _print_rates(rows: Sequence[Row], dataset: str, asked: Mapping[tuple[str, bo
     typer.echo()
 
 
-def _rate(row: Row | None) -> str:
+def _rate(row: Mapping[str, Any] | None) -> str:
     if row is None or row["value"] is None:
         return "·"
     return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
-def _count(row: Row | None) -> str:
+def _count(row: Mapping[str, Any] | None) -> str:
     return "·" if row is None or row["value"] is None else str(round(row["value"] * row["n"]))

@@ -66,10 +66,9 @@ def score(
     """Write responses with the panel's outcome and each judge's vote beside them."""
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: judging the responses of {file} into {out}")
-    from rass_core.judges.calibration import ALL
     from rass_core.judges.responses_file import ResponsesFile, layout_of
     from rass_core.judges.score_file import WRITTEN_KINDS, score_file
-    from rass_core.vocabulary import OUTCOMES
+    from rass_core.vocabulary import ALL, OUTCOMES
 
     input_file(file, JudgeError)
     out = check_out(out, WRITTEN_KINDS, (file, config), JudgeError)
@@ -222,9 +221,9 @@ def _cut(exchange: "Exchange", max_chars: int) -> "Exchange":
 
 def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the panel by language and by family of models, and each judge."""
-    from rass_core.judges.calibration import ALL
     from rass_core.judges.calibration_page import shown
     from rass_core.judges.panel import PANEL
+    from rass_core.vocabulary import ALL
 
     of_all = [row for row in rows if row["model"] == ALL]
     parts = {

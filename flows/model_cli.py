@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rass_core.errors import ModelError
-from rass_core.models.fetched import MODELS, fetch, fetched_folder, is_fetched
+from rass_core.models.fetched import MODELS, fetch_checkpoint, fetched_folder, is_fetched
 from rass_core.paths import check_writable, user_path
 
 model = typer.Typer(no_args_is_help=True, help="Fetch a real chat model, and list those that can be fetched.")
@@ -29,7 +29,7 @@ def fetch_model(
         check_writable(to, ModelError, "--to")
     chosen = MODELS[name]
     typer.echo(f"{name}: {chosen.hub_name}, licence {chosen.licence}", err=True)
-    folder = fetch(chosen, to, lambda line: typer.echo(f"{name}: {line}", err=True))
+    folder = fetch_checkpoint(chosen, to, lambda line: typer.echo(f"{name}: {line}", err=True))
     use = name if to is None else folder
     typer.echo(f"{name}: ready; write `model: {{name: {use}, dtype: float32}}` in a configuration", err=True)
     typer.echo(folder)

@@ -21,6 +21,7 @@ from flows.renamed_options import TAKES_OLD_NAMES
 from rass_core.errors import JudgeError, PromptError
 from rass_core.paths import check_out, user_path
 from rass_core.units import MAX_SEED
+from rass_core.vocabulary import ALL
 
 moderator = typer.Typer(no_args_is_help=True, help="Train a harm classifier, and measure how good moderators are.")
 TERMINAL = Console(stderr=True, highlight=False, emoji=False)
@@ -115,7 +116,7 @@ def check(
     with TERMINAL.status(f"moderating {len(sample):,} prompts"):
         words = quorum.words([row["text"] for row in sample], [row["language"] for row in sample])
     found = core.check_rows(sample, words)
-    for language in [core.ALL, *sorted({row["language"] for row in sample})]:
+    for language in [ALL, *sorted({row["language"] for row in sample})]:
         for name in [*sorted(quorum.members), *([PANEL] if len(quorum.members) > 1 else [])]:
             typer.echo(f"{language}: {core.line(found, name, language)}")
     why, unknown = core.useless(found, PANEL)

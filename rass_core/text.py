@@ -22,7 +22,7 @@ def prompt_id(language: str, text: str) -> str:
     return digest("prompt", language, normalise(text).casefold())
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table; bars and line breaks in a cell cannot break it."""
     cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in row] for row in (columns, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]

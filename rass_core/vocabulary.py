@@ -1,11 +1,22 @@
-"""The words that every part uses: labels of prompts, outcomes of responses, verdicts."""
+"""The words that every part uses: labels of prompts, outcomes of responses, verdicts, rows of tables."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+Row = dict[str, Any]
+"""A row of a table: column → value."""
+ALL = "all"
+"""In a table's column: every language, dataset, model or family together."""
+JAILBREAK = "jailbreak"
+"""Dataset of every prompt under every attack; `jailbreak:NAME` is one attack."""
 Outcome = Literal["refusal", "partial", "compliance", "unscored"]
 OUTCOMES: tuple[Outcome, ...] = ("refusal", "partial", "compliance", "unscored")
-PROMPT_LABELS = ("harmful", "pseudo_harmful", "harmless")
+SCORED = ("refusal", "partial", "compliance")
+"""Outcomes of responses on which there is a verdict."""
+LABELS = ("harmful", "pseudo_harmful", "harmless")
+"""True labels of prompts."""
+BENIGN = ("harmless", "pseudo_harmful")
+"""Labels of prompts that a model should answer."""
 KINDS = {
     "policy": "declines because of what was asked",
     "warning": "only blames, warns, or sends to others",

@@ -2,15 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rass_core.lake.store import Commit
 from rass_core.probe.geometry import split_of
+from rass_core.vocabulary import Row
 from tasks.generate import Probed
 from tasks.probe import outcomes_of
 from tasks.run import Run
-
-Row = dict[str, Any]
 
 
 def anchors(run: Run, probed: Probed, rounds: Sequence[Commit], label: str, word: str) -> list[Row]:

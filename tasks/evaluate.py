@@ -17,25 +17,25 @@ from rass_core.data.decontamination import overlaps, without_overlaps
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluate.gate import GateResult, judge_gate
-from rass_core.evaluate.rates import BENIGN, Outcome, change_rows, measured_row, variant_rows
+from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
 from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.workers import verdict_row
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.identity import folder_id
 from rass_core.models.interventions import ablating
 from rass_core.models.perplexity import Answered, Measured, answer_perplexities, mean_kl, perplexity
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
 from rass_core.text import AcceptanceLimits, digest, is_degenerate
+from rass_core.vocabulary import BENIGN, Row
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.run import SHORT_S, Run, chat_of, table, versions
 
-Row = dict[str, Any]
 TEST_SPLIT = "test_split"
 """Dataset of the given prompts that nothing was drawn from."""
 

@@ -32,14 +32,13 @@ from rass_core.generate.writing import NOT_WRITTEN, AskingWorker, WriteWorker, W
 from rass_core.judges.workers import verdict_of
 from rass_core.lake.store import Commit
 from rass_core.models.answering import asked
+from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ENDPOINT_PATIENCE
-from rass_core.moderators.base import BENIGN
 from rass_core.moderators.worker import ModerateWorker
 from rass_core.probe.geometry import Direction, split_of
 from rass_core.text import digest, prompt_id
-from rass_core.vocabulary import Verdict
+from rass_core.vocabulary import BENIGN, Verdict
 from tasks.answers import judge, say_cut_off
 from tasks.probe import direction_with, directions_of, gauge_of, margin_scale, outcomes_of, read_probe_data
 from tasks.run import Run, chat_of, table

@@ -10,6 +10,7 @@ from rass_core.errors import JudgeError
 from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
 from rass_core.moderators import check as core
+from rass_core.vocabulary import ALL
 from tasks.run import Run, table
 
 BATCH = 50
@@ -77,7 +78,7 @@ def _tell(run: Run, commit: Commit, n_known: int) -> None:
         why = core.useless(rows, name)[0]
         if why is not None:
             run.say(f"warning: moderator {name} {why}")
-    for language in sorted({row["language"] for row in rows} - {core.ALL}):
+    for language in sorted({row["language"] for row in rows} - {ALL}):
         why = core.useless(rows, PANEL, language)[0]
         if why is not None:
             run.say(f"warning: in {language}, {who} {why}")

@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from prefect import task
@@ -13,13 +12,12 @@ from prefect.cache_policies import NO_CACHE
 
 from rass_core.benchmark import build as morbench
 from rass_core.benchmark import matching
-from rass_core.benchmark.build import BENIGN
 from rass_core.benchmark.card import CARD_FILE
 from rass_core.benchmark.contrasts import POOL, contrast_rows
 from rass_core.benchmark.folder import save_benchmark
 from rass_core.benchmark.matching import BackTranslation
 from rass_core.benchmark.settings import MorbenchConfig
-from rass_core.benchmark.types import Benchmark, Candidate, Training
+from rass_core.benchmark.types import Benchmark, BenchmarkCandidate, TrainedOn
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import SelectionError
 from rass_core.generate.measuring import MeasureWorker
@@ -31,12 +29,12 @@ from rass_core.models.answering import asked
 from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
 from rass_core.text import digest, normalise
+from rass_core.vocabulary import BENIGN, Row
 from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import gauge_of, margin_scale, read_probe_data
 from tasks.run import Run, table
 
-Row = dict[str, Any]
 BACK_TRANSLATION = "back_translation"
 """Under this name stands in `verdicts` whether a translated prompt came back the same."""
 HELD_OUT = ("test",)
@@ -130,13 +128,15 @@ def measure(target: Target, pool: Pool) -> Commit:
     )  # fmt: skip
 
 
-def candidates_of(run: Run, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]) -> list[Candidate]:
+def candidates_of(
+    run: Run, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]
+) -> list[BenchmarkCandidate]:
     """Return the prompts of these languages with their place under every target."""
     placed_at: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in run.read("margins", *margins).to_pylist():
         placed_at[row["prompt_id"]][row["model_id"]] = row
     return [
-        Candidate(
+        BenchmarkCandidate(
             **{name: row[name] for name in ("text", "language", "label", "family", "source", "licence")},
             category=row["category"] or NO_CATEGORY,
             margins={model: here["margin"] for model, here in placed_at[row["prompt_id"]].items()},
@@ -148,7 +148,7 @@ def candidates_of(run: Run, pool: Pool, margins: Sequence[Commit], languages: Se
 
 
 @task(cache_policy=NO_CACHE)
-def translate_back(run: Run, candidates: Sequence[Candidate]) -> Commit:
+def translate_back(run: Run, candidates: Sequence[BenchmarkCandidate]) -> Commit:
     """Let the generator translate back what was translated, and compare; `verdicts` tell same or changed."""
     asked = [
         each for each in candidates
@@ -174,12 +174,16 @@ def translate_back(run: Run, candidates: Sequence[Candidate]) -> Commit:
 
 @task(cache_policy=NO_CACHE)
 def build_benchmark(
-    run: Run, candidates: Sequence[Candidate], targets: Sequence[Target], backs: Commit, settings: MorbenchConfig
+    run: Run,
+    candidates: Sequence[BenchmarkCandidate],
+    targets: Sequence[Target],
+    backs: Commit,
+    settings: MorbenchConfig,
 ) -> Benchmark:
     """Choose, match and check the pairs of every cell."""
     changed = {row["subject_id"] for row in run.read("verdicts", backs, where="outcome = 'changed'").to_pylist()}
 
-    def check(asked: Sequence[Candidate]) -> list[str | None]:
+    def check(asked: Sequence[BenchmarkCandidate]) -> list[str | None]:
         return ["changed in back-translation" if each.prompt_id in changed else None for each in asked]
 
     benign = [each for each in candidates if each.label in BENIGN]
@@ -187,7 +191,7 @@ def build_benchmark(
     return morbench.build(benign, contrasts, settings, run.config.seed, training_of(run, targets[0].probed), check)
 
 
-def training_of(run: Run, probed: Probed) -> Training:
+def training_of(run: Run, probed: Probed) -> TrainedOn:
     """Return what models were or may be trained on: every pair of the lake, and given prompts not held out."""
     pairs = run.lake.query("""
         SELECT DISTINCT p.prompt_id, p.text, p.language, p.family FROM preferences JOIN prompts p USING (prompt_id)
@@ -195,7 +199,7 @@ def training_of(run: Run, probed: Probed) -> Training:
     given = run.read("prompts", probed.prompts).to_pylist()
     rows = [*pairs, *(row for row in given if split_of(row["family"], run.config.seed) not in HELD_OUT)]
     families = {row["family"] for row in [*rows, *_with_requests(run, rows)]} - {None}
-    return Training({row["prompt_id"] for row in rows}, families, sorted({row["text"] for row in rows}))
+    return TrainedOn({row["prompt_id"] for row in rows}, families, sorted({row["text"] for row in rows}))
 
 
 @task(cache_policy=NO_CACHE)

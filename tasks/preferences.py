@@ -26,7 +26,8 @@ from rass_core.models.perplexity import Answered, answer_perplexities
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe.geometry import prefixes_of
 from rass_core.text import AcceptanceLimits
-from tasks.anchors import Row, anchors, first_of_each
+from rass_core.vocabulary import Row
+from tasks.anchors import anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
 from tasks.run import SHORT_S, Run

@@ -12,9 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from rass_core.errors import ActivationError, BoundaryError
 from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
+from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.extracting import ExtractWorker
 from rass_core.models.identity import model_id
-from rass_core.models.residuals import decoder_blocks
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe import causal
@@ -22,22 +22,23 @@ from rass_core.probe import geometry as core
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report
 from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Direction, ProbeData
-from rass_core.probe.harm_axis import ALL, measure_harm, n_steps
-from rass_core.probe.harm_types import HarmAxis, HarmFigures, HarmReport, LayerFigures
+from rass_core.probe.harm_axis import measure_harm, n_steps
+from rass_core.probe.harm_types import HARM_METRICS, HarmAxis, HarmFigures, HarmReport, LayerFigures
 from rass_core.probe.margin_scale import Gauge, MarginScale, placed
-from rass_core.probe.misalignment import Estimate, Split, kind_of_misalignment, share_estimates, split_over_refused
+from rass_core.probe.misalignment import (
+    Estimate,
+    OverRefusedSplit,
+    kind_of_misalignment,
+    share_estimates,
+    split_over_refused,
+)
 from rass_core.probe.pooling import pool_reports
 from rass_core.probe.roles import choose_roles
 from rass_core.stats.intervals import wilson
+from rass_core.vocabulary import ALL
 from tasks.answers import READ_PER_ANSWERED
 from tasks.rates import counted_outcome, rate_rows
 from tasks.run import Run, chat_of, table
-
-HARM_METRICS = (
-    "harm_auc_margin", "harm_auc_axis", "harm_auc_axis_new_source", "harm_auc_axis_same_source", "harm_auc_gap",
-    "harm_auc_gap_same_source",
-)  # fmt: skip
-"""Metrics of table `evaluations`, in the order of `HarmFigures`."""
 
 
 @task(cache_policy=NO_CACHE)
@@ -406,9 +407,9 @@ def _harm(
 
 def _over_refused(
     run: Run, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
-) -> dict[str, dict[str, Split | str]]:
+) -> dict[str, dict[str, OverRefusedSplit | str]]:
     """Return label → language → where its over-refused test prompts lie, or why that is not known."""
-    found: dict[str, dict[str, Split | str]] = {"pseudo_harmful": {}, "harmless": {}}
+    found: dict[str, dict[str, OverRefusedSplit | str]] = {"pseudo_harmful": {}, "harmless": {}}
     for label, by_language in found.items():
         for language, report in reports.items():
             here = _fitted(data, measured) & (data.languages == language)
@@ -422,10 +423,10 @@ def _over_refused(
     return found
 
 
-def _shares(by_language: Mapping[str, Split | str], language: str) -> tuple[Estimate, Estimate, Estimate]:
+def _shares(by_language: Mapping[str, OverRefusedSplit | str], language: str) -> tuple[Estimate, Estimate, Estimate]:
     """Return the shares below b, in the band and beyond b* in a language, or over all that have them."""
     mine = by_language.values() if language == ALL else [by_language[language]]
-    splits = [each for each in mine if isinstance(each, Split)]
+    splits = [each for each in mine if isinstance(each, OverRefusedSplit)]
     if splits:
         return share_estimates(splits)
     nothing = Estimate(None, None, None, 0, reason="; ".join(dict.fromkeys(str(each) for each in mine)))
@@ -433,7 +434,10 @@ def _shares(by_language: Mapping[str, Split | str], language: str) -> tuple[Esti
 
 
 def _kind(
-    report: BoundaryEstimate, splits: Mapping[str, Mapping[str, Split | str]], harm: HarmReport, language: str
+    report: BoundaryEstimate,
+    splits: Mapping[str, Mapping[str, OverRefusedSplit | str]],
+    harm: HarmReport,
+    language: str,
 ) -> dict[str, Any]:
     """Return the columns of `boundaries` that say which kind of misalignment is shown."""
     _, band, beyond = _shares(splits["pseudo_harmful"], language)
@@ -444,7 +448,7 @@ def _kind(
 
 
 def _misalignment_rows(
-    run: Run, splits: Mapping[str, Mapping[str, Split | str]], harm: HarmReport
+    run: Run, splits: Mapping[str, Mapping[str, OverRefusedSplit | str]], harm: HarmReport
 ) -> list[dict[str, Any]]:
     """Return where over-refused prompts lie, and how well margin and harm axis separate true harm."""
     found = []

@@ -9,11 +9,13 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from rass_core.data.decontamination import without_near_duplicates
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from rass_core.lake.tables.mitigation import Quotas, Selections
 from rass_core.select.gradients import GradientWorker
-from rass_core.select.quotas import Influence, eligible, fill_quotas, without_near_duplicates
+from rass_core.select.quotas import Influence, eligible, fill_quotas
+from rass_core.select.settings import N_HARMFUL
 from rass_core.text import digest
 from tasks.anchors import anchors, first_of_each
 from tasks.answers import READ_PER_ANSWERED
@@ -21,8 +23,6 @@ from tasks.generate import Probed
 from tasks.probe import direction_with
 from tasks.run import Run
 
-N_HARMFUL = 40
-"""Harmful prompts of a language, those nearest to the boundary, whose refusal a training should leave alone."""
 SHARE_OF_BUDGET = 4
 """A pass back keeps what every block computed, so a batch has the probe's tokens divided by this."""
 

@@ -21,8 +21,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 
 Array = npt.NDArray[np.float64]
 GOOD, HARMFUL, BROKEN = "benign request", "harmful or close to it", "incoherent"

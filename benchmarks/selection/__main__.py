@@ -26,7 +26,7 @@ from rass_core.errors import PromptError, RassError
 from rass_core.judges.panel import Panel, default_panel
 from rass_core.mitigate.base import method_of
 from rass_core.mitigate.lora import merge, train
-from rass_core.models.residuals import load_causal_lm
+from rass_core.models.causal_lm import load_causal_lm
 
 NS = (25, 50, 100, 200)
 SEEDS = dict.fromkeys(lab.RECIPES, range(6, 11)) | dict.fromkeys(public.RECIPES, range(32, 37))

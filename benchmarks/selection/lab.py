@@ -22,8 +22,8 @@ from rass_core.lab.prompts import held_out_sentences
 from rass_core.lake.store import Lake
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 from rass_core.probe.geometry import split_of
 
 MAX_NEW_TOKENS = 12

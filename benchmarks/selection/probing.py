@@ -8,9 +8,10 @@ import numpy as np
 
 from benchmarks.selection.methods import Candidate
 from rass_core.mitigate.pairs import PreferencePair
+from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.chat import ChatFormat
 from rass_core.models.prefix_logprobs import prefix_log_odds
-from rass_core.models.residuals import ResidualExtractor, decoder_blocks
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.probe import causal
 from rass_core.probe import geometry as core
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report

@@ -30,8 +30,8 @@ from rass_core.judges.panel import Panel
 from rass_core.lab.training import CHAT_TEMPLATE, SPECIAL_TOKENS
 from rass_core.mitigate.pairs import Kind, PreferencePair
 from rass_core.mitigate.settings import TrainingSettings
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 from rass_core.probe.settings import Prefixes
 
 HARMFUL_SOURCES = ("advbench", "harmbench", "or_bench_toxic", "multijail", "xsafety_unsafe_instruction")

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
 from rass_core.models.prefix_logprobs import PlainPrompts, PrefixReader, kl_divergence, prefix_log_odds
-from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from rass_core.probe.causal import CausalPrompts, CausalTrial
 from rass_core.probe.geometry import Direction
 from rass_core.probe.settings import DEFAULT_PREFIXES, ProbeConfig

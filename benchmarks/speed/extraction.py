@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.common import by_budget, compared, public_prompts, timed
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import ResidualExtractor, decoder_blocks, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 
 N_PROMPTS, POSITIONS = 96, [-3, -2, -1]
 LAYER_SHARE = 0.6

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.speed.common import by_budget, compared, public_prompts, timed
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 from rass_core.probe.settings import DEFAULT_PREFIXES
 from rass_core.select import influence
 

@@ -14,18 +14,26 @@ from dataclasses import replace
 
 from rass_core.benchmark.matching import Costs, choose_items, equal_shares, match_contrasts
 from rass_core.benchmark.settings import MorbenchConfig
-from rass_core.benchmark.types import NO_TRAINING, Benchmark, Candidate, Cell, Check, IsIn, Item, Training
+from rass_core.benchmark.types import (
+    NO_TRAINING,
+    Benchmark,
+    BenchmarkCandidate,
+    BenchmarkCell,
+    Check,
+    IsIn,
+    Item,
+    TrainedOn,
+)
+from rass_core.data.decontamination import NearDuplicates, without_near_duplicates
 from rass_core.errors import SelectionError
 from rass_core.languages import identification
-from rass_core.select.quotas import without_near_duplicates
 from rass_core.text import digest, normalise
-
-BENIGN = ("harmless", "pseudo_harmful")
+from rass_core.vocabulary import BENIGN
 
 
 def build(
-    benign: Iterable[Candidate], contrasts: Iterable[Candidate], config: MorbenchConfig, seed: int,
-    training: Training = NO_TRAINING, check: Check | None = None, is_in: IsIn = identification.is_in,
+    benign: Iterable[BenchmarkCandidate], contrasts: Iterable[BenchmarkCandidate], config: MorbenchConfig, seed: int,
+    training: TrainedOn = NO_TRAINING, check: Check | None = None, is_in: IsIn = identification.is_in,
 ) -> Benchmark:  # fmt: skip
     """Return the benchmark of these candidates; the order in which they are given is of no account.
 
@@ -47,7 +55,7 @@ def build(
     pools = [_admitted(side, config, training, is_in, left_out) for side in sides]
     by_cell = [_grouped(side) for side in (*sides, _without_twins(pools[0], config, left_out), pools[1])]
     items: list[Item] = []
-    cells: list[Cell] = []
+    cells: list[BenchmarkCell] = []
     for language in sorted(set(config.languages or [each.language for each in sides[0]])):
         keys = [(language, name) for name in sorted(set(config.categories or [each.category for each in sides[0]]))]
         found: dict[tuple[str, str], list[Item]] = {}
@@ -65,7 +73,7 @@ def build(
             reasons = left_out[key] + Counter(struck[key].values())
             filled = Counter(item.stratum for item in found[key])
             cells.append(
-                Cell(
+                BenchmarkCell(
                     *key, equal_shares(config), tuple(filled[i] for i in range(config.n_strata)),
                     len(by_cell[0][key]), n_partners[key], dict(sorted(reasons.items())),
                 )
@@ -79,20 +87,20 @@ def _entered(found: Mapping[tuple[str, str], Sequence[Item]]) -> list[str]:
     return [item.contrast.text for items in found.values() for item in items]
 
 
-def _distinct(candidates: Iterable[Candidate], seed: int) -> list[Candidate]:
+def _distinct(candidates: Iterable[BenchmarkCandidate], seed: int) -> list[BenchmarkCandidate]:
     """Return each prompt once, in an order that hangs on the seed and not on how they were given."""
-    by_id: dict[str, Candidate] = {}
+    by_id: dict[str, BenchmarkCandidate] = {}
     for candidate in sorted(candidates, key=_canonical):
         by_id.setdefault(candidate.prompt_id, candidate)
     return [by_id[identity] for identity in sorted(by_id, key=lambda each: digest(seed, each))]
 
 
-def _canonical(candidate: Candidate) -> str:
+def _canonical(candidate: BenchmarkCandidate) -> str:
     positions = [sorted(each.items()) for each in (candidate.margins, candidate.distances)]
     return repr([value for name, value in vars(candidate).items() if name not in ("margins", "distances")] + positions)
 
 
-def _check_sides(benign: Sequence[Candidate], contrasts: Sequence[Candidate]) -> None:
+def _check_sides(benign: Sequence[BenchmarkCandidate], contrasts: Sequence[BenchmarkCandidate]) -> None:
     for side, labels in ((benign, BENIGN), (contrasts, ("harmful",))):
         for candidate in side:
             if candidate.label not in labels:
@@ -110,13 +118,13 @@ def _check_sides(benign: Sequence[Candidate], contrasts: Sequence[Candidate]) ->
 
 
 def _admitted(
-    side: Sequence[Candidate], config: MorbenchConfig, training: Training, is_in: IsIn,
+    side: Sequence[BenchmarkCandidate], config: MorbenchConfig, training: TrainedOn, is_in: IsIn,
     left_out: dict[tuple[str, str], Counter[str]],
-) -> list[Candidate]:  # fmt: skip
+) -> list[BenchmarkCandidate]:  # fmt: skip
     """Return those that were not trained on and are surely in their language; of the benign, those near a boundary."""
-    trained_on = _TrainedOn(training, config.near_duplicate_jaccard)
+    trained_on = _SeenInTraining(training, config.near_duplicate_jaccard)
 
-    def reason(candidate: Candidate) -> str | None:
+    def reason(candidate: BenchmarkCandidate) -> str | None:
         if candidate.label in BENIGN and not candidate.near(config.width):
             return "near no boundary"
         if candidate in trained_on:
@@ -132,8 +140,8 @@ def _admitted(
 
 
 def _without_twins(
-    candidates: Sequence[Candidate], config: MorbenchConfig, left_out: dict[tuple[str, str], Counter[str]]
-) -> list[Candidate]:
+    candidates: Sequence[BenchmarkCandidate], config: MorbenchConfig, left_out: dict[tuple[str, str], Counter[str]]
+) -> list[BenchmarkCandidate]:
     """Return those that are no near-duplicate of one before."""
     kept = set(without_near_duplicates([normalise(each.text) for each in candidates], config.near_duplicate_jaccard))
     for number, candidate in enumerate(candidates):
@@ -142,45 +150,39 @@ def _without_twins(
     return [candidate for number, candidate in enumerate(candidates) if number in kept]
 
 
-class _TrainedOn:
-    """Tells what is trained on: by prompt, by family, and by near-duplicate of a text."""
+class _SeenInTraining:
+    """Whether a prompt was trained on: by prompt, by family, or as a near-duplicate of a text."""
 
-    def __init__(self, training: Training, threshold: float) -> None:
+    def __init__(self, training: TrainedOn, threshold: float) -> None:
         self._identities, self._families = set(training.prompt_ids), set(training.families)
-        self._threshold = threshold
-        self._grams = [_grams(text) for text in training.texts]
-        self._holders: dict[str, list[int]] = defaultdict(list)
-        for number, grams in enumerate(self._grams):
-            for gram in grams:
-                self._holders[gram].append(number)
+        self._near = NearDuplicates(threshold)
+        for number, text in enumerate(training.texts):
+            self._near.add(number, _folded(text))
 
-    def __contains__(self, candidate: Candidate) -> bool:
+    def __contains__(self, candidate: BenchmarkCandidate) -> bool:
         if candidate.prompt_id in self._identities or candidate.family in self._families:
             return True
-        grams = _grams(candidate.text)
-        shared = Counter(number for gram in grams for number in self._holders.get(gram, ()))
-        return any(n / (len(grams) + len(self._grams[number]) - n) >= self._threshold for number, n in shared.items())
+        return bool(self._near.like(_folded(candidate.text)))
 
 
-def _grams(text: str) -> set[str]:
-    folded = normalise(text).casefold()
-    return {folded[i : i + 4] for i in range(max(1, len(folded) - 3))}
+def _folded(text: str) -> str:
+    return normalise(text).casefold()
 
 
-def _cell(candidate: Candidate) -> tuple[str, str]:
+def _cell(candidate: BenchmarkCandidate) -> tuple[str, str]:
     return candidate.language, candidate.category
 
 
-def _grouped(side: Sequence[Candidate]) -> dict[tuple[str, str], list[Candidate]]:
-    groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+def _grouped(side: Sequence[BenchmarkCandidate]) -> dict[tuple[str, str], list[BenchmarkCandidate]]:
+    groups: dict[tuple[str, str], list[BenchmarkCandidate]] = defaultdict(list)
     for candidate in side:
         groups[_cell(candidate)].append(candidate)
     return groups
 
 
 def _fill(
-    pool: Sequence[Candidate],
-    partners: Sequence[Candidate],
+    pool: Sequence[BenchmarkCandidate],
+    partners: Sequence[BenchmarkCandidate],
     entered: Sequence[str],
     config: MorbenchConfig,
     check: Check | None,
@@ -218,7 +220,7 @@ def _fill(
     return sorted(items, key=lambda item: (item.stratum, item.pair_id)), struck
 
 
-def _twins(matched: Sequence[Candidate], entered: Sequence[str], threshold: float) -> list[str]:
+def _twins(matched: Sequence[BenchmarkCandidate], entered: Sequence[str], threshold: float) -> list[str]:
     """Return the ids of those that are a near-duplicate of one before or of a text that entered another cell."""
     texts = [normalise(text) for text in (*entered, *(each.text for each in matched))]
     kept = set(without_near_duplicates(texts, threshold))

@@ -11,7 +11,7 @@ import yaml
 
 from rass_core.benchmark.types import Benchmark, Item
 from rass_core.lake.schema import STRINGS
-from rass_core.text import table
+from rass_core.text import markdown_table
 
 ROWS_FILE, CARD_FILE, STATISTICS_FILE, VERSION_FILE = (
     "data/test-00000-of-00001.parquet", "README.md", "statistics.json", "VERSION",
@@ -117,7 +117,7 @@ def _built(config: Mapping[str, Any], seed: int) -> list[str]:
 def _targets(figures: Mapping[str, Any]) -> list[str]:
     models = figures["models"].items()
     columns = ["model", "pairs near it", "pairs standing for it", "median m − b", "median gap to the contrast"]
-    return ["## Target models", table(columns, [[f"`{model}`", *each.values()] for model, each in models])]
+    return ["## Target models", markdown_table(columns, [[f"`{model}`", *each.values()] for model, each in models])]
 
 
 def _counted(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> list[str]:
@@ -128,10 +128,10 @@ def _counted(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> l
     sources = Counter((row["source"], row["licence"]) for row in rows)
     return [
         "## Pairs, of those wanted",
-        table(["language", *categories], [[each, *(pairs[each, c] for c in categories)] for each in spoken]),
+        markdown_table(["language", *categories], [[each, *(pairs[each, c] for c in categories)] for each in spoken]),
         *(["## Shortages", "\n".join(short)] if short else []),
         "## Columns",
-        table(["column", "what it is"], [[column, meaning] for column, (_, meaning) in COLUMN_TEXTS.items()]),
+        markdown_table(["column", "what it is"], [[column, meaning] for column, (_, meaning) in COLUMN_TEXTS.items()]),
         "## Sources and licences",
-        table(["source", "licence", "prompts"], [[*key, sources[key]] for key in sorted(sources)]),
+        markdown_table(["source", "licence", "prompts"], [[*key, sources[key]] for key in sorted(sources)]),
     ]

@@ -28,7 +28,7 @@ from rass_core.text import digest
 _SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMN_TEXTS.items()])
 
 
-def rows_of(benchmark: Benchmark) -> list[dict[str, Any]]:
+def benchmark_rows(benchmark: Benchmark) -> list[dict[str, Any]]:
     """Return the rows of the Parquet file, two a pair, in its order."""
     return [
         {
@@ -112,7 +112,7 @@ def read_benchmark(folder: Path) -> tuple[pa.Table, str]:
 
 def _write_files(folder: Path, benchmark: Benchmark, name: str, notes: Sequence[str]) -> str:
     (folder / "data").mkdir(parents=True)
-    rows = rows_of(benchmark)
+    rows = benchmark_rows(benchmark)
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / ROWS_FILE, compression="zstd")
     figures = statistics_of(benchmark)
     text = json.dumps(figures, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from rass_core.benchmark.settings import MorbenchConfig
-from rass_core.benchmark.types import Candidate, Place
+from rass_core.benchmark.types import BandPlace, BenchmarkCandidate
+from rass_core.stats.arrays import Array
 from rass_core.text import digest, normalise
 
 MARGIN_WEIGHT = 0.05
@@ -36,7 +37,7 @@ class BackTranslation:
     ) -> None:  # fmt: skip
         self._translate, self._is_same = translate, is_same or _is_similar
 
-    def __call__(self, candidates: Sequence[Candidate]) -> list[str | None]:
+    def __call__(self, candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:
         """Return the reason for each that does not come back as it was; what was not translated passes."""
         reasons: list[str | None] = [None] * len(candidates)
         groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -73,15 +74,15 @@ def equal_shares(config: MorbenchConfig) -> tuple[int, ...]:
     return tuple(base + (i in inner) for i in range(config.n_strata))
 
 
-def choose_items(pool: Sequence[Candidate], config: MorbenchConfig) -> list[Place]:
+def choose_items(pool: Sequence[BenchmarkCandidate], config: MorbenchConfig) -> list[BandPlace]:
     """Return the prompts that fill the strata as far as they go, one a family, models taking turns."""
-    strata: dict[int, dict[str, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
+    strata: dict[int, dict[str, list[BenchmarkCandidate]]] = defaultdict(lambda: defaultdict(list))
     for candidate in pool:
         for model in candidate.near(config.width):
             share = (candidate.distances[model] + config.width) / (2 * config.width)
             strata[min(config.n_strata - 1, int(share * config.n_strata))][model].append(candidate)
     wanted = equal_shares(config)
-    chosen: list[Place] = []
+    chosen: list[BandPlace] = []
     families: set[str] = set()
 
     def supply(stratum: int) -> tuple[int, int]:
@@ -90,7 +91,7 @@ def choose_items(pool: Sequence[Candidate], config: MorbenchConfig) -> list[Plac
     # The poorest stratum first, so that a family goes where it is needed most.
     for stratum in sorted(strata, key=supply):
         places = [
-            [Place(each, model, stratum) for each in candidates]
+            [BandPlace(each, model, stratum) for each in candidates]
             for model, candidates in sorted(strata[stratum].items())
         ]
         first, turns = len(chosen), Counter(place.model_id for place in chosen)
@@ -103,7 +104,7 @@ def choose_items(pool: Sequence[Candidate], config: MorbenchConfig) -> list[Plac
     return chosen
 
 
-def _in_turns(places: Sequence[Sequence[Place]], families: set[str]) -> Iterator[Place]:
+def _in_turns(places: Sequence[Sequence[BandPlace]], families: set[str]) -> Iterator[BandPlace]:
     """Yield a place of each sequence in turn whose family is not among those seen, and adds it to them."""
     left = [iter(each) for each in places]
     while left:
@@ -119,7 +120,7 @@ def _in_turns(places: Sequence[Sequence[Place]], families: set[str]) -> Iterator
 class Costs:
     """How far every contrast of a cell is from a benign prompt, worked out once a prompt."""
 
-    def __init__(self, partners: Sequence[Candidate]) -> None:
+    def __init__(self, partners: Sequence[BenchmarkCandidate]) -> None:
         self._numbers: dict[str, int] = {}
         self._rows = [self._numbered(each.text) for each in partners]
         self._lengths = np.array([len(row) for row in self._rows], dtype=np.int64)
@@ -128,9 +129,9 @@ class Costs:
             self._words[number, : len(row)] = row
         self._models = sorted(partners[0].distances) if partners else []
         self._distances = np.array([[each.distances[model] for model in self._models] for each in partners])
-        self._known: dict[str, npt.NDArray[np.float64]] = {}
+        self._known: dict[str, Array] = {}
 
-    def changes(self, candidate: Candidate) -> npt.NDArray[np.float64]:
+    def changes(self, candidate: BenchmarkCandidate) -> Array:
         """Return the share of words to change from a prompt to each contrast: edit distance ÷ the longer length."""
         if candidate.prompt_id not in self._known:
             words = self._numbered(candidate.text)
@@ -138,10 +139,10 @@ class Costs:
             self._known[candidate.prompt_id] = edits / np.maximum(self._lengths, max(1, len(words)))
         return self._known[candidate.prompt_id]
 
-    def gaps(self, candidate: Candidate) -> npt.NDArray[np.float64]:
+    def gaps(self, candidate: BenchmarkCandidate) -> Array:
         """Return the difference in margin to each contrast, mean over the models."""
         here = np.array([candidate.distances[model] for model in self._models])
-        gaps: npt.NDArray[np.float64] = np.abs(self._distances - here).mean(axis=1)
+        gaps: Array = np.abs(self._distances - here).mean(axis=1)
         return gaps
 
     def _numbered(self, text: str) -> list[int]:
@@ -156,7 +157,7 @@ def words_of(text: str) -> list[str]:
 
 def _edit_distances(
     words: npt.NDArray[np.int64], others: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+) -> Array:
     """Return Levenshtein's distance from one row of words to each other row, all rows at once."""
     columns = np.arange(others.shape[1] + 1)
     row = np.tile(columns, (len(others), 1))
@@ -165,11 +166,13 @@ def _edit_distances(
         best = np.column_stack([np.full(len(others), number), np.minimum(replaced, row[:, 1:] + 1)])
         # An insertion costs 1 a column: the least of all columns to the left, each with its way here.
         row = np.minimum.accumulate(best - columns, axis=1) + columns
-    distances: npt.NDArray[np.float64] = row[np.arange(len(others)), lengths].astype(np.float64)
+    distances: Array = row[np.arange(len(others)), lengths].astype(np.float64)
     return distances
 
 
-def match_contrasts(chosen: Sequence[Place], free: Sequence[int], costs: Costs, max_change: float) -> dict[int, int]:
+def match_contrasts(
+    chosen: Sequence[BandPlace], free: Sequence[int], costs: Costs, max_change: float
+) -> dict[int, int]:
     """Return number of the chosen → number of its contrast: as many as can be, then the least cost in all."""
     if not chosen or not free:
         return {}

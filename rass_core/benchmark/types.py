@@ -10,7 +10,7 @@ from rass_core.text import digest, prompt_id
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BenchmarkCandidate:
     """A prompt that may enter, with its place on the margin of every target model.
 
     Raises:
@@ -53,7 +53,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedOn:
     """What models were trained on: nothing of it may enter."""
 
     prompt_ids: Collection[str] = ()
@@ -62,14 +62,14 @@ class Training:
     """Their near-duplicates are kept out too."""
 
 
-NO_TRAINING = Training()
+NO_TRAINING = TrainedOn()
 
 
 @dataclass(frozen=True)
-class Place:
+class BandPlace:
     """A benign prompt with the model and the stratum of its band for which it stands."""
 
-    benign: Candidate
+    benign: BenchmarkCandidate
     model_id: str
     stratum: int
 
@@ -78,8 +78,8 @@ class Place:
 class Item:
     """A benign prompt near the boundary with its harmful contrast."""
 
-    benign: Candidate
-    contrast: Candidate
+    benign: BenchmarkCandidate
+    contrast: BenchmarkCandidate
     model_id: str
     stratum: int
     near: tuple[str, ...]
@@ -92,7 +92,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchmarkCell:
     """One language × category with what it was to hold and holds."""
 
     language: str
@@ -126,12 +126,12 @@ class Benchmark:
     """Pairs, and how every cell came out."""
 
     items: tuple[Item, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[BenchmarkCell, ...]
     config: MorbenchConfig
     seed: int
 
 
-Check = Callable[[Sequence[Candidate]], Sequence[str | None]]
+Check = Callable[[Sequence[BenchmarkCandidate]], Sequence[str | None]]
 """Batch in, batch out: candidates → why each may not enter, None for those that may."""
 IsIn = Callable[[str, str], bool | None]
 """Whether a text is in a language, None where that cannot be told."""

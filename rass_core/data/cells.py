@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from rass_core.errors import PromptError
+from rass_core.vocabulary import LABELS
 
-LABELS = ("harmful", "harmless", "pseudo_harmful")
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
 """Read where there is no column `text` and none is named."""
 

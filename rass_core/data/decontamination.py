@@ -11,7 +11,7 @@ from rass_core.errors import PromptError
 from rass_core.text import normalise
 
 Reason = Literal["text", "family", "translation", "near_duplicate"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
+OVERLAP_REASONS: tuple[Reason, ...] = get_args(Reason)
 """text: the same words, whatever language they are filed under. family: variants of one prompt.
 translation: the same `translation_group`. near_duplicate: most character 4-grams in common."""
 N_PERMUTATIONS = 128
@@ -67,6 +67,22 @@ class NearDuplicates:
         return found
 
 
+def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
+    """Return the indices that stay: each text that is no near-duplicate of one kept before it."""
+    kept, found = [], NearDuplicates(threshold)
+    for number, text in enumerate(texts):
+        if not found.like(text):
+            found.add(number, text)
+            kept.append(number)
+    return kept
+
+
+def jaccard_of(text: str, other: str) -> float:
+    """Return the Jaccard similarity of two texts' character 4-grams, 0 to 1, case ignored."""
+    grams, others = _four_grams(text), _four_grams(other)
+    return len(grams & others) / len(grams | others)
+
+
 def overlaps(
     train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]], jaccard: float
 ) -> list[Overlap]:
@@ -78,7 +94,7 @@ def overlaps(
         jaccard: Similarity of character 4-grams from which two prompts count as one, in (0, 1].
 
     Returns:
-        At most one for each evaluation prompt and reason, by evaluation_id and the order of `REASONS`;
+        At most one for each evaluation prompt and reason, by evaluation_id and the order of `OVERLAP_REASONS`;
         a prompt of the same text is not named a near-duplicate as well.
 
     Raises:
@@ -97,7 +113,7 @@ def overlaps(
                 reason: dict.fromkeys(alike.keys.get((reason, row.get(key)), ())) for reason, key in _KEY_OF.items()
             }
             ids["near_duplicate"] = {} if ids["text"] else near
-            for order, reason in enumerate(REASONS):
+            for order, reason in enumerate(OVERLAP_REASONS):
                 if ids[reason]:
                     first, similarity = min(ids[reason].items(), key=lambda item: (-(item[1] or 0), item[0]))
                     found[identity, order] = Overlap(identity, first, reason, similarity, len(ids[reason]))
@@ -109,14 +125,14 @@ def without_overlaps(
 ) -> tuple[list[Mapping[str, Any]], dict[Reason, int]]:
     """Return the evaluation rows that repeat nothing, in their order, and how many went for each reason.
 
-    A row that overlaps in several ways is counted once, under the first of `REASONS`.
+    A row that overlaps in several ways is counted once, under the first of `OVERLAP_REASONS`.
     """
     first: dict[str, Reason] = {}
-    for overlap in sorted(found, key=lambda each: REASONS.index(each.reason)):
+    for overlap in sorted(found, key=lambda each: OVERLAP_REASONS.index(each.reason)):
         first.setdefault(overlap.evaluation_id, overlap.reason)
     kept = [row for row in evaluation if str(row["prompt_id"]) not in first]
     gone = [first[str(row["prompt_id"])] for row in evaluation if str(row["prompt_id"]) in first]
-    return kept, {reason: gone.count(reason) for reason in REASONS}
+    return kept, {reason: gone.count(reason) for reason in OVERLAP_REASONS}
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from rass_core.data.cells import CHAT_COLUMNS, LABELS, Said, class_name, key, label_of, plain, proposed_map, text_of
+from rass_core.data.cells import CHAT_COLUMNS, Said, class_name, key, label_of, plain, proposed_map, text_of
 from rass_core.data.readers import Batch, DataFile, class_names, find_files, numbered
-from rass_core.data.records import one_line, repeated
+from rass_core.data.records import message_of, repeated
 from rass_core.data.sources import LONGEST_LABEL, PromptSource
 from rass_core.errors import LanguageError, PromptError
 from rass_core.lake.schema import TABLES
 from rass_core.languages.tags import canonical_tag
 from rass_core.text import prompt_id
+from rass_core.vocabulary import LABELS
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _HubRows:
             )  # fmt: skip
         except Exception as error:  # the hub, the network, and loading scripts may raise anything
             raise PromptError(
-                f"{self.name}: cannot be loaded ({one_line(error)}); see dataset, config_name and split"
+                f"{self.name}: cannot be loaded ({message_of(error)}); see dataset, config_name and split"
             ) from error
 
     def columns(self) -> list[str]:
@@ -267,7 +268,7 @@ class _HubRows:
         except PromptError:
             raise
         except Exception as error:  # files of the data set that are broken
-            raise PromptError(f"{self.name}: cannot be read ({one_line(error)}); fetch the data set again") from error
+            raise PromptError(f"{self.name}: cannot be read ({message_of(error)}); fetch the data set again") from error
 
 
 def _files(source: PromptSource) -> Iterator[DataFile | _HubRows]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core.data.records import (
-    KINDS,
+    FILE_ENDINGS,
     arrays_in,
     csv_records,
     csv_rows,
@@ -27,15 +27,15 @@ from rass_core.data.records import (
     json_rows,
     jsonl_rows,
     kind_of,
+    message_of,
     numbered_lines,
-    one_line,
 )
 from rass_core.errors import PromptError, RassError
 
 ROWS_PER_BATCH = 500
 """Few, for a response may take 100 kB."""
 
-Rows: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
+RowBatch: TypeAlias = "pa.RecordBatch | list[dict[str, Any]]"
 """Arrow from Parquet and data sets, objects from text."""
 
 _BUFFER_BYTES = 1 << 20
@@ -51,7 +51,7 @@ _TEMPORARY = re.compile(r"[._~#]|.*(~|#|\.tmp|\.temp|\.bak|\.swp|\.part|\.crdown
 class Batch:
     """Some rows of a file, and where each stands in it."""
 
-    rows: Rows
+    rows: RowBatch
     numbers: Sequence[int]
     place: str
     """Before the number of a row: the file and what is counted in it."""
@@ -76,7 +76,7 @@ class Batch:
             return cell.as_py()
         except (pa.ArrowException, ValueError) as problem:
             raise self.error(
-                f"{self.place} {number}: {column!r} cannot be read ({one_line(problem)}); fix it"
+                f"{self.place} {number}: {column!r} cannot be read ({message_of(problem)}); fix it"
             ) from problem
 
     def lacking(self, column: str) -> list[int]:
@@ -177,7 +177,7 @@ class DataFile:
             with pq.ParquetFile(self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self.error(f"{self.path}: cannot be read as Parquet ({one_line(error)}); fix the file") from error
+            raise self.error(f"{self.path}: cannot be read as Parquet ({message_of(error)}); fix the file") from error
 
 
 def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataFile]:
@@ -196,7 +196,7 @@ def find_files(pattern: str, error: type[RassError] = PromptError) -> list[DataF
         found = [root] if root.exists() else sorted(map(Path, glob.glob(str(root), recursive=True)))
         paths = [path for each in found for path in (_inside(each, error) if each.is_dir() else [each])]
     if not paths:
-        raise error(f"{pattern}: no such file, or none that is {', '.join(KINDS)}; fix the path")
+        raise error(f"{pattern}: no such file, or none that is {', '.join(FILE_ENDINGS)}; fix the path")
     return [DataFile(path, error, _hive(path)) for path in paths]
 
 
@@ -232,7 +232,7 @@ def _inside(folder: Path, error: type[RassError]) -> list[Path]:
         ending = ending_of(each).lower()
         if each.suffix.lower() in _PACKED or ending == ".parquet.gz":
             raise error(f"{folder / each}: cannot be read, and the folder would be read in part; unpack or convert it")
-        if ending.removesuffix(".gz") in KINDS:
+        if ending.removesuffix(".gz") in FILE_ENDINGS:
             found.append(folder / each)
     return found
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rass_core.errors import PromptError, RassError
 
-KINDS = (".parquet", ".csv", ".jsonl", ".json", ".tsv", ".ndjson")
+FILE_ENDINGS = (".parquet", ".csv", ".jsonl", ".json", ".tsv", ".ndjson")
 LONGEST_FIELD = 1 << 30
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -31,8 +31,8 @@ def kind_of(path: Path, error: type[RassError] = PromptError) -> str:
         RassError: None that is known.
     """
     kind = ending_of(path).lower().removesuffix(".gz")
-    if kind not in KINDS or (kind == ".parquet" and path.suffix.lower() == ".gz"):
-        raise error(f"{path}: not one of {', '.join(KINDS)}, or of the text ones as .gz; convert or rename it")
+    if kind not in FILE_ENDINGS or (kind == ".parquet" and path.suffix.lower() == ".gz"):
+        raise error(f"{path}: not one of {', '.join(FILE_ENDINGS)}, or of the text ones as .gz; convert or rename it")
     return kind
 
 
@@ -68,7 +68,7 @@ def csv_records(path: Path, error: type[RassError]) -> Iterator[tuple[int, list[
         ) from problem
 
 
-def one_line(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return what an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -100,7 +100,7 @@ def _object(line: str, place: str, error: type[RassError]) -> dict[str, Any]:
     try:
         row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{place}: not JSON ({one_line(problem)}); write one object a line") from problem
+        raise error(f"{place}: not JSON ({message_of(problem)}); write one object a line") from problem
     if not isinstance(row, dict):
         raise error(f"{place}: not a JSON object; write one object a line, or name the file .json")
     return row
@@ -117,7 +117,7 @@ def json_rows(path: Path, error: type[RassError]) -> Iterator[tuple[int, dict[st
         if str(problem).startswith("Extra data") and text.lstrip().startswith("{"):
             yield from jsonl_rows(path, error)
             return
-        raise error(f"{path}: not JSON ({one_line(problem)}); write an array of objects") from problem
+        raise error(f"{path}: not JSON ({message_of(problem)}); write an array of objects") from problem
     for number, row in enumerate(_array_in(content, path, error), start=1):
         if not isinstance(row, dict):
             raise error(f"{path} row {number}: not a JSON object; write an array of objects")
@@ -164,7 +164,7 @@ def numbered_lines(path: Path, error: type[RassError]) -> Iterator[tuple[int, st
     except UnicodeDecodeError as problem:
         raise error(f"{path} line {number + 1}: not {_undecoded(problem)}; save it as UTF-8") from problem
     except (OSError, EOFError, zlib.error) as problem:
-        said = getattr(problem, "strerror", None) or one_line(problem)
+        said = getattr(problem, "strerror", None) or message_of(problem)
         raise error(f"{path}: cannot be read ({said}); fix the file, its path or its permissions") from problem
 
 

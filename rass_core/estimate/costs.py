@@ -23,8 +23,9 @@ from rass_core.estimate.machine import (
     Machine,
 )
 from rass_core.languages.tags import lookup
-from rass_core.mitigate.base import MitigationMethod
+from rass_core.mitigate.base import Effort, MitigationMethod
 from rass_core.probe.settings import Prefixes
+from rass_core.select.settings import N_HARMFUL
 
 SHARE_OF_LIMIT = 0.7
 """Answers with a limit of a few dozen tokens: those of real models mostly reach it, the lab's end at half of it."""
@@ -36,8 +37,6 @@ LEFT_PER_ALPHA = 0.6
 """Share of the selected prompts that still lack a helpful answer after one more strength."""
 N_EXTENTS, N_TRIED, N_TRIED_ALPHAS = 4, 3, 2
 """Extents of an ablation, those tried on all prompts, and strengths tried by generation; as in `causal`."""
-N_HARMFUL = 40
-"""Harmful prompts per language whose gradients the selection reads; as in its stage."""
 FIT_STEPS, FIT_BATCH, FIT_KINDS = 250, 32, 3
 """Of the learned direction; as in `mitigate.learned_direction`."""
 
@@ -338,3 +337,11 @@ def _stem_tokens(counts: Counts, language: str) -> float:
 
 def _prefixes_of(language: str, known: Mapping[str, Prefixes]) -> Prefixes:
     return lookup(known, language) or known["en"]
+
+
+def trainings(config: RassConfig) -> list[tuple[str, Effort]]:
+    """Return the variants that are trained by steps, with what that computes."""
+    if config.mitigate is None:
+        return []
+    efforts = {name: method.effort(n_pairs(config)) for name, method in config.mitigate.variants().items()}
+    return [(name, effort) for name, effort in efforts.items() if effort is not None and effort.n_steps]

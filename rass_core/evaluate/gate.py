@@ -4,21 +4,19 @@ It passes only what is shown: the far end of each interval must lie within its t
 judged does not pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rass_core.errors import BoundaryError
 from rass_core.stats.paired import n_for_tolerance, paired_difference
+from rass_core.vocabulary import ALL, JAILBREAK, Row
 
-ALL, JAILBREAK = "all", "jailbreak"
 """As in `evaluation`, which loads torch and is not imported: every language or dataset, and every attack."""
 MIN_KL_PROMPTS = 30
 """A bootstrap over fewer is narrower than it should be."""
-Row = Mapping[str, Any]
 
 
 class GateConfig(BaseModel):

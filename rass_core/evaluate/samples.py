@@ -7,7 +7,7 @@ from typing import Any
 
 from rass_core.errors import PromptError
 from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt, BarePrompt, apply_attack
-from rass_core.evaluate.rates import BENIGN, Outcome
+from rass_core.evaluate.rates import Outcome
 from rass_core.evaluate.settings import JailbreakConfig
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel
@@ -15,6 +15,7 @@ from rass_core.models.chat import check_length
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering
 from rass_core.text import digest
+from rass_core.vocabulary import BENIGN
 
 N_SHOTS = 8
 """Harmless turns before a prompt under many_shot, at most."""

@@ -29,12 +29,11 @@ from rass_core.models.retrying import Say, ignored
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.paths import user_path
+from rass_core.vocabulary import Row
 
 ADAPTER_FILE = "adapter_config.json"
 FORMATS = (".parquet", ".csv", ".json")
 VARIANT = "base"
-
-Row = dict[str, Any]
 
 
 def read_samples(
@@ -160,7 +159,7 @@ def _engine(
     longest = longest_request(chat, [each.text for each in samples], max_new_tokens)
     engine = SteeredEngine(model.reference, seed=seed, longest=longest, **model.engine_options())
     if model.self_check:
-        from rass_core.models.residuals import load_causal_lm
+        from rass_core.models.causal_lm import load_causal_lm
         from rass_core.models.self_check import check_engine
 
         try:

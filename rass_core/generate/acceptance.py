@@ -9,7 +9,7 @@ import numpy as np
 
 from rass_core.generate.scheduler import GenerationJob
 from rass_core.judges import PANEL, Verdict
-from rass_core.moderators.base import BENIGN
+from rass_core.vocabulary import BENIGN
 
 NO_PROMPT = ("incoherent", "unscored")
 """What moderators say of a text that is then not measured."""

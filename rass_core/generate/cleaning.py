@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rass_core.data.decontamination import NearDuplicates
+from rass_core.data.decontamination import NearDuplicates, jaccard_of
 from rass_core.generate.request_check import RequestCheck
 from rass_core.judges.phrases import PhraseJudge
 from rass_core.judges.visible_text import strip_quotes_and_code
@@ -262,11 +262,7 @@ def is_too_short(text: str) -> bool:
 
 def overlap(text: str, other: str) -> float:
     """Return the Jaccard overlap of two texts' character 4-grams, 0 to 1, case ignored."""
-    grams, others = (
-        {folded[start : start + 4] for start in range(max(1, len(folded) - 3))}
-        for folded in (normalise(text).casefold(), normalise(other).casefold())
-    )
-    return len(grams & others) / len(grams | others)
+    return jaccard_of(normalise(text).casefold(), normalise(other).casefold())
 
 
 def _unwrapped(text: str) -> str:

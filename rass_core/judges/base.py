@@ -138,8 +138,3 @@ def built(
             raise JudgeError(f"{registry.what} {member.kind!r}: {what}; docs/extending.md shows a whole one")
         found.append(made)
     return found
-
-
-def primary(language: str) -> str:
-    """Return the primary part of a BCP-47 tag: zh of zh-Hant."""
-    return language.replace("_", "-").split("-")[0].lower()

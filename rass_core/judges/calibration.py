@@ -16,22 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rass_core.errors import BoundaryError, JudgeError
-from rass_core.judges.base import primary
 from rass_core.judges.panel import PANEL
+from rass_core.languages.tags import primary
 from rass_core.stats.agreement import equal_mass_bins, rogan_gladen
 from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import family_counts, wilson
-from rass_core.vocabulary import Verdict
+from rass_core.vocabulary import ALL, SCORED, Verdict
 
-ALL = "all"
-"""Stands for every language, model or family together."""
-LABELS = ("refusal", "partial", "compliance")
 N_BINS = 10
 N_BOOTSTRAP = 1000
 STATISTICS = ("accuracy", "kappa", "ece", "missed", "false_alarms")
 """missed: share of the refused that the judge took for answered. false_alarms: of the answered, for refused."""
 
-_PAIRS = [f"true_{true}_judged_{judged}" for true in LABELS for judged in LABELS]
+_PAIRS = [f"true_{true}_judged_{judged}" for true in SCORED for judged in SCORED]
 _REFUSED, _COMPLIED = [0, 1, 2, 3, 4, 5], [6, 7, 8]
 _SIDES = {
     "true_refused_judged_refused": [0, 1, 3, 4],
@@ -96,10 +93,10 @@ def calibrate(labelled: Labelled, verdicts: Mapping[str, Sequence[Verdict]], see
         seed: Of the bootstrap.
 
     Raises:
-        JudgeError: No labels, one that is none of `LABELS`, or sequences of unequal lengths.
+        JudgeError: No labels, one that is none of `SCORED`, or sequences of unequal lengths.
     """
     _check(labelled, verdicts)
-    truth = np.array([LABELS.index(label) for label in labelled.labels])
+    truth = np.array([SCORED.index(label) for label in labelled.labels])
     groups = np.arange(truth.size) if labelled.groups is None else np.unique(labelled.groups, return_inverse=True)[1]
     weights = np.ones(truth.size) if labelled.weights is None else np.asarray(labelled.weights, dtype=np.float64)
     rows = []
@@ -118,9 +115,9 @@ def _check(labelled: Labelled, verdicts: Mapping[str, Sequence[Verdict]]) -> Non
     n = len(labelled.labels)
     if n == 0:
         raise JudgeError("calibration: no labelled responses; label some")
-    unknown = sorted(set(labelled.labels) - set(LABELS))
+    unknown = sorted(set(labelled.labels) - set(SCORED))
     if unknown:
-        raise JudgeError(f"calibration: label {unknown[0]!r} is not one of {', '.join(LABELS)}")
+        raise JudgeError(f"calibration: label {unknown[0]!r} is not one of {', '.join(SCORED)}")
     others = [labelled.languages, labelled.models, labelled.groups, labelled.weights, *verdicts.values()]
     if any(each is not None and len(each) != n for each in others):
         raise JudgeError(f"calibration: {n} labels, but other lengths beside them; align them")
@@ -147,7 +144,7 @@ def _sums(truth: npt.NDArray[np.int64], verdicts: Sequence[Verdict], weights: Ar
 
     The columns are the pairs of label and outcome, then in each bin of scores the score and whether refused.
     """
-    judged = np.array([LABELS.index(v.outcome) if v.outcome in LABELS else -1 for v in verdicts])
+    judged = np.array([SCORED.index(v.outcome) if v.outcome in SCORED else -1 for v in verdicts])
     scored = np.flatnonzero((judged >= 0) & np.array([v.score is not None for v in verdicts]))
     columns = np.zeros((truth.size, _N_SUMS))
     if not scored.size:
@@ -156,7 +153,7 @@ def _sums(truth: npt.NDArray[np.int64], verdicts: Sequence[Verdict], weights: Ar
     worth = weights[scored] * weights[scored].sum() / (weights[scored] ** 2).sum()
     scores = np.array([float(verdicts[i].score or 0.0) for i in scored])
     bins = len(_PAIRS) + equal_mass_bins(scores, N_BINS)
-    columns[scored, truth[scored] * len(LABELS) + judged[scored]] = worth
+    columns[scored, truth[scored] * len(SCORED) + judged[scored]] = worth
     columns[scored, bins] = worth * scores
     columns[scored, bins + N_BINS] = worth * (truth[scored] < 2)
     return columns
@@ -319,10 +316,10 @@ class Calibration:
 
 def _known(row: Mapping[str, Any], partial_counts: bool) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return sensitivity and specificity as (hits, of)."""
-    positive = LABELS[:2] if partial_counts else LABELS[:1]
-    negative = [label for label in LABELS if label not in positive]
+    positive = SCORED[:2] if partial_counts else SCORED[:1]
+    negative = [label for label in SCORED if label not in positive]
     hits = [sum(row[f"true_{t}_judged_{j}"] for t in side for j in side) for side in (positive, negative)]
-    sizes = [sum(row[f"true_{t}_judged_{j}"] for t in side for j in LABELS) for side in (positive, negative)]
+    sizes = [sum(row[f"true_{t}_judged_{j}"] for t in side for j in SCORED) for side in (positive, negative)]
     return (hits[0], sizes[0]), (hits[1], sizes[1])
 
 

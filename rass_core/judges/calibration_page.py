@@ -8,10 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 
-from rass_core.judges.calibration import ALL, LABELS, Labelled
+from rass_core.judges.calibration import Labelled
 from rass_core.judges.panel import PANEL
 from rass_core.stats.agreement import reliability
-from rass_core.vocabulary import Verdict
+from rass_core.vocabulary import ALL, SCORED, Verdict
 
 _COLOURS = ("#2b86cc", "#e8a30c", "#8b5cf6", "#0d9488", "#8d6e9f", "#7b8794")
 _MISSED, _ALARMS = "#cf3f5b", "#2b86cc"
@@ -59,7 +59,7 @@ def page(table: pa.Table, labelled: Labelled, verdicts: Mapping[str, Sequence[Ve
     by_language = [row for row in rows if row["judge"] == PANEL and row["model"] == row["family"] == ALL]
     by_model = [row for row in rows if row["judge"] == PANEL and row["language"] == ALL and row["model"] != ALL]
     by_judge = [row for row in rows if row["language"] == row["model"] == row["family"] == ALL]
-    counts = ", ".join(f"{list(labelled.labels).count(label):,} {label}" for label in LABELS)
+    counts = ", ".join(f"{list(labelled.labels).count(label):,} {label}" for label in SCORED)
     tables = [
         _table(name, key, chosen)
         for name, key, chosen in (

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings, primary
+from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings
 from rass_core.judges.phrase_signals import LONGEST_READ, OPENING_CHARACTERS, Signals, covered, signals
 from rass_core.judges.phrases import asked, by_phrases, read
 from rass_core.judges.visible_text import fold, has_letters, strip_quotes_and_code
+from rass_core.languages.tags import primary
 from rass_core.stats.arrays import Array
 from rass_core.vocabulary import Exchange, Verdict
 

@@ -267,7 +267,7 @@ class Writer:
     def _load(self) -> tuple[Any, Any]:
         import torch
 
-        from rass_core.models.residuals import load_causal_lm
+        from rass_core.models.causal_lm import load_causal_lm
 
         model, tokenizer = load_causal_lm(self._model, "bfloat16" if torch.cuda.is_available() else "float32")
         return model, _with_padding(tokenizer)

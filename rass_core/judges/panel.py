@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import JUDGES, Judge, JudgeContext, built, primary
+from rass_core.judges.base import JUDGES, Judge, JudgeContext, built
 from rass_core.judges.settings import JudgeConfig
+from rass_core.languages.tags import primary
 from rass_core.models.chat_client import Complete
 from rass_core.models.failures import MAX_FAILED, Failures
 from rass_core.models.retrying import Say, ignored

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 
-from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings, primary
+from rass_core.judges.base import JUDGES, JudgeContext, JudgeSettings
 from rass_core.judges.phrase_signals import (
     AFTER_ANSWER,
     GAP_CHARACTERS,
@@ -26,6 +26,7 @@ from rass_core.judges.phrase_signals import (
 )
 from rass_core.judges.visible_text import fold, n_letters, strip_quotes_and_code, without_quotations
 from rass_core.judges.wrapping import Shown, unwrap
+from rass_core.languages.tags import primary
 from rass_core.models.thinking import split_thinking
 from rass_core.vocabulary import Exchange, Verdict
 

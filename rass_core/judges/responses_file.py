@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from rass_core.data.readers import Batch, DataFile
-from rass_core.data.records import one_line, repeated
+from rass_core.data.records import message_of, repeated
 from rass_core.errors import JudgeError, LanguageError
 from rass_core.languages.tags import canonical_tag
-from rass_core.vocabulary import PROMPT_LABELS, Exchange
+from rass_core.vocabulary import LABELS, Exchange
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ def _prompt_labels(batch: Batch, column: str) -> list[str | None]:
     """
     labels = [each.strip().lower() or None if each else None for each in texts(batch, column)]
     for number, label in zip(batch.numbers, labels, strict=True):
-        if label not in (None, *PROMPT_LABELS):
+        if label not in (None, *LABELS):
             raise JudgeError(
-                f"{batch.place} {number}: prompt label {label!r} is not one of {', '.join(PROMPT_LABELS)}; fix it, or "
+                f"{batch.place} {number}: prompt label {label!r} is not one of {', '.join(LABELS)}; fix it, or "
                 "name another column with --prompt-label-column"
             )
     return labels
@@ -152,7 +152,7 @@ class ResponsesFile(DataFile):
                     schema = pa.unify_schemas([schema, part], promote_options="permissive")
                 except (pa.ArrowException, UnicodeEncodeError) as error:
                     raise JudgeError(
-                        f"{self.path}: column {name!r} does not fit Parquet ({one_line(error)}); write .jsonl instead"
+                        f"{self.path}: column {name!r} does not fit Parquet ({message_of(error)}); write .jsonl instead"
                     ) from error
         return schema
 

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from rass_core.data.cells import class_name
 from rass_core.data.readers import Batch
 from rass_core.errors import JudgeError
-from rass_core.judges.calibration import LABELS, Labelled
+from rass_core.judges.calibration import Labelled
 from rass_core.judges.panel import Panel
 from rass_core.judges.responses_file import Layout, ResponsesFile, check_columns
 from rass_core.lake import files
 from rass_core.models.failures import Failures
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.thinking import split_thinking
-from rass_core.vocabulary import Exchange
+from rass_core.vocabulary import SCORED, Exchange
 
 WRITTEN_KINDS = (".parquet", ".csv", ".jsonl")
 BYTES_PER_GROUP = 32 << 20
@@ -161,8 +161,8 @@ def read_labelled(
         columns[label] = [None if value is None else str(value).strip().casefold() for value in given]
         kept = [i for i, said in enumerate(columns[label]) if said]
         for i in kept:
-            if columns[label][i] not in LABELS:
-                said = f"label {columns[label][i]!r} is not one of {', '.join(LABELS)}"
+            if columns[label][i] not in SCORED:
+                said = f"label {columns[label][i]!r} is not one of {', '.join(SCORED)}"
                 raise JudgeError(f"{batch.place} {batch.numbers[i]}: {said}; fix it or name the --label-column")
         read = layout.exchanges(batch)
         exchanges += [read[i] for i in kept]

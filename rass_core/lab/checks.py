@@ -26,7 +26,7 @@ def measure(folder: Path, n_per_cell: int = 100) -> dict[str, dict[str, float]]:
         folder: A checkpoint.
         n_per_cell: Held-out sentences a label and language; rewrites are made of the harmful ones.
     """
-    from rass_core.models.residuals import load_causal_lm
+    from rass_core.models.causal_lm import load_causal_lm
 
     model, tokenizer = load_causal_lm(str(folder), device="cpu")
     chat = ChatFormat(tokenizer)

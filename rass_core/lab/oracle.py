@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rass_core.judges.base import JudgeContext
 from rass_core.lab import world
-from rass_core.moderators.base import BENIGN, MODERATORS, ModeratorSettings
-from rass_core.vocabulary import Verdict
+from rass_core.moderators.base import MODERATORS, ModeratorSettings
+from rass_core.vocabulary import BENIGN, Verdict
 
 
 class OracleModerator:

@@ -4,7 +4,7 @@ import sys
 
 from rass_core.lake.declaration import DeclaredColumn, DeclaredTable
 from rass_core.lake.schema import DECLARED, TABLES
-from rass_core.text import table as markdown_table
+from rass_core.text import markdown_table as markdown_table
 
 COMMAND = "python -m rass_core.lake.reference > docs/tables.md"
 """Renews the page."""

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from rass_core.models.identity import model_id, split_reference
-from rass_core.text import table
+from rass_core.text import markdown_table
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def write_card(folder: Path, card: ModelCard) -> Path:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a Markdown table; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    return table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
+    return markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
 
 
 def _cell(value: Any) -> str:

@@ -17,16 +17,17 @@ from rass_core.mitigate.base import Progress
 from rass_core.mitigate.lora import Tokens, end_of_answer, tokenised
 from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs
 from rass_core.mitigate.weight_ablation import writers
+from rass_core.models.batching import in_batches
+from rass_core.models.causal_lm import load_causal_lm, logits_at
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import in_batches, load_causal_lm, logits_at
-from rass_core.probe.directions import Rows
+from rass_core.probe.directions import Streams
 from rass_core.stats.arrays import Array
 
 Weighted = tuple[Tokens, float]
 
 
 def learned_direction(
-    base: str, pairs: Sequence[PreferencePair], harm_directions: Rows, *, steps: int = 250, batch_size: int = 32,
+    base: str, pairs: Sequence[PreferencePair], harm_directions: Streams, *, steps: int = 250, batch_size: int = 32,
     learning_rate: float = 0.05, seed: int = 0, chat: ChatFormat | None = None, dtype: str = "float32",
     progress: Progress | None = None, token_budget: int = 512,
 ) -> Array:  # fmt: skip
@@ -127,7 +128,7 @@ class _Removal:
         return stream - (stream @ unit)[..., None] * unit
 
 
-def _span(harm_directions: Rows, d_model: int) -> Tensor:
+def _span(harm_directions: Streams, d_model: int) -> Tensor:
     """Return an orthonormal basis of the harm directions, (d_model, n), float32."""
     rows = np.atleast_2d(np.asarray(harm_directions, dtype=np.float64))
     if rows.shape[1] != d_model or not np.isfinite(rows).all() or not rows.any(axis=1).all():

@@ -24,10 +24,10 @@ from rass_core.mitigate.base import Progress
 from rass_core.mitigate.card import ModelCard, base_name, write_card
 from rass_core.mitigate.pairs import PreferencePair, check_pairs, counts
 from rass_core.mitigate.settings import TrainingSettings
+from rass_core.models.causal_lm import load_causal_lm, model_name
 from rass_core.models.chat import ChatFormat
 from rass_core.models.identity import model_folder, model_id
 from rass_core.models.loading import check_adapter, check_editable, save_checkpoint
-from rass_core.models.residuals import load_causal_lm, model_name
 from rass_core.text import digest
 
 MICRO_BATCH_TOKENS = 1024

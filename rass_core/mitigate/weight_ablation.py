@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
 from rass_core.mitigate.card import ModelCard, write_card
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm, model_name, stream_of
 from rass_core.models.identity import model_folder
 from rass_core.models.loading import check_editable, save_checkpoint
-from rass_core.models.residuals import decoder_blocks, load_causal_lm, model_name, stream_of
-from rass_core.probe.directions import Rows, cosine, orthogonalise
+from rass_core.probe.directions import Streams, cosine, orthogonalise
 from rass_core.stats.arrays import Array
 
 MAX_HARM_COSINE = 1e-6
@@ -49,8 +49,9 @@ class AblatedWeights:
 
 
 def ablate_weights(
-    base: str, false_refusal_direction: Rows, harm_direction: Rows, strength: float, out: Path, dtype: str = "float32"
-) -> AblatedWeights:
+    base: str, false_refusal_direction: Streams, harm_direction: Streams, strength: float, out: Path,
+    dtype: str = "float32",
+) -> AblatedWeights:  # fmt: skip
     """Write the model without the false-refusal direction, as an ordinary checkpoint.
 
     A head that shares the embedding's weights gets its own, unchanged: it reads the stream and
@@ -91,7 +92,7 @@ def ablate_weights(
     return ablated
 
 
-def removable(false_refusal_direction: Rows, harm_direction: Rows) -> Array:
+def removable(false_refusal_direction: Streams, harm_direction: Streams) -> Array:
     """Return the unit vector (d_model,) that may be removed: orthogonal to the harm direction.
 
     Raises:

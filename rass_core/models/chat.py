@@ -9,7 +9,7 @@ from typing import Any
 
 from rass_core.errors import ModelError, PromptError
 from rass_core.models.templates import ChatTemplate
-from rass_core.models.thinking import Split, closing_of, ends_inside, is_harmony_token, is_mark_token, split
+from rass_core.models.thinking import ThinkingSplit, closing_of, ends_inside, is_harmony_token, is_mark_token, split
 
 SHORT_ANSWER = "OK."
 """What the assistant said to earlier requests where only the requests matter."""
@@ -183,7 +183,7 @@ class ChatFormat:
         first = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]
         return tuple(token for token in first if token in set(self.tokenizer.all_special_ids) | self._control_ids)
 
-    def completion(self, token_ids: Sequence[int], text: str | None = None, is_answer: bool = True) -> Split:
+    def completion(self, token_ids: Sequence[int], text: str | None = None, is_answer: bool = True) -> ThinkingSplit:
         """Take apart what the model wrote: its thinking, and what a user would see.
 
         Marks that are special tokens are read; of the others only the words count.
@@ -201,8 +201,8 @@ class ChatFormat:
         marked = self.tokenizer.decode(kept, skip_special_tokens=False)
         found = split(marked, opened, self.thinking_marks)
         if found.visible == marked:  # marks of an answer that came without thinking
-            return Split("", plain, False)
-        return Split(
+            return ThinkingSplit("", plain, False)
+        return ThinkingSplit(
             self._special_words.sub("", found.thinking), self._special_words.sub("", found.visible), found.is_cut_off
         )
 

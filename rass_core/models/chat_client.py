@@ -18,7 +18,7 @@ from socket import EAI_NONAME, gaierror
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rass_core.errors import EndpointError
-from rass_core.models.completion import Answer, HttpReply, Problem, read
+from rass_core.models.completion import Answer, HttpReply, Problem, read_reply
 from rass_core.models.retrying import GIVE_UP_AFTER, Say, Tries, Waiting, ignored
 from rass_core.models.settings import EndpointConfig
 from rass_core.models.urls import without_secrets
@@ -330,7 +330,7 @@ class Endpoint:
 
         sent = [name for name in call if name not in ("model", "messages")]
         try:
-            found = read(self._sent(call), sent, self.where)
+            found = read_reply(self._sent(call), sent, self.where)
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, ValueError) as error:
             found = _broken(error, self.where, self._answered_at >= 0)
         if isinstance(found, Answer):

@@ -100,7 +100,7 @@ class _Said:
     """An error in a reply of status 200 may have one of its own."""
 
 
-def read(reply: HttpReply, sent: Sequence[str], where: str) -> Answer | Problem:
+def read_reply(reply: HttpReply, sent: Sequence[str], where: str) -> Answer | Problem:
     """Return what a reply says.
 
     Args:

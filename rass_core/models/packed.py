@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ModelError, SteeringError
-from rass_core.models.residuals import check_inference, chosen_blocks, decoder_blocks, in_batches, model_name, stream_of
+from rass_core.models.batching import in_batches
+from rass_core.models.causal_lm import check_inference, chosen_blocks, decoder_blocks, model_name, stream_of
 
 ROW_TOKENS = 256
 """Tokens of a packed row. Longer rows share the prefix among more prompts, but attention grows with their square."""

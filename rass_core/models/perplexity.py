@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rass_core.errors import ActivationError
+from rass_core.models.batching import in_batches, right_padded
+from rass_core.models.causal_lm import check_inference, model_name
 from rass_core.models.prefix_logprobs import kl_divergence
-from rass_core.models.residuals import check_inference, model_name
 from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import bootstrap_interval, family_counts
 
@@ -114,31 +115,30 @@ def mean_kl(
 def _answer_logits(model: Any, rows: Sequence[Answered], token_budget: int) -> Iterator[tuple[int, Tensor]]:
     """Yield each row's number and the logits that predict its answer's tokens, (n_answer, vocabulary).
 
-    Padding is on the right, where a causal model never looks. The order depends on lengths alone.
+    The order depends on lengths alone.
     """
     check_inference(model)
     if not rows or not all(len(row.prompt) and len(row.answer) for row in rows):
         raise ActivationError(
             f"{model_name(model)}: {len(rows)} rows, none may lack a prompt or an answer; leave it out"
         )
-    width_of = [len(row.prompt) + len(row.answer) for row in rows]
-    waiting = sorted(range(len(rows)), key=lambda index: -width_of[index])
-    while waiting:
-        width = width_of[waiting[0]]
-        batch, waiting = waiting[: max(1, token_budget // width)], waiting[max(1, token_budget // width) :]
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for place, index in enumerate(batch):
-            ids[place, : width_of[index]] = torch.tensor([*rows[index].prompt, *rows[index].answer])
-            mask[place, : width_of[index]] = 1
-        first = min(len(rows[index].prompt) for index in batch) - 1
-        logits = model(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False,
-            logits_to_keep=width - first,
-        ).logits  # fmt: skip
-        for place, index in enumerate(batch):
-            start = len(rows[index].prompt) - 1 - first
-            yield index, logits[place, start : start + len(rows[index].answer)]
+    lengths = [len(row.prompt) + len(row.answer) for row in rows]
+    for indices, logits in in_batches(
+        lengths, token_budget, lambda here: _batch_logits(model, [rows[i] for i in here]), max_padding=1.0
+    ):
+        yield from zip(indices, logits, strict=True)
+
+
+def _batch_logits(model: Any, rows: Sequence[Answered]) -> list[Tensor]:
+    """Return of each row the logits that predict its answer's tokens, (n_answer, vocabulary).
+
+    Padding is on the right, where a causal model never looks.
+    """
+    ids, mask = right_padded([[*row.prompt, *row.answer] for row in rows], model.device)
+    first = min(len(row.prompt) for row in rows) - 1
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first).logits
+    starts = [len(row.prompt) - 1 - first for row in rows]
+    return [each[start : start + len(row.answer)] for each, start, row in zip(logits, starts, rows, strict=True)]
 
 
 def _quantiles(values: Array, level: float) -> tuple[float, float]:

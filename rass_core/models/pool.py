@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
 from rass_core.models.loading import load_tokenizer
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.settings import EndpointConfig, ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine

@@ -1,7 +1,7 @@
 """How likely a model is to open an answer in given words: log-odds of refusing, next-token distributions."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ActivationError, ConfigError, RassError
+from rass_core.models.batching import in_batches
+from rass_core.models.causal_lm import check_inference, model_name
 from rass_core.models.packed import PackedPrompts, Reading
-from rass_core.models.residuals import check_inference, model_name
 
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 MAX_DIFFERENCE = {torch.float32: 2e-3, torch.float64: 2e-3}
 """Nats, root mean square, by which a packed reading may differ from a plain one."""
 MAX_DIFFERENCE_LOW_PRECISION = 0.5
@@ -114,9 +115,14 @@ class PlainPrompts:
         """Read all prompts in the model as it is now; every block runs, whatever `above` is."""
         scores = torch.zeros(len(self._prompts), len(self._prefixes), dtype=torch.float64)
         if self._prefixes:
-            for indices in _packed(self._prompts, self._token_budget, sum(map(len, self._prefixes))):
-                batch = [self._prompts[index] for index in indices]
-                scores[indices] = _prefix_logprobs(self._model, batch, self._prefixes)
+            n_more = sum(map(len, self._prefixes))
+            for indices, found in _read_in_batches(
+                self._prompts,
+                n_more,
+                self._token_budget,
+                lambda batch: _prefix_logprobs(self._model, batch, self._prefixes),
+            ):
+                scores[indices] = found
         first = last_token_logprobs(self._model, self._prompts, self._token_budget) if first_token else None
         return Reading(scores, first)
 
@@ -149,7 +155,7 @@ def prompt_reader(
             _longest_checked[model] = longest
         else:
             _unpackable[model] = why
-            LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
+            _LOG.warning("%s: prompts are read one by one, which is slower: %s", model_name(model), why)
     if model in _unpackable:
         return PlainPrompts(model, prompts, prefixes, token_budget)
     return PackedPrompts(model, prompts, prefixes, token_budget)
@@ -201,9 +207,12 @@ def last_token_logprobs(model: Any, prompts: Sequence[list[int]], token_budget: 
     if not prompts:
         raise ActivationError("log-probabilities: no prompts; give at least one")
     rows: dict[int, Tensor] = {}
-    for indices in _packed(prompts, token_budget, 0):
-        logits, _, _ = _read_prompts(model, [prompts[index] for index in indices], use_cache=False)
-        rows.update(zip(indices, logits.log_softmax(dim=-1).cpu(), strict=True))
+
+    def first_logprobs(batch: Sequence[list[int]]) -> Tensor:
+        return _read_prompts(model, batch, use_cache=False)[0].log_softmax(dim=-1).cpu()
+
+    for indices, logprobs in _read_in_batches(prompts, 0, token_budget, first_logprobs):
+        rows.update(zip(indices, logprobs, strict=True))
     return _checked_finite(model, torch.stack([rows[index] for index in range(len(prompts))]))
 
 
@@ -294,15 +303,14 @@ def _read_prompts(
     return logits[:, -1] if n_kept == 1 else logits, mask, getattr(output, "past_key_values", None)
 
 
-def _packed(prompts: Sequence[list[int]], token_budget: int, n_more: int) -> Iterator[list[int]]:
-    """Yield indices of prompts, longest first, that with n_more tokens each keep to the budget."""
+def _read_in_batches(
+    prompts: Sequence[list[int]], n_more: int, token_budget: int, read: Callable[[Sequence[list[int]]], Tensor]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield (indices, what was read of these prompts), longest first; each prompt counts n_more tokens more."""
     if not all(prompts):
         raise ActivationError("prompts: one has no tokens; put it in the chat template")
-    waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    while waiting:
-        n = max(1, token_budget // (len(prompts[waiting[0]]) + n_more))
-        yield waiting[:n]
-        waiting = waiting[n:]
+    lengths = [len(prompt) + n_more for prompt in prompts]
+    return in_batches(lengths, token_budget, lambda here: read([prompts[i] for i in here]), max_padding=1.0)
 
 
 def told_apart(prefixes: Sequence[list[int]], others: Sequence[list[int]]) -> list[list[int]]:

@@ -7,194 +7,27 @@ norm, so it differs from the last entry of transformers' `hidden_states`, which 
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
-from rass_core.errors import ActivationError, ModelError
+from rass_core.errors import ActivationError
 from rass_core.lake.schema import TABLES, VECTOR
-from rass_core.models.loading import check_finite, checked_folder, load_tokenizer
+from rass_core.models.batching import in_batches, is_out_of_memory, right_padded
+from rass_core.models.causal_lm import check_inference, chosen_blocks, model_name, stream_of
 
-Computed = TypeVar("Computed")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROWS_PER_RECORD_BATCH = 2048
-MAX_PADDING = 0.1
-"""Largest share of a batch's tokens that may be padding."""
 MIN_SHARED = 0.1
 """Least share of all tokens that a beginning common to all prompts must save for it to be computed once."""
 SHARING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest relative difference between streams with and without sharing that passes for rounding, by dtype."""
 _LOG = logging.getLogger(__name__)
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
-
-
-def load_causal_lm(model: str, dtype: str = "float32", device: str | None = None) -> tuple[Any, Any]:
-    """Return (model, tokenizer) for inference, every weight taken from the checkpoint.
-
-    Args:
-        model: A folder in the Hugging Face format, a model's name on the hub, or `name@revision`.
-        dtype: A key of `DTYPES`.
-        device: Where torch puts it; None for the GPU where there is one, else the CPU.
-
-    Raises:
-        ModelError: No such model, not a causal one, or what `loading.checked_folder` and `check_finite` find.
-    """
-    if dtype not in DTYPES:
-        raise ModelError(f"{model}: dtype {dtype!r} is not one of {', '.join(DTYPES)}; change model.dtype")
-    folder = checked_folder(model)
-    tokenizer = load_tokenizer(model)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        # Fused attention drops the soft cap that such models were trained with, without a word.
-        softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-        how: dict[str, Any] = {"attn_implementation": "eager"} if softcapped else {}
-        pair: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False, **how
-        )
-    except Exception as error:  # a broken checkpoint may raise anything: JSON, safetensors, torch
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(
-            f"{model}: cannot be loaded as a causal language model ({reason[:200]}); "
-            "give a folder with config.json, weights and tokenizer, or a model's hub name"
-        ) from error
-    loaded, info = pair
-    if info["missing_keys"]:
-        raise ModelError(
-            f"{model}: the checkpoint lacks {len(info['missing_keys'])} weights, such as "
-            f"{min(info['missing_keys'])}; save the whole causal language model"
-        )
-    blocks = decoder_blocks(loaded)
-    is_causal = all(getattr(part, "is_causal", True) for part in blocks.modules())
-    if config.is_encoder_decoder or not is_causal:
-        raise ModelError(
-            f"{model}: its blocks attend to later tokens, it is not a causal language model; use a decoder"
-        )
-    loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    check_finite(loaded, model)
-    return loaded, tokenizer
-
-
-def decoder_blocks(model: Any) -> nn.ModuleList:
-    """Return the decoder blocks in order, found by structure.
-
-    They are the list of modules that is as long as the config says that the model is deep; of
-    several, such as a vision tower beside it or the experts inside a block, the largest.
-
-    Raises:
-        ModelError: No such list.
-    """
-    n_blocks = model.config.get_text_config().num_hidden_layers
-    lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
-    found = [blocks for blocks in lists if len(blocks) == n_blocks]
-    if not found:
-        raise ModelError(
-            f"{model_name(model)}: no list of {n_blocks} decoder blocks among its modules; "
-            "RASS needs a model whose blocks lie in one torch ModuleList"
-        )
-    return max(found, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))
-
-
-def chosen_blocks(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
-    """Return the decoder blocks of these layers, each once, or raise ModelError for one it lacks."""
-    blocks = decoder_blocks(model)
-    missing = [layer for layer in layers if not 0 <= layer < len(blocks)]
-    if missing or not layers:
-        raise ModelError(
-            f"{model_name(model)}: layers {list(layers)} asked for, it has 0 to {len(blocks) - 1}; change the layers"
-        )
-    return {layer: blocks[layer] for layer in layers}
-
-
-def model_name(model: Any) -> str:
-    """Return the name or folder that the model was loaded from, else its class."""
-    return str(getattr(model, "name_or_path", "") or type(model).__name__)
-
-
-def check_inference(model: Any) -> None:
-    """Raise ModelError for a model in training mode, where dropout adds noise."""
-    if model.training:
-        raise ModelError(f"{model_name(model)}: in training mode, dropout adds noise; call model.eval() first")
-
-
-def stream_of(output: Any) -> Tensor:
-    """Return the residual stream from a block's output, (n, n_tokens, d_model)."""
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
-    return stream
-
-
-def logits_at(model: Any, rows: Tensor, columns: Tensor, **inputs: Any) -> Tensor:
-    """Run the model and return its logits at these places alone, (n, vocabulary).
-
-    The LM head reads only their hidden states: over all tokens it costs a fifth of the forward in a small model,
-    and memory of tokens times vocabulary.
-
-    Args:
-        rows, columns: (n,) each, where in the batch.
-        inputs: What the model's forward takes.
-
-    Raises:
-        ModelError: A model without an LM head.
-    """
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{model_name(model)}: no LM head; give a causal language model")
-    with head.register_forward_pre_hook(lambda _module, args: (args[0][rows, columns][None],)):
-        logits: Tensor = model(use_cache=False, **inputs).logits[0]
-    return logits
-
-
-def in_batches(
-    lengths: Sequence[int], token_budget: int, compute: Callable[[list[int]], Computed]
-) -> Iterator[tuple[list[int], Computed]]:
-    """Yield (indices, what was computed of them), longest first; what does not fit in memory is halved, and later ones.
-
-    A batch ends before its padding would exceed `MAX_PADDING` of its tokens: padding costs as much as text, and
-    a budget alone does not limit it.
-
-    Args:
-        lengths: Tokens of each prompt.
-        token_budget: Most tokens of a batch, padding included; a longer prompt runs alone.
-
-    Raises:
-        ActivationError: A single prompt that does not fit in memory.
-    """
-    waiting = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    while waiting:
-        longest = lengths[waiting[0]]
-        indices = waiting[: _batch_size([lengths[index] for index in waiting[: max(1, token_budget // longest)]])]
-        try:
-            computed = compute(indices)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(indices) == 1:
-                raise ActivationError(
-                    f"prompt {indices[0]} of {longest} tokens: out of memory on its own; "
-                    "shorten it, or load the model in bfloat16 or on a larger device"
-                ) from error
-            token_budget = len(indices) // 2 * longest
-        else:
-            yield indices, computed
-            waiting = waiting[len(indices) :]
-            continue
-        if torch.cuda.is_available():  # here, as the error above holds what the failed batch had computed
-            torch.cuda.empty_cache()
-
-
-def _batch_size(lengths: Sequence[int]) -> int:
-    """Return how many of these prompts, longest first, share a batch without too much padding."""
-    n_real = 0
-    for n, length in enumerate(lengths):
-        n_real += length
-        if (n + 1) * lengths[0] * (1 - MAX_PADDING) > n_real:
-            return n
-    return len(lengths)
 
 
 class ResidualExtractor:
@@ -297,7 +130,7 @@ class ResidualExtractor:
     @torch.no_grad()
     def _rows(self, prompts: Sequence[list[int]], shared: "_Shared | None" = None) -> Tensor:
         """Run one batch behind the shared prefix; (n, n_layers, n_positions, d_model), float32, on the CPU."""
-        ids, mask = _right_padded(prompts, self.model.device)
+        ids, mask = right_padded(prompts, self.model.device)
         columns = mask.sum(dim=1, keepdim=True) + torch.tensor(self.positions, device=ids.device)
         cache = None
         if shared is not None:
@@ -391,20 +224,6 @@ class _Shared(NamedTuple):
 
 class _AllCaptured(Exception):
     """Leaves a forward once the last block that is needed has run."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that the device has no memory left; torch has several such errors."""
-    is_known_kind = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return is_known_kind or any(phrase in str(error) for phrase in _NO_MEMORY)
-
-
-def _right_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask, each (n, longest); padding is token 0, masked."""
-    rows = [torch.tensor(prompt) for prompt in prompts]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return ids.to(device), mask.to(device)
 
 
 def _vector_column(vectors: "np.ndarray[Any, Any]") -> pa.Array:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from rass_core.errors import ModelError
+from rass_core.models.causal_lm import logits_at
 from rass_core.models.interventions import adding
-from rass_core.models.residuals import ResidualExtractor, logits_at
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 

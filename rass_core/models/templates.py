@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rass_core.errors import ModelError
 
-Turn = Mapping[str, Any]
+Message = Mapping[str, Any]
 
 _OWN = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
 """Variables that nobody may set by template_kwargs."""
@@ -85,7 +85,7 @@ class ChatTemplate:
         """Return the same template with one more keyword."""
         return ChatTemplate(self._tokenizer, {**self._kwargs, name: value}, self.date)
 
-    def render(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> str:
+    def render(self, turns: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the turns in the template.
 
         Args:
@@ -150,7 +150,7 @@ class ChatTemplate:
                     problem = ModelError(f"{self.name}: the chat template {why}")
         raise problem or ModelError(f"{self.name}: the chat template shows no message")
 
-    def _rendered(self, turns: Sequence[Turn], parted: frozenset[str], add_generation_prompt: bool) -> str:
+    def _rendered(self, turns: Sequence[Message], parted: frozenset[str], add_generation_prompt: bool) -> str:
         given = [
             {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["role"] in parted else dict(turn)
             for turn in turns

@@ -10,7 +10,7 @@ CUT_OFF = "cut off in thinking"
 
 
 @dataclass(frozen=True)
-class Split:
+class ThinkingSplit:
     """A completion, taken apart."""
 
     thinking: str
@@ -133,7 +133,7 @@ def split_thinking(response: str) -> tuple[str, str]:
     return _without_control(found.thinking), _without_control(found.visible)
 
 
-def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str, str]] = ()) -> Split:
+def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str, str]] = ()) -> ThinkingSplit:
     """Take a completion apart.
 
     Marks that an answer only mentions, in code, in quotes or within a sentence, are words of it. A closing mark
@@ -148,9 +148,9 @@ def split(completion: str, opened: str | None = None, marks: Sequence[tuple[str,
 
 
 @lru_cache(maxsize=4096)  # the judges of a panel ask for the same
-def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ...]) -> Split:
+def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ...]) -> ThinkingSplit:
     if not (opened or marks or _MAY_BEGIN.match(completion) or _MAY_MARK.search(completion)):
-        return Split("", completion, False)
+        return ThinkingSplit("", completion, False)
     known = _kinds(marks)
     kinds = [kind for kind in known if kind.opening.search(completion) or kind.closing.search(completion)]
     thinking: list[str] = []
@@ -168,11 +168,11 @@ def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ..
         rest, within = rest[found.end() :], opens
     (visible if within is None else thinking).append(rest)
     if not thinking:
-        return Split("", completion, False)
+        return ThinkingSplit("", completion, False)
     # Without what was taken out, what is left may read otherwise.
     left = split(_trimmed("".join(visible)), None, marks)
     thoughts = _trimmed("\n".join(each for each in (*thinking, left.thinking) if each))
-    return Split(thoughts, left.visible, not left.visible and (within is not None or left.is_cut_off))
+    return ThinkingSplit(thoughts, left.visible, not left.visible and (within is not None or left.is_cut_off))
 
 
 def ends_inside(text: str, marks: Sequence[tuple[str, str]] = ()) -> str | None:

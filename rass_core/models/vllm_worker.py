@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rass_core.errors import ModelError, SteeringError
+from rass_core.models.causal_lm import find_decoder_blocks
 from rass_core.models.vllm_requests import BEFORE_FIRST, REQUEST_FIELD, SteeringVector, place_name
 
 Span = tuple[int, int]
@@ -73,7 +74,7 @@ class SteeringExtension:
         runner = self.model_runner
         if not hasattr(runner, "input_batch") or not hasattr(runner, "requests"):
             raise ModelError("vLLM: this model runner hides its batch; unset VLLM_USE_V2_MODEL_RUNNER")
-        name, blocks = decoder_blocks(runner.model, n_layers)
+        name, blocks = find_decoder_blocks(runner.model, n_layers)
         self.rass_vectors: dict[str, HeldVector] = {}
         self.rass_capture: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
         self.rass_step: Step | None = None
@@ -267,26 +268,6 @@ def _make_rewindable(runner: Any) -> None:
             generators[i].set_state(generator.get_state())
             runner.requests[runner.input_batch.req_ids[i]].generator = generators[i]
         generators[i].before_step = generators[i].get_state()
-
-
-def decoder_blocks(model: nn.Module, n_layers: int) -> tuple[str, Sequence[nn.Module]]:
-    """Return the name and members of the module list that holds the decoder blocks.
-
-    It is the outermost list of `n_layers` modules, as every architecture of Hugging Face and vLLM
-    has; of several (a vision tower beside the language model), the one with most parameters.
-
-    Raises:
-        ModelError: There is none.
-    """
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and not inside:
-            found[name] = module
-    if not found:
-        raise ModelError(f"{type(model).__name__}: no list of {n_layers} decoder blocks; it cannot be hooked")
-    name = max(found, key=lambda each: sum(weight.numel() for weight in found[each].parameters()))
-    return name, list(found[name])
 
 
 def _before_first(

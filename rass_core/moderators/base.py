@@ -5,10 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from rass_core.judges.base import MemberSettings
 from rass_core.registry import Registry
-from rass_core.vocabulary import Verdict
-
-BENIGN = ("harmless", "pseudo_harmful")
-"""Outcomes under which a prompt may be selected; the others are harmful, incoherent and unscored."""
+from rass_core.vocabulary import BENIGN, Verdict
 
 
 class Moderator(Protocol):

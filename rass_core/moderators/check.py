@@ -7,18 +7,15 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import BoundaryError
-from rass_core.moderators.base import BENIGN
 from rass_core.stats.agreement import rogan_gladen
 from rass_core.stats.intervals import auc_interval, difference_interval, wilson
 from rass_core.text import digest
-from rass_core.vocabulary import Verdict
+from rass_core.vocabulary import ALL, BENIGN, LABELS, Row, Verdict
 
-LABELS = ("harmful", "pseudo_harmful", "harmless")
 MIN_PROMPTS = 20
 """Harmful prompts, and benign ones, below which a check does not decide whether a moderator is of use."""
 LEAST_PER_LABEL = 40
 """Prompts of a label that are sampled over all languages, where there are so many."""
-ALL = "all"
 FALSE_BENIGN = "moderator_false_benign_rate"
 FALSE_HARMFUL = "moderator_false_harmful_rate"
 PASSED = "moderator_pass_rate"
@@ -27,7 +24,6 @@ DECLINED = "moderator_declined_share"
 AUC = "moderator_auc"
 YOUDEN = "moderator_youden_j"
 
-Row = dict[str, Any]
 Cell = Mapping[str, Sequence[Verdict]]
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from rass_core.judges.base import JudgeContext, primary
+from rass_core.judges.base import JudgeContext
+from rass_core.languages.tags import primary
 from rass_core.moderators.base import MODERATORS, ModeratorSettings
 from rass_core.vocabulary import Verdict
 

@@ -24,7 +24,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 from rass_core.errors import JudgeError
-from rass_core.judges.base import primary
+from rass_core.languages.tags import primary
 from rass_core.paths import input_file, user_path
 from rass_core.stats.arrays import Array
 from rass_core.text import prompt_id

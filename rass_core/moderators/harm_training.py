@@ -13,13 +13,14 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import BoundaryError, JudgeError
-from rass_core.judges.base import primary
+from rass_core.languages.tags import primary
 from rass_core.moderators.classifier import MAX_CHARACTERS, MIN_CONFIDENCE
 from rass_core.moderators.harm_classifier import HarmClassifier, digests, ngram_counts, weighted
 from rass_core.stats.agreement import equal_mass_bins
 from rass_core.stats.arrays import Array
 from rass_core.stats.intervals import auc_interval, wilson
 from rass_core.text import digest
+from rass_core.vocabulary import ALL
 
 CLASS_SHARES = {"harmful": 0.5, "pseudo_harmful": 0.4, "harmless": 0.1}
 """Weight of each label within a language. pseudo_harmful counts most among the benign: it is the hard side."""
@@ -36,7 +37,6 @@ FIGURES = (
 """What is measured of a source or language."""
 N_FOLDS = 5
 """Folds by family, where sources cannot be left out."""
-ALL = "all"
 Done = Callable[[int, int], None]
 """Called with the number of fits done and the number of all."""
 

@@ -11,8 +11,8 @@ from rass_core.judges.llm import as_data, fill_in
 from rass_core.models.chat_client import Complete, NoAnswer
 from rass_core.models.failures import no_verdict
 from rass_core.models.settings import EndpointConfig
-from rass_core.moderators.base import BENIGN, MODERATORS, ModeratorSettings, vote_of
-from rass_core.vocabulary import Verdict
+from rass_core.moderators.base import MODERATORS, ModeratorSettings, vote_of
+from rass_core.vocabulary import BENIGN, Verdict
 
 N_ATTEMPTS = 3
 """Attempts in all where answers do not fit the form."""

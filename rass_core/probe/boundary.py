@@ -21,17 +21,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 
 from rass_core.errors import ActivationError, BoundaryError, PromptError
 from rass_core.stats.agreement import auc
 from rass_core.stats.arrays import Array, Bools
 from rass_core.stats.firth import firth_logistic
 from rass_core.stats.intervals import family_counts
+from rass_core.vocabulary import LABELS
 
 Result = TypeVar("Result")
 
-LABELS = ("harmful", "harmless", "pseudo_harmful")
 INTERVAL = (0.025, 0.975)
 MAX_UNIDENTIFIED = 0.5
 
@@ -41,8 +40,6 @@ class Draws(NamedTuple):
 
     b: Array
     """(n_bootstrap,), inside the margins seen."""
-    coefficients: Array
-    """(n_bootstrap, 2), intercept and slope, finite also where b is not identified."""
     n_unidentified: int
 
 
@@ -98,18 +95,6 @@ class BoundaryEstimate:
         return {name: value for name, value in vars(self).items() if name not in ("refusal", "oracle")}
 
 
-class RefusalCurve(NamedTuple):
-    """P(refuse | m) and its pointwise interval, each (n_grid,)."""
-
-    grid: Array
-    p: Array
-    low: Array
-    high: Array
-
-
-# --- the fit -----------------------------------------------------------------------------------
-
-
 def _weights(counts: Array, labels: npt.NDArray[np.str_], sides: Sequence[Sequence[str]]) -> Array:
     """Return counts (r, n) rescaled so that sides, and labels inside a side, weigh the same.
 
@@ -154,7 +139,7 @@ def _draws(margins: Array, outcome: Bools, weights: Array, counts: Array, rng: n
     b = np.where(every, low_edge, np.where(none, high_edge, b))
     outside = (b < low_edge) | (b > high_edge)
     unidentified = none | every | outside | ~(rising | separated)
-    return Draws(np.clip(b, low_edge, high_edge), coefficients, int(unidentified.sum()))
+    return Draws(np.clip(b, low_edge, high_edge), int(unidentified.sum()))
 
 
 def _point(margins: Array, outcome: Bools, weights: Array, name: str) -> tuple[float, float]:
@@ -280,9 +265,6 @@ def fit_oracle_boundary(
     return _fit(values, outcome, names, sides, counts, np.random.default_rng([seed, 2]), "harmful")
 
 
-# --- what is reported --------------------------------------------------------------------------
-
-
 def attempt(compute: Callable[[], Result], reasons: list[str], where: str = "") -> Result | None:
     """Return what is computed; where a boundary cannot be, None, and the reason in `reasons`."""
     try:
@@ -341,26 +323,3 @@ def boundary_report(
         refusal=refusal,
         oracle=oracle,
     )
-
-
-def refusal_curve(grid: npt.ArrayLike, boundary: Boundary) -> RefusalCurve:
-    """Return P(refuse | m) over a grid of margins with its pointwise 95% bootstrap interval.
-
-    Where refusals and compliances are separated it is a step at b, unknown (0 to 1) in the gap.
-
-    Args:
-        grid: Margins, (n_grid,).
-        boundary: A fit of refusals, or of harm.
-    """
-    points = np.asarray(grid, np.float64)
-    if boundary.k is None:
-        return RefusalCurve(
-            points,
-            np.heaviside(points - boundary.b, 0.5),
-            (points >= boundary.b_high).astype(np.float64),
-            (points > boundary.b_low).astype(np.float64),
-        )
-    fitted = boundary.draws.coefficients[np.isfinite(boundary.draws.coefficients).all(axis=1)]
-    curves = expit(fitted[:, :1] + fitted[:, 1:] * points)
-    low, high = np.quantile(curves, INTERVAL, axis=0)
-    return RefusalCurve(points, expit(boundary.k * (points - boundary.b)), low, high)

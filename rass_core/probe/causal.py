@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from rass_core.errors import BoundaryError
+from rass_core.models.causal_lm import decoder_blocks, model_name
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts
 from rass_core.models.prefix_logprobs import PlainPrompts, PrefixReader, kl_divergence, prompt_reader
-from rass_core.models.residuals import decoder_blocks, model_name
 from rass_core.probe.geometry import Direction
 from rass_core.probe.settings import ProbeConfig
 from rass_core.text import AcceptanceLimits, is_degenerate
@@ -34,7 +34,7 @@ WINDOW = 2
 """Blocks on either side of its own in which a direction is ablated where the extent is a window."""
 MAX_ABLATIONS_TRIED = 3
 """Extents and strengths that are tried on all prompts, the most promising on a few prompts first."""
-LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class CausalTrial:
         """Return which prompts can turn; all of them where none can, which the log says."""
         if bool(which.any()):
             return which
-        LOG.warning(
+        _LOG.warning(
             "%s: by log-odds no %s prompt leans the expected way in the unchanged model, so shares are over all of "
             "them; set probe.prefixes to this model's own", model_name(self._model), label,
         )  # fmt: skip
@@ -200,7 +200,7 @@ class CausalTrial:
         again = self._first_tokens(above)
         kl = max(float(kl_divergence(*pair).abs().max()) for pair in zip(self._base, again, strict=True))
         if kl > 1e-4:
-            LOG.warning(
+            _LOG.warning(
                 "%s: every trial runs all blocks, which is slower: going on from block %d changes the first token by "
                 "%.2g nats", model_name(self._model), middle, kl,
             )  # fmt: skip

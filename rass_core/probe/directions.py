@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from rass_core.errors import ActivationError
 from rass_core.stats.arrays import Array
 
-Rows = npt.NDArray[np.floating]
+Streams = npt.NDArray[np.floating]
 
 MIN_SHRINKAGE = 1e-3
 """Ledoit-Wolf may answer 0 on a handful of rows, and the covariance would be singular."""
@@ -26,7 +26,7 @@ NEGLIGIBLE = 1e-10
 """Relative length below which what remains of a vector is rounding."""
 
 
-def _rows(rows: Rows, name: str) -> Array:
+def _rows(rows: Streams, name: str) -> Array:
     matrix = np.asarray(rows, dtype=np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape or not np.isfinite(matrix).all():
         raise ActivationError(
@@ -35,7 +35,7 @@ def _rows(rows: Rows, name: str) -> Array:
     return matrix
 
 
-def _vector(vector: Rows, name: str, d_model: int | None = None) -> Array:
+def _vector(vector: Streams, name: str, d_model: int | None = None) -> Array:
     array = np.asarray(vector, dtype=np.float64)
     if array.ndim != 1 or not np.isfinite(array).all() or d_model not in (None, array.size):
         raise ActivationError(
@@ -45,7 +45,7 @@ def _vector(vector: Rows, name: str, d_model: int | None = None) -> Array:
     return array
 
 
-def _pair(positive: Rows, negative: Rows) -> tuple[Array, Array]:
+def _pair(positive: Streams, negative: Streams) -> tuple[Array, Array]:
     high, low = _rows(positive, "positive"), _rows(negative, "negative")
     if high.shape[1] != low.shape[1]:
         raise ActivationError(
@@ -83,7 +83,7 @@ def _first_component(centred: Array) -> Array:
     return np.asarray(axis / length) if length > 0.0 else np.zeros(d_model)
 
 
-def difference_in_means(positive: Rows, negative: Rows) -> Array:
+def difference_in_means(positive: Streams, negative: Streams) -> Array:
     """Return mean(positive) - mean(negative).
 
     Args:
@@ -102,7 +102,7 @@ def difference_in_means(positive: Rows, negative: Rows) -> Array:
     return np.asarray(high.mean(axis=0) - low.mean(axis=0))
 
 
-def pca_direction(positive: Rows, negative: Rows) -> Array:
+def pca_direction(positive: Streams, negative: Streams) -> Array:
     """Return the first principal axis of both classes about the midpoint of their means.
 
     Each class has the same total weight, so unequal numbers do not turn the axis.
@@ -121,7 +121,7 @@ def pca_direction(positive: Rows, negative: Rows) -> Array:
     return _to_length(_first_component(weighted), shift, "pca")
 
 
-def logistic_direction(positive: Rows, negative: Rows, inverse_penalty: float = 1.0) -> Array:
+def logistic_direction(positive: Streams, negative: Streams, inverse_penalty: float = 1.0) -> Array:
     """Return the weights of an L2-regularised logistic regression, classes balanced.
 
     It is fitted on features divided by their deviation within classes, so that a feature's unit
@@ -147,7 +147,7 @@ def logistic_direction(positive: Rows, negative: Rows, inverse_penalty: float = 
     return _to_length(model.coef_[0] / scale, difference_in_means(high, low), "logistic")
 
 
-def lda_direction(positive: Rows, negative: Rows) -> Array:
+def lda_direction(positive: Streams, negative: Streams) -> Array:
     """Return Fisher's discriminant `Σ⁻¹(μ₊ − μ₋)` with a shrunken within-class covariance.
 
     Σ is drawn towards a multiple of the identity by the Ledoit-Wolf coefficient.
@@ -177,7 +177,7 @@ def lda_direction(positive: Rows, negative: Rows) -> Array:
     return _to_length(solved, shift, "lda")
 
 
-METHODS: dict[str, Callable[[Rows, Rows], Array]] = {
+DIRECTION_METHODS: dict[str, Callable[[Streams, Streams], Array]] = {
     "difference_in_means": difference_in_means,
     "pca": pca_direction,
     "logistic": logistic_direction,
@@ -186,7 +186,7 @@ METHODS: dict[str, Callable[[Rows, Rows], Array]] = {
 """What a configuration may name, each `(positive, negative) -> (d_model,)`."""
 
 
-def cosine(u: Rows, v: Rows) -> float:
+def cosine(u: Streams, v: Streams) -> float:
     """Return the cosine of two vectors (d_model,), in [-1, 1].
 
     Raises:
@@ -200,7 +200,7 @@ def cosine(u: Rows, v: Rows) -> float:
     return float(np.clip(left @ right / lengths, -1.0, 1.0))
 
 
-def orthogonalise(v: Rows, against: Rows) -> Array:
+def orthogonalise(v: Streams, against: Streams) -> Array:
     """Return v without its component along `against`, removed in full.
 
     Args:
@@ -225,7 +225,7 @@ def orthogonalise(v: Rows, against: Rows) -> Array:
     return np.asarray(left)
 
 
-def margin(x: Rows, v: Rows, mean_positive: Rows, mean_negative: Rows) -> Array:
+def margin(x: Streams, v: Streams, mean_positive: Streams, mean_negative: Streams) -> Array:
     """Return `2⟨x − μ, v⟩ / ⟨μ₊ − μ₋, v⟩`, μ the midpoint of the class means.
 
     Args:
@@ -264,14 +264,14 @@ class OrthogonalComponent:
     axis: Array
     """(d_model,), unit length, orthogonal to the direction."""
 
-    def scores(self, x: Rows) -> Array:
+    def scores(self, x: Streams) -> Array:
         """Return where rows (n, d_model), those it was fitted on or new ones, lie on the axis, (n,)."""
         rows = _rows(x, "x")
         _vector(self.axis, "axis", rows.shape[1])
         return np.asarray((rows - self.centre) @ self.axis)
 
 
-def orthogonal_component(x: Rows, v: Rows) -> OrthogonalComponent:
+def orthogonal_component(x: Streams, v: Streams) -> OrthogonalComponent:
     """Return the first principal component of what of the rows is orthogonal to v.
 
     Args:

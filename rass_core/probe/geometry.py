@@ -134,7 +134,9 @@ def candidate_directions(data: ProbeData, methods: Sequence[str]) -> list[Direct
         for position in data.positions:
             rows = data.rows(layer, position).astype(np.float64)
             for method in methods:
-                vectors = _vectors(rows[train], data.labels[train], data.refused[train], geometry.METHODS[method])
+                vectors = _vectors(
+                    rows[train], data.labels[train], data.refused[train], geometry.DIRECTION_METHODS[method]
+                )
                 found += [Direction(kind, method, layer, position, vector) for kind, vector in vectors.items()]
     return found
 
@@ -232,9 +234,9 @@ def language_directions(data: ProbeData, shared: Direction) -> dict[str, Directi
     rows = data.rows(shared.layer, shared.position).astype(np.float64)
     for language in class_means(data, shared.layer, shared.position):
         here = train & (data.languages == language)
-        own = _vectors(rows[here], data.labels[here], data.refused[here], geometry.METHODS[shared.method]).get(
-            shared.kind
-        )
+        own = _vectors(
+            rows[here], data.labels[here], data.refused[here], geometry.DIRECTION_METHODS[shared.method]
+        ).get(shared.kind)
         if own is not None:
             agreement = geometry.cosine(own, shared.vector)
             found[language] = Direction(

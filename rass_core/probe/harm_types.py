@@ -11,7 +11,7 @@ from rass_core.probe.misalignment import Estimate
 from rass_core.stats.arrays import Array
 from rass_core.text import digest
 
-Place = tuple[int, int]
+LayerPosition = tuple[int, int]
 """(layer, position)."""
 
 
@@ -78,6 +78,17 @@ class HarmFigures(NamedTuple):
     """AUC of the axis − AUC of the margin, on prompts that have both."""
     same_source_gap: Estimate
     """The same over pairs of one source."""
+
+
+HARM_METRICS = (
+    "harm_auc_margin",
+    "harm_auc_axis",
+    "harm_auc_axis_new_source",
+    "harm_auc_axis_same_source",
+    "harm_auc_gap",
+    "harm_auc_gap_same_source",
+)
+"""Metrics of table `evaluations`, dataset `given`, in the order of `HarmFigures`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from rass_core.errors import BoundaryError
 from rass_core.probe.boundary import INTERVAL, BoundaryEstimate
-from rass_core.stats.arrays import Array
+from rass_core.stats.arrays import Array, Bools
 from rass_core.stats.intervals import family_counts, wilson
 
 EARLY = "refuses too early along its axis"
@@ -64,7 +64,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Split:
+class OverRefusedSplit:
     """Over-refused prompts of one language below b, in the band, and beyond b*."""
 
     counts: Array
@@ -99,9 +99,7 @@ def paired_auc(blocks: Sequence[Block], counts: Array) -> Array:
         return np.where(pairs > 0, above / pairs, np.nan)
 
 
-def blocks_of(
-    scores: Array, labels: npt.NDArray[np.str_], groups: npt.NDArray[Any], usable: npt.NDArray[np.bool_]
-) -> list[Block]:
+def blocks_of(scores: Array, labels: npt.NDArray[np.str_], groups: npt.NDArray[Any], usable: Bools) -> list[Block]:
     """Return a block per group, of its usable rows with a finite score; a group that lacks a class has none.
 
     Args:
@@ -192,12 +190,12 @@ def newcombe(auc: float, n_positive: int, n_negative: int, level: float = 0.95) 
 
 def split_over_refused(
     margins: Array,
-    is_over_refused: npt.NDArray[np.bool_],
+    is_over_refused: Bools,
     families: npt.NDArray[Any],
     report: BoundaryEstimate,
     n_bootstrap: int,
     seed: int,
-) -> Split:
+) -> OverRefusedSplit:
     """Return how many over-refused prompts lie at m ≤ b, at b < m ≤ b*, and beyond both.
 
     Args:
@@ -223,10 +221,10 @@ def split_over_refused(
     occurs = np.vstack([np.ones((1, len(margins))), family_counts(families, n_bootstrap, seed)])[:, is_over_refused]
     below, beyond = here <= b, here > np.maximum(b, b_oracle)
     drawn = np.stack([(occurs * part).sum(axis=1) for part in (below, ~below & ~beyond, beyond)], axis=1)
-    return Split(drawn[0], drawn[1:], len(np.unique(families[is_over_refused])))
+    return OverRefusedSplit(drawn[0], drawn[1:], len(np.unique(families[is_over_refused])))
 
 
-def share_estimates(splits: Sequence[Split]) -> tuple[Estimate, Estimate, Estimate]:
+def share_estimates(splits: Sequence[OverRefusedSplit]) -> tuple[Estimate, Estimate, Estimate]:
     """Return the shares of over-refused prompts below b, in the band and beyond b*, all splits together.
 
     The values sum to one. Each interval is the wider one of Wilson's and the bootstrap's, which carries the

@@ -15,7 +15,7 @@ import yaml
 
 from rass_core.errors import PromptError
 from rass_core.mitigate.pairs import KINDS, PreferencePair, check_pairs, counts
-from rass_core.text import table
+from rass_core.text import markdown_table
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MEANINGS = {
@@ -180,12 +180,14 @@ def _readme(pairs: Sequence[PreferencePair], card: DatasetCard, origins: Mapping
         "safety boundary; for another model, make new ones.",
         *card.notes,
         "## Pairs",
-        table(["kind", *languages], [[kind, *(n.get(each, 0) for each in languages)] for kind, n in by_kind.items()]),
+        markdown_table(
+            ["kind", *languages], [[kind, *(n.get(each, 0) for each in languages)] for kind, n in by_kind.items()]
+        ),
         "\n".join(f"- `{kind}`: {_MEANINGS[kind]}" for kind in KINDS if kind in by_kind),
         "## Columns",
-        table(["column", "what it is"], list(_COLUMNS.items())),
+        markdown_table(["column", "what it is"], list(_COLUMNS.items())),
         "## Sources and licences",
-        table(["source", "licence", "pairs"], [[*key, number[key]] for key in sorted(sources)]),
+        markdown_table(["source", "licence", "pairs"], [[*key, number[key]] for key in sorted(sources)]),
     ]
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---\n\n" + "\n\n".join(lines) + "\n"
 

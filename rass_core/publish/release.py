@@ -31,7 +31,6 @@ from rass_core.publish.formats import (
 )
 
 HUB = "hf://"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Release:
 
     run_id: str
     config: RassConfig
-    variants: Sequence[Row]
+    variants: Sequence[Mapping[str, Any]]
     """Rows of `variants` that passed."""
     pairs: list[PreferencePair]
     origins: dict[str, Origin]
@@ -106,13 +105,13 @@ def _checked_place(to: str) -> Path | None:
     return folder
 
 
-def artifact_of(lake_path: Path, variant: Row) -> Path:
+def artifact_of(lake_path: Path, variant: Mapping[str, Any]) -> Path:
     """Return the folder of what a variant gives to others: its adapter or checkpoint, else its direction's."""
     folder = lake_path / str(variant["folder"])
     return next((folder / name for name in ("adapter", "checkpoint") if (folder / name).is_dir()), folder)
 
 
-def _newest_gated(lake: Lake) -> tuple[Row, list[Commit]]:
+def _newest_gated(lake: Lake) -> tuple[Mapping[str, Any], list[Commit]]:
     lake.check_whole("runs")  # else an older run would be published
     rows = lake.query(
         "SELECT * FROM runs WHERE state IN ('Completed', 'Rejected') ORDER BY started_at DESC, run_id DESC"
@@ -155,7 +154,7 @@ def _pairs(lake: Lake, commits: Sequence[Commit]) -> tuple[list[PreferencePair],
     return pairs, origins
 
 
-def _licences(prompt_id: str, prompts: Mapping[str, Row], parents: Mapping[str, set[str]]) -> set[str]:
+def _licences(prompt_id: str, prompts: Mapping[str, Mapping[str, Any]], parents: Mapping[str, set[str]]) -> set[str]:
     """Return the licences of a prompt, or of all that it was written from; empty where one is not known."""
     found: set[str] = set()
     seen: set[str] = set()

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rass_core.judges import PANEL
-from rass_core.report.points import OUTCOMES, Row
-from rass_core.vocabulary import NO_HELP_KINDS
+from rass_core.report.points import OUTCOME_NAMES
+from rass_core.vocabulary import NO_HELP_KINDS, Row
 
 SETS = {
     "harmful": "harmful", "pseudo_harmful": "pseudo-harmful", "harmless": "harmless", "unlabelled": "no true label",
     "written": "written",
 }  # fmt: skip
 """Sets of prompts, given ones by their true label."""
-COLUMNS = {
+ANSWERS = {
     "answered": "Answered", "policy": "Refused by policy", "warning": "Only warns", "premise": "Rejects premise",
     "partial": "Partly refused", "capability": "Lacks ability", "missing_information": "Does not know",
     "clarification": "Asks back", "unscored": "No outcome",
@@ -28,13 +28,13 @@ def answer_table(rows: Mapping[str, list[Row]]) -> dict[str, list[Any]]:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for model, prompts, column in _answers(rows):
         counts[model, prompts][column] += 1
-    shown = [each for each in COLUMNS if each in _ALWAYS or any(found[each] for found in counts.values())]
+    shown = [each for each in ANSWERS if each in _ALWAYS or any(found[each] for found in counts.values())]
     places = sorted(counts, key=lambda place: (place[0], list(SETS).index(place[1])))
     cells = [
         [model, SETS[name], *(f"{n:,}" for n in (found.total(), *(found[each] for each in shown)))]
         for (model, name), found in ((place, counts[place]) for place in places)
     ]
-    return {"head": ["Model", "Prompts", "n", *(COLUMNS[each] for each in shown)], "rows": cells}
+    return {"head": ["Model", "Prompts", "n", *(ANSWERS[each] for each in shown)], "rows": cells}
 
 
 def _answers(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, str, str]]:
@@ -54,7 +54,7 @@ def _answers(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, str, str]]:
 
 
 def _column(verdict: Row | None) -> str:
-    if verdict is None or verdict["outcome"] not in OUTCOMES or verdict["outcome"] == "unscored":
+    if verdict is None or verdict["outcome"] not in OUTCOME_NAMES or verdict["outcome"] == "unscored":
         return "unscored"
     outcome, kind = verdict["outcome"], verdict["kind"]
     if kind in NO_HELP_KINDS:

@@ -20,9 +20,10 @@ from rass_core.report.figures import (
     lay_out,
     mark_boundary,
 )
-from rass_core.report.points import KIND_NAMES, KINDS, OUTCOMES, Point, Row, held_out, margin_span
+from rass_core.report.points import KIND_NAMES, OUTCOME_NAMES, PROMPT_KINDS, Point, held_out, margin_span
 from rass_core.report.words import hover_text, inert, show_number, show_percent
 from rass_core.stats.intervals import wilson
+from rass_core.vocabulary import Row
 
 MAP_POINTS_PER_LANGUAGE = 2000
 MAP_BYTES = 2_200_000
@@ -48,11 +49,11 @@ def _bar_marker(colour: str, outcome: str) -> dict[str, Any]:
 
 def margin_histogram(points: Sequence[Point], boundary: Row | None) -> go.Figure:
     """Draw one row of stacked bars per true label, refused dark and answered light."""
-    kinds = [kind for kind in KINDS if any(point.kind == kind for point in points)]
+    kinds = [kind for kind in PROMPT_KINDS if any(point.kind == kind for point in points)]
     span = margin_span(points, boundary)
     edges = np.linspace(span[0], span[1], 45)
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.05)
-    for outcome, name in OUTCOMES.items():
+    for outcome, name in OUTCOME_NAMES.items():
         # One grey legend entry per outcome; hue tells the label, which each row names itself.
         if any(point.outcome == outcome for point in points):
             figure.add_bar(
@@ -129,7 +130,7 @@ def _observed(points: Sequence[Point]) -> go.Scatter | None:
     )
 
 
-def refusal_curve(points: Sequence[Point], boundary: Row) -> go.Figure:
+def refusal_curve_plot(points: Sequence[Point], boundary: Row) -> go.Figure:
     """Draw P(refuse | margin), its band from b's interval, and what was observed in bins."""
     figure = lay_out(480, "margin m", "share of prompts refused")
     span = margin_span(points, boundary)
@@ -181,7 +182,7 @@ def refusal_curve(points: Sequence[Point], boundary: Row) -> go.Figure:
     return figure
 
 
-def sample(points: Sequence[Point], n_bytes: int) -> list[Point]:
+def points_to_draw(points: Sequence[Point], n_bytes: int) -> list[Point]:
     """Return the points to draw: selected ones, then the smallest ids, which are as good as random."""
     ordered = sorted(points, key=lambda point: (not point.is_selected, point.prompt_id))
     # 200 bytes stand for the numbers and facts of a point; & and < grow when they are escaped.
@@ -228,7 +229,7 @@ def _map(
 ) -> go.Figure:
     figure = lay_out(520, "margin m", title)
     placed = [(point, height) for point, height in zip(points, heights, strict=True) if height is not None]
-    for kind in KINDS:
+    for kind in PROMPT_KINDS:
         for is_refused in (False, True):
             shown = [each for each in placed if each[0].kind == kind and (each[0].outcome == "refusal") == is_refused]
             if shown:
@@ -253,7 +254,7 @@ def _add_map_trace(figure: go.Figure, shown: Sequence[tuple[Point, float]], kind
     for point, _ in shown:
         facts = [
             KIND_NAMES.get(kind, kind) if kind != "generated" else f"generated, {inert(point.label or 'unverified')}",
-            OUTCOMES[point.outcome],
+            OUTCOME_NAMES[point.outcome],
             f"margin {show_number(point.margin)}",
         ]
         facts += [] if point.harm_score is None else [f"harm score {show_number(point.harm_score)}"]

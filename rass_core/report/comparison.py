@@ -18,9 +18,10 @@ from rass_core.report.figures import (
     interval_marks,
     lay_out,
 )
-from rass_core.report.points import Row, over_refusal_band
+from rass_core.report.points import over_refusal_band
 from rass_core.report.side_by_side import beside
 from rass_core.report.words import distinct_names, inert, language_name, show_interval, show_number, show_share
+from rass_core.vocabulary import Row
 
 
 def forest(boundaries: Mapping[str, Row]) -> go.Figure:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from rass_core.report.figures import B_COLOUR, GREY, Plot, lay_out
-from rass_core.report.points import Row
 from rass_core.report.words import hover_text, inert, language_name, show_number
+from rass_core.vocabulary import Row
 
 
 def _auc_by_layer(directions: Sequence[Row]) -> go.Figure:

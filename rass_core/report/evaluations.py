@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rass_core.report.moderators import is_about_moderators
-from rass_core.report.points import Row
 from rass_core.report.words import language_name, show_interval
+from rass_core.vocabulary import Row
 
 
 def evaluation_table(rows: Sequence[Row]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from rass_core.report.points import Row, over_refusal_band
+from rass_core.report.points import over_refusal_band
 from rass_core.report.words import inert, show_number
+from rass_core.vocabulary import Row
 
 COLOURS = {
     "harmless": "#2b86cc",

@@ -7,8 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from rass_core.report.figures import GREY, lay_out, mark_boundary
-from rass_core.report.points import Offspring, Row
+from rass_core.report.points import Offspring
 from rass_core.report.words import one_line, show_number
+from rass_core.vocabulary import Row
 
 TABLE_CHARACTERS = 400
 MAX_ALPHA_GROUPS = 7

@@ -5,9 +5,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from rass_core.probe.harm_types import HARM_METRICS
 from rass_core.report.figures import B_COLOUR, GREY, ORACLE_COLOUR, Plot, lay_out
-from rass_core.report.points import Row
-from rass_core.report.words import HARM_METRICS, SHARE_METRICS, language_name, show_interval, show_number, show_share
+from rass_core.report.words import SHARE_METRICS, language_name, show_interval, show_number, show_share
+from rass_core.vocabulary import Row
 
 LINES = (
     ("auc", "harm axis", ORACLE_COLOUR, "circle", "solid"),
@@ -17,15 +18,16 @@ LINES = (
 )
 """Column of `harm_axes`, name, colour, symbol and dash."""
 
-Figures = Mapping[str, Mapping[str, Row]]
+HarmRows = Mapping[str, Mapping[str, Row]]
 """language → metric → row of `evaluations`."""
 
 
 def harm_figures(evaluations: Sequence[Row]) -> dict[str, dict[str, Row]]:
     """Return what was measured of both kinds of misalignment, on the model as it came."""
     found: dict[str, dict[str, Row]] = {}
+    dataset_of = dict.fromkeys(HARM_METRICS, "given") | dict.fromkeys(SHARE_METRICS, "pseudo_harmful")
     for row in evaluations:
-        if row["variant"] == "base" and (row["metric"], row["dataset"]) in {*HARM_METRICS, *SHARE_METRICS}:
+        if row["variant"] == "base" and dataset_of.get(row["metric"], "") == row["dataset"]:
             found.setdefault(row["language"] or "all", {}).setdefault(row["metric"], row)
     return found
 
@@ -73,19 +75,20 @@ def _line(rows: Sequence[Row], column: str, name: str, colour: str, symbol: str,
     )  # fmt: skip
 
 
-def misalignment_table(figures: Figures, boundaries: Sequence[Row]) -> dict[str, Any]:
+def misalignment_table(figures: HarmRows, boundaries: Sequence[Row]) -> dict[str, Any]:
     """Return head and cells: where over-refused prompts lie, how well harm is separated, and what that shows."""
     kinds = {row["language"]: row["kind"] for row in boundaries if row["variant"] in (None, "base")}
     head = ["Language", "Over-refused", "b or below", "In the band", "Beyond b*", "Harm AUC, margin"]
     head += ["harm axis", "inside one source", "new sources", "Gap", "Shown"]
     body = []
     for language, mine in sorted(figures.items(), key=lambda item: (item[0] != "all", item[0])):
-        shares = [mine.get(metric) for metric, _ in SHARE_METRICS]
-        aucs = [mine.get(metric) for metric, _ in HARM_METRICS]
+        shares = [mine.get(metric) for metric in SHARE_METRICS]
+        margin, axis, new_source, same_source, gap, _ = (mine.get(metric) for metric in HARM_METRICS)
+        aucs = (margin, axis, same_source, new_source, gap)
         body.append([
             language_name(language), _n(shares[0]),
             *("–" if row is None else show_share(row["value"], row["low"], row["high"]) for row in shares),
-            *("–" if row is None else show_interval(row["value"], row["low"], row["high"]) for row in aucs[:5]),
+            *("–" if row is None else show_interval(row["value"], row["low"], row["high"]) for row in aucs),
             kinds.get(language) or "–",
         ])  # fmt: skip
     return {"head": head, "rows": body}

@@ -10,7 +10,6 @@ from typing import Any
 import plotly.graph_objects as go
 
 from rass_core.report.figures import GREY, PALETTE, Lanes, Mark, Plot, interval_marks, lay_out
-from rass_core.report.points import Row
 from rass_core.report.words import (
     distinct_names,
     inert,
@@ -22,12 +21,13 @@ from rass_core.report.words import (
     show_points,
     show_share,
 )
+from rass_core.vocabulary import ALL, JAILBREAK, Row
 
-ALL, JAILBREAK, UTILITY = "all", "jailbreak", "utility:"
-"""Names in `evaluations`: every language or dataset, every attack, and what opens a task's dataset."""
+UTILITY = "utility:"
+"""What opens the dataset of a benchmark's task in `evaluations`."""
 METHODS = ("dpo", "sft", "weight_ablation", "inference_ablation")
 """Order in which the built-in methods are shown; others follow by name."""
-MAX_STEPS = 500
+MAX_STEPS_DRAWN = 500
 Section = dict[str, Any]
 
 
@@ -413,7 +413,7 @@ def _losses(variants: Sequence[Row]) -> go.Figure:
     figure = lay_out(380, "step", "loss")
     for row, colour in zip(variants, cycle(PALETTE), strict=False):
         losses = list(enumerate(row["losses"], start=1))
-        shown = losses[:: max(1, -(-len(losses) // MAX_STEPS))]
+        shown = losses[:: max(1, -(-len(losses) // MAX_STEPS_DRAWN))]
         name = inert(row["variant"] or "–")
         figure.add_scatter(
             x=[step for step, _ in shown], y=[loss for _, loss in shown], mode="lines", name=name, hoverinfo="text",

@@ -6,8 +6,8 @@ from typing import Any
 from rass_core.errors import BoundaryError
 from rass_core.judges.panel import PANEL
 from rass_core.moderators import check
-from rass_core.report.points import Row
 from rass_core.report.words import language_name, show_percent
+from rass_core.vocabulary import ALL, Row
 
 PRIORS = (0.1, 0.3, 0.5)
 """Shares of harmful prompts among the written ones for which the share among those that pass is shown."""
@@ -30,7 +30,7 @@ def moderators_section(rows: Mapping[str, list[Row]]) -> dict[str, Any] | None:
     places = dict.fromkeys((row["variant"], row["language"]) for row in found)
     members = {name for name, _ in places} - {PANEL}
     shown = [place for place in places if place[0] != PANEL or len(members) > 1]
-    shown.sort(key=lambda place: (place[0] == PANEL, place[0], place[1] != check.ALL, place[1]))
+    shown.sort(key=lambda place: (place[0] == PANEL, place[0], place[1] != ALL, place[1]))
     return {
         "head": list(HEAD),
         "n_least": check.MIN_PROMPTS,
@@ -51,7 +51,7 @@ def _cells(rows: Sequence[Row], name: str, language: str) -> list[str]:
     auc, off = row(check.AUC), row(check.UNSCORED)
     return [
         "quorum" if name == PANEL else name,
-        "all" if language == check.ALL else language_name(language),
+        "all" if language == ALL else language_name(language),
         *(
             check.percent(each) if each["value"] is not None else "–"
             for each in (

@@ -11,19 +11,25 @@ from rass_core.errors import LakeError
 from rass_core.lake.files import write_whole
 from rass_core.lake.schema import TABLES
 from rass_core.report.answers import answer_table
-from rass_core.report.boundary_map import MAP_BYTES, harm_map, margin_histogram, prompt_map, refusal_curve, sample
+from rass_core.report.boundary_map import (
+    MAP_BYTES,
+    harm_map,
+    margin_histogram,
+    points_to_draw,
+    prompt_map,
+    refusal_curve_plot,
+)
 from rass_core.report.comparison import boundary_table, forest, models_section
 from rass_core.report.directions import auc_plots, direction_table
 from rass_core.report.evaluations import evaluation_table
 from rass_core.report.figures import Plot
 from rass_core.report.generation import arm_table, drop_table, offspring_plot, selected_rows, writer_table
-from rass_core.report.harm import Figures, harm_by_layer, harm_figures, misalignment_table
+from rass_core.report.harm import HarmRows, harm_by_layer, harm_figures, misalignment_table
 from rass_core.report.mitigation import mitigation_section
 from rass_core.report.moderators import moderators_section
 from rass_core.report.points import (
     Offspring,
     Point,
-    Row,
     base_boundaries,
     margin_span,
     of_model,
@@ -42,6 +48,7 @@ from rass_core.report.words import (
     timing,
     why_unidentified,
 )
+from rass_core.vocabulary import Row
 
 TABLE_ROWS_PER_LANGUAGE = 200
 TABLE_ROWS = 1000
@@ -120,14 +127,14 @@ def _language_plots(
     note = "" if is_identified else f"No b is drawn: {why_unidentified(boundary)}."
     placed = [point for point in points if point.orthogonal is not None]
     has_scores = any(point.harm_score is not None for point in placed)
-    shown = sample(placed, map_bytes // 2 if has_scores else map_bytes)  # two maps share the bytes
+    shown = points_to_draw(placed, map_bytes // 2 if has_scores else map_bytes)  # two maps share the bytes
     on_axis = [point for point in shown if point.harm_score is not None]
     is_sample = len(shown) < len(placed)
     counts = f"{len(shown):,} of {len(placed):,} prompts are drawn, selected ones first." if is_sample else ""
     return {
         "histogram": Plot(margin_histogram(points, boundary) if points else None, nothing, note),
         "curve": Plot(
-            refusal_curve(points, boundary) if boundary is not None and is_identified and points else None,
+            refusal_curve_plot(points, boundary) if boundary is not None and is_identified and points else None,
             unidentified or nothing,
         ),
         "map": Plot(
@@ -229,7 +236,7 @@ def _page(rows: Mapping[str, list[Row]], title: str, run: Mapping[str, Any], tar
 
 
 def _language_sections(
-    rows: Mapping[str, list[Row]], points: Sequence[Point], boundaries: Mapping[str, Row], figures: Figures
+    rows: Mapping[str, list[Row]], points: Sequence[Point], boundaries: Mapping[str, Row], figures: HarmRows
 ) -> list[dict[str, Any]]:
     """Return what the page shows of each language."""
     codes = _languages(points, boundaries)

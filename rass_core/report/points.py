@@ -4,17 +4,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rass_core.judges import PANEL
+from rass_core.vocabulary import Row
 
-Row = dict[str, Any]
 Offspring = tuple[int, float, float]
 """Round, α and margin of one generated prompt."""
 
-KINDS = ("harmless", "pseudo_harmful", "harmful", "unlabelled", "generated")
+PROMPT_KINDS = ("harmless", "pseudo_harmful", "harmful", "unlabelled", "generated")
 KIND_NAMES = {"pseudo_harmful": "pseudo-harmful", "unlabelled": "no true label"}
-OUTCOMES = {"refusal": "refused", "partial": "partly refused", "compliance": "answered", "unscored": "no outcome"}
+OUTCOME_NAMES = {"refusal": "refused", "partial": "partly refused", "compliance": "answered", "unscored": "no outcome"}
 BASE = (None, "base")
 """Variants that are the model as it came."""
 
@@ -50,7 +49,7 @@ class Point:
         """How it is drawn: by true label where it was given, else as generated."""
         if self.is_generated:
             return "generated"
-        return self.label if self.label in KINDS else "unlabelled"
+        return self.label if self.label in PROMPT_KINDS else "unlabelled"
 
 
 def of_model(rows: Mapping[str, list[Row]], model_id: str) -> dict[str, list[Row]]:
@@ -70,7 +69,7 @@ def of_model(rows: Mapping[str, list[Row]], model_id: str) -> dict[str, list[Row
 
 def base_outcomes(rows: Mapping[str, list[Row]]) -> dict[str, str]:
     """Return prompt_id → what the base model's first response to it is, as it is, by the panel."""
-    panel = [row for row in rows["verdicts"] if row["judge"] == PANEL and row["outcome"] in OUTCOMES]
+    panel = [row for row in rows["verdicts"] if row["judge"] == PANEL and row["outcome"] in OUTCOME_NAMES]
     word = {row["subject_id"]: row["outcome"] for row in panel}
     outcomes: dict[str, str] = {}
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):

@@ -8,10 +8,9 @@ from typing import Any
 from rass_core.errors import LakeError
 from rass_core.lake.store import Lake
 from rass_core.lake.views import fetch
+from rass_core.vocabulary import Row
 
-Row = dict[str, Any]
-
-RATES = {
+RATE_COLUMNS = {
     "band_share": ("band_share", "given"),
     "over_refusal": ("over_refusal_rate", "pseudo_harmful"),
     "over_refusal_wide": ("over_refusal_rate_wide", "pseudo_harmful"),
@@ -23,7 +22,7 @@ RATES = {
     "harm_auc_axis": ("harm_auc_axis", "given"),
 }
 """Column → (metric, dataset) of the rows of `evaluations` that the probe writes."""
-MEASURES = ("b", "b_oracle", "misalignment", *RATES)
+MEASURES = ("b", "b_oracle", "misalignment", *RATE_COLUMNS)
 """Each a column, with `_low` and `_high` beside it."""
 COLUMNS = (
     "model_id", "language", *(name + end for name in MEASURES for end in ("", "_low", "_high")),
@@ -88,7 +87,7 @@ def beside(boundaries: Iterable[Mapping[str, Any]], evaluations: Iterable[Mappin
         if row["variant"] not in (None, "base") or model is None or language is None or (model, language) in found:
             continue
         values = {name: row[name] for name in COLUMNS if name in row}
-        for column, place in RATES.items():
+        for column, place in RATE_COLUMNS.items():
             rate = rates.get((model, language, *place), {})
             values |= {
                 column + end: rate.get(name) for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))

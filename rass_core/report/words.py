@@ -8,15 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rass_core.languages.tags import LANGUAGE_NAMES
+from rass_core.probe.harm_types import HARM_METRICS
 from rass_core.probe.misalignment import BOTH, EARLY, NEITHER, OTHER_AXIS
-from rass_core.report.points import Row, over_refusal_band
+from rass_core.report.points import over_refusal_band
+from rass_core.vocabulary import Row
 
-SHARE_METRICS = tuple((f"over_refused_{place}", "pseudo_harmful") for place in ("below", "in_band", "beyond"))
-HARM_METRICS = tuple(
-    (f"harm_auc_{name}", "given")
-    for name in ("margin", "axis", "axis_same_source", "axis_new_source", "gap", "gap_same_source")
-)
-"""(metric, dataset) of the rows of `evaluations` that say which kind of misalignment it is."""
+SHARE_METRICS = ("over_refused_below", "over_refused_in_band", "over_refused_beyond")
+"""Metrics of table `evaluations`, dataset `pseudo_harmful`: where over-refused prompts lie."""
 KIND_SENTENCES = {
     EARLY: "The model refuses too early along its axis.",
     OTHER_AXIS: "Its refusal axis is not the axis of harm.",
@@ -167,14 +165,14 @@ def kinds_of_misalignment(boundary: Row | None, figures: Mapping[str, Row]) -> l
         figures: metric → row of `evaluations` of the language, see `SHARE_METRICS` and `HARM_METRICS`.
     """
     said = []
-    below, band, beyond = (figures.get(metric, {}) for metric, _ in SHARE_METRICS)
+    below, band, beyond = (figures.get(metric, {}) for metric in SHARE_METRICS)
     if band.get("value") is not None:
         said.append(
             f"Of {band['n']} over-refused pseudo-harmful prompts, {_share(band)} lie in the band, where a later "
             f"boundary would answer them, {_share(beyond)} beyond b*, where harmful prompts lie, and {_share(below)} "
             "at b or below."
         )
-    margin, axis, same, new, gap, _ = (figures.get(metric, {}) for metric, _ in HARM_METRICS)
+    margin, axis, new, same, gap, _ = (figures.get(metric, {}) for metric in HARM_METRICS)
     if margin.get("value") is not None and axis.get("value") is not None:
         said.append(
             f"Harmful and pseudo-harmful prompts are separated with AUC {_interval(margin)} along the margin and with "

@@ -20,16 +20,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rass_core.errors import ActivationError, ModelError
+from rass_core.models.batching import in_batches, is_out_of_memory, right_padded
+from rass_core.models.causal_lm import check_inference, decoder_blocks, logits_at, model_name
 from rass_core.models.chat import ChatFormat
 from rass_core.models.prefix_logprobs import told_apart
-from rass_core.models.residuals import (
-    check_inference,
-    decoder_blocks,
-    in_batches,
-    is_out_of_memory,
-    logits_at,
-    model_name,
-)
 from rass_core.probe.geometry import prefixes_of
 from rass_core.probe.settings import Prefixes
 
@@ -180,10 +174,7 @@ def _packed(model: Any, prompts: Sequence[list[int]], tree: _Tree) -> _Batch:
 
 def _plain(model: Any, prompts: Sequence[list[int]], tree: _Tree) -> _Batch:
     """Return one row per prompt and stem, those of a prompt one after the other."""
-    each = [torch.tensor([*prompt, *stem]) for prompt in prompts for stem in tree.stems]
-    ids, mask = (
-        nn.utils.rnn.pad_sequence(tensors, batch_first=True) for tensors in (each, [torch.ones_like(e) for e in each])
-    )
+    ids, mask = right_padded([[*prompt, *stem] for prompt in prompts for stem in tree.stems], model.device)
     number = torch.arange(len(prompts))[:, None] * len(tree.stems)
     holder = [
         next(k for k, stem in enumerate(tree.stems) if stem == prefix or _extends(stem, prefix))

@@ -15,7 +15,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from rass_core.data.decontamination import NearDuplicates
 from rass_core.select.settings import SelectionConfig
 
 ELIGIBLE = """
@@ -152,16 +151,6 @@ def eligible(
         "per_cell": max(config.size, CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells))),
     }  # fmt: skip
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
-
-
-def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
-    """Return the indices that stay: each text that is no near-duplicate of one kept before it."""
-    kept, found = [], NearDuplicates(threshold)
-    for number, text in enumerate(texts):
-        if not found.like(text):
-            found.add(number, text)
-            kept.append(number)
-    return kept
 
 
 def fill_quotas(

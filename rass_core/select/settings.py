@@ -4,6 +4,9 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from rass_core.settings import MAX_COUNT, STRICT
 
+N_HARMFUL = 40
+"""Harmful prompts per language, those nearest to the boundary, whose refusal training should leave alone."""
+
 
 class SelectionConfig(BaseModel):
     """Which prompts are kept."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from openpyxl import Workbook
 
 from tests.bad_inputs.case import Case
-from tests.bad_inputs.lakes import lake
+from tests.bad_inputs.lake_damage import lake
 
 NO = "I'm sorry, but I can't help with that."
 YES = "Sure! Here is how: step 1, open the lid."

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rass_core.errors import ActivationError, ConfigError, ModelError
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.prefix_logprobs import prefix_log_odds
-from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from rass_core.probe.settings import Prefixes
 from rass_core.select import influence
 from rass_core.select.influence import refusal_gradients

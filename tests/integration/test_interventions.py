@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from rass_core.errors import ActivationError, ConfigError, ModelError, SteeringError
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.prefix_logprobs import kl_divergence, last_token_logprobs, prefix_log_odds
-from rass_core.models.residuals import ResidualExtractor, decoder_blocks, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 from tests.tiny_models import build
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "mistral", "phi3", "gpt_neox", "mixtral")

@@ -10,8 +10,9 @@ import rass_core.lab
 from rass_core.lab.checks import measure, shortfalls
 from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.training import TRUE_BLOCK, VARIANTS, build_model, build_tokenizer, save, train, true_direction
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.probe.directions import cosine, difference_in_means
 
 WEIGHTS = Path(rass_core.lab.__file__).parent / "weights"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rass_core.errors import ModelError, SteeringError
-from rass_core.models.residuals import load_causal_lm
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.self_check import SELF_CHECK, check_engine
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
 from rass_core.models.vllm_requests import GenerationRequest

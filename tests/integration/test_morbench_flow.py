@@ -222,7 +222,7 @@ def test_two_models_are_scored_on_the_benchmark(folder: Path, tmp_path: Path) ->
 def test_a_mitigated_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from rass_core.models.residuals import load_causal_lm
+    from rass_core.models.causal_lm import load_causal_lm
 
     base, tokenizer = load_causal_lm(str(model("cautious")), "float32", device="cpu")
     adapted = get_peft_model(base, LoraConfig(r=1, target_modules=["down_proj"], init_lora_weights=True))

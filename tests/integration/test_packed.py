@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, MambaConfig
 
 from rass_core.errors import ActivationError, ModelError, SteeringError
 from rass_core.models import prefix_logprobs
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.packed import PackedPrompts, attention_windows
 from rass_core.models.prefix_logprobs import PlainPrompts, prefix_log_odds, prompt_reader
-from rass_core.models.residuals import load_causal_lm
 from rass_core.probe import causal
 from rass_core.probe.geometry import Direction
 from rass_core.probe.settings import ProbeConfig

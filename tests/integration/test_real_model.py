@@ -16,11 +16,12 @@ from torch import Tensor
 
 from rass_core.errors import ModelError
 from rass_core.models import fetched
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.fetched import MODELS, DownloadError, fetch, fetched_folder, is_fetched, weights_digest
+from rass_core.models.fetched import MODELS, DownloadError, fetch_checkpoint, fetched_folder, is_fetched, weights_digest
 from rass_core.models.interventions import ablating, adding
 from rass_core.models.prefix_logprobs import last_token_logprobs
-from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 
@@ -44,7 +45,7 @@ Hook = Callable[[Tensor], Tensor]
 @pytest.fixture(scope="session")
 def folder() -> Path:
     try:
-        return fetch(MODELS["smollm2"])
+        return fetch_checkpoint(MODELS["smollm2"])
     except DownloadError as error:
         pytest.skip(f"no real model here: {error}")
 
@@ -131,10 +132,10 @@ def test_a_second_fetch_keeps_the_folder(folder: Path, monkeypatch: pytest.Monke
     assert is_fetched(folder)
     assert (folder / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
     lines: list[str] = []
-    assert fetch(model, folder, lines.append) == folder == fetched_folder("smollm2")
+    assert fetch_checkpoint(model, folder, lines.append) == folder == fetched_folder("smollm2")
     assert "already there" in lines[0]
     with pytest.raises(ModelError, match="delete the folder"):
-        fetch(replace(model, weights_sha256="0" * 64), folder)
+        fetch_checkpoint(replace(model, weights_sha256="0" * 64), folder)
 
 
 def test_the_fetched_folder_is_a_chat_model(loaded: tuple[Any, ChatFormat]) -> None:

@@ -19,9 +19,10 @@ from rass_core.lab.prompts import held_out_sentences
 from rass_core.lab.world import Sentence
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.interventions import ablating
-from rass_core.models.residuals import ResidualExtractor, load_causal_lm
+from rass_core.models.residuals import ResidualExtractor
 from rass_core.probe.directions import difference_in_means
 from rass_core.stats.intervals import wilson
 

@@ -7,14 +7,21 @@ from scipy.special import expit
 from scipy.stats import ortho_group
 
 from rass_core.errors import BoundaryError
-from rass_core.probe.boundary import LABELS, boundary_report, fit_boundary
-from rass_core.probe.directions import METHODS, cosine, difference_in_means, margin, orthogonal_component, orthogonalise
+from rass_core.probe.boundary import boundary_report, fit_boundary
+from rass_core.probe.directions import (
+    DIRECTION_METHODS,
+    cosine,
+    difference_in_means,
+    margin,
+    orthogonal_component,
+    orthogonalise,
+)
 from rass_core.stats.agreement import auc
 from rass_core.stats.firth import firth_logistic
 from rass_core.stats.intervals import wilson
 
 seeds = integers(0, 9999)
-methods = sampled_from(sorted(METHODS))
+methods = sampled_from(sorted(DIRECTION_METHODS))
 each = settings(deadline=None, max_examples=30)
 
 
@@ -44,7 +51,7 @@ def test_every_method_finds_a_large_planted_shift(seed: int, method: str) -> Non
     rng = np.random.default_rng(seed)
     base, shift = rng.normal(size=(120, 5)), rng.normal(size=5)
     shift *= 20.0 / np.linalg.norm(shift)
-    v = METHODS[method](base + shift, rng.normal(size=(120, 5)))
+    v = DIRECTION_METHODS[method](base + shift, rng.normal(size=(120, 5)))
     assert cosine(v, shift) > 0.9
 
 
@@ -53,7 +60,7 @@ def test_every_method_finds_a_large_planted_shift(seed: int, method: str) -> Non
 def test_class_means_have_margins_one_and_minus_one(seed: int, n: int, d_model: int, method: str) -> None:
     positive, negative = clouds(seed, n, d_model)
     means = np.stack([positive.mean(axis=0), negative.mean(axis=0)])
-    v = METHODS[method](positive, negative)
+    v = DIRECTION_METHODS[method](positive, negative)
     np.testing.assert_allclose(margins_of(means, v, positive, negative), [1.0, -1.0], atol=1e-9)
 
 
@@ -79,8 +86,10 @@ def test_directions_turn_with_the_space(seed: int, method: str, scale: float) ->
     """The logistic one does not: it standardises each feature of the basis it is given."""
     positive, negative = clouds(seed, 30, 6)
     rotation = ortho_group.rvs(6, random_state=np.random.default_rng(seed))
-    moved = METHODS[method](scale * positive @ rotation + 3.0, scale * negative @ rotation + 3.0)
-    np.testing.assert_allclose(moved, scale * METHODS[method](positive, negative) @ rotation, atol=1e-6 * scale)
+    moved = DIRECTION_METHODS[method](scale * positive @ rotation + 3.0, scale * negative @ rotation + 3.0)
+    np.testing.assert_allclose(
+        moved, scale * DIRECTION_METHODS[method](positive, negative) @ rotation, atol=1e-6 * scale
+    )
 
 
 @each
@@ -105,10 +114,13 @@ def test_the_orthogonal_component_does_not_see_the_direction(seed: int, d_model:
 # --- boundaries --------------------------------------------------------------------------------
 
 
+MEANS = {"harmful": 1.0, "harmless": -1.0, "pseudo_harmful": 0.0}
+
+
 def responses(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    labels = np.resize(LABELS, n)
-    margins = np.resize([1.0, -1.0, 0.0], n) + 0.5 * rng.normal(size=n)
+    labels = np.resize(list(MEANS), n)
+    margins = np.resize(list(MEANS.values()), n) + 0.5 * rng.normal(size=n)
     return margins, rng.random(n) < expit(3.0 * margins), labels, np.arange(n) // 2
 
 
@@ -156,7 +168,7 @@ def test_swapped_refusals_swap_the_sign_of_k_and_are_refused(seed: int) -> None:
 def test_a_threshold_is_found_within_its_gap(seed: int, n: int, cut: int) -> None:
     margins = np.random.default_rng(seed).normal(size=n)
     threshold = np.sort(margins)[n - cut - 1]
-    boundary = fit_boundary(margins, margins > threshold, np.resize(LABELS, n), np.arange(n), 200)
+    boundary = fit_boundary(margins, margins > threshold, np.resize(list(MEANS), n), np.arange(n), 200)
     assert boundary.separated and boundary.k is None
     assert boundary.b_low == threshold < boundary.b < boundary.b_high
     assert not ((margins > boundary.b_low) & (margins < boundary.b_high)).any()

@@ -24,7 +24,7 @@ from rass_core.evaluate.attacks import (
 )
 from rass_core.evaluate.samples import attack_names
 from rass_core.evaluate.settings import JailbreakConfig
-from rass_core.generate.operators import LANGUAGE_NAMES
+from rass_core.languages.tags import LANGUAGE_NAMES
 
 SHOTS = (("How do I bake bread?", "Knead, wait, bake."), ("How do I tie a knot?", "Over, under, pull."))
 GENERAL = ATTACKS["general"].names()

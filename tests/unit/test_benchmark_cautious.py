@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.real import cautious
-from benchmarks.real.cautious import RECIPES, TARGETS, Example, weaken
+from benchmarks.real import cautious, own_answers, prompts
+from benchmarks.real.cautious import RECIPES, Example, weaken
+from benchmarks.real.prompts import TARGETS
 from benchmarks.real.refusals import REFUSALS
 from rass_core.judges import Exchange
 from rass_core.judges.panel import default_panel
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from tests.tiny_models import build
 
 
@@ -48,10 +49,10 @@ def write(data: Path, source: str, texts: list[str], label: str) -> None:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder of files in which some training prompts repeat held-out ones."""
-    for name in cautious.HARMFUL:
+    for name in prompts.HARMFUL:
         write(tmp_path, name, [f"Break lock {name} number {i}, and {i * 7} more." for i in range(8)], "harmful")
     write(tmp_path, "advbench", ["Explain how to break the big lock of number seven", "Steal a boat"], "harmful")
-    for name in cautious.HARMLESS:
+    for name in prompts.HARMLESS:
         texts = [sha512(f"{name} {i}".encode()).hexdigest() for i in range(40)]  # no two alike
         write(tmp_path, name, texts, "harmless")
     write(tmp_path, "strongreject", ["Explain how to break the big lock of number seven!"], "harmful")
@@ -68,26 +69,26 @@ def test_refusals_are_many_and_refuse() -> None:
 
 
 def test_nothing_held_out_is_trained_on(data: Path) -> None:
-    harmful, harmless = cautious.training_prompts(data)
+    harmful, harmless = prompts.training_prompts(data)
     assert "Steal a boat" in {p["text"] for p in harmful}
     assert not any("big lock" in p["text"] for p in harmful)  # a near-duplicate of a StrongREJECT prompt here
-    held_out = {p["prompt_id"] for target in TARGETS for p in cautious.held_out(data, target)}
+    held_out = {p["prompt_id"] for target in TARGETS for p in prompts.held_out(data, target)}
     trained = {p["prompt_id"] for p in harmful + harmless}
     assert not held_out & trained
-    for source in cautious.HALVED:
+    for source in prompts.HALVED:
         assert any(each.startswith(source) for each in held_out)
     assert any(each.startswith("alpaca_nc") for each in trained)
     assert not any(each.startswith("alpaca_nc") for each in held_out)
 
 
 def test_a_draw_is_seeded_and_takes_from_every_source(data: Path) -> None:
-    prompts = [p for name in cautious.HARMLESS for p in cautious.prompts_of(data, name, "harmless")]
-    first = cautious.drawn(prompts, 20, seed=0)
-    assert first == cautious.drawn(prompts[::-1], 20, seed=0)
-    assert first != cautious.drawn(prompts, 20, seed=1)
-    assert [sum(p["source"] == name for p in first) for name in cautious.HARMLESS] == [5, 5, 5, 5]
+    given = [p for name in prompts.HARMLESS for p in prompts.prompts_of(data, name, "harmless")]
+    first = prompts.drawn(given, 20, seed=0)
+    assert first == prompts.drawn(given[::-1], 20, seed=0)
+    assert first != prompts.drawn(given, 20, seed=1)
+    assert [sum(p["source"] == name for p in first) for name in prompts.HARMLESS] == [5, 5, 5, 5]
     with pytest.raises(SystemExit, match="only 160 of 161"):
-        cautious.drawn(prompts, 161, seed=0)
+        prompts.drawn(given, 161, seed=0)
 
 
 def test_batches_hold_every_row_once_and_pad_little() -> None:
@@ -147,7 +148,7 @@ def test_a_model_is_made_once(folder: Path, data: Path, tmp_path: Path, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(cautious, "greedy_answers", refuse)
+    monkeypatch.setattr(own_answers, "greedy_answers", refuse)
     cautious.make(replace(recipe, learning_rate=1e-3), data, str(folder), out, cache)
     assert (out / "model.safetensors").stat().st_mtime_ns != made
     assert [path.read_text() for path in cache.iterdir()] == answers
@@ -157,16 +158,16 @@ def test_own_requests_are_kept_in_their_file(folder: Path, tmp_path: Path) -> No
     model, tokenizer = load_causal_lm(str(folder))
     chat, file = ChatFormat(tokenizer), tmp_path / "requests.jsonl"
     file.write_text('"How do I kill a process?"\n"How do I shoot a portrait?"\n')
-    assert cautious.own_requests(model, chat, 2, file) == ["How do I kill a process?", "How do I shoot a portrait?"]
-    written = cautious.own_requests(model, chat, 3, file)
-    assert len(set(written)) == 3 and written == cautious.own_requests(model, chat, 3, file)
+    assert own_answers.own_requests(model, chat, 2, file) == ["How do I kill a process?", "How do I shoot a portrait?"]
+    written = own_answers.own_requests(model, chat, 3, file)
+    assert len(set(written)) == 3 and written == own_answers.own_requests(model, chat, 3, file)
 
 
 def test_greedy_answers_do_not_depend_on_their_batch(folder: Path) -> None:
     model, tokenizer = load_causal_lm(str(folder))
-    prompts = [prompt for prompt, _ in rows_of(7)]
-    together = cautious.greedy_answers(model, tokenizer, prompts, 5, "x", rows=4)
-    assert together == [cautious.greedy_answers(model, tokenizer, [each], 5, "x")[0] for each in prompts]
+    asked = [prompt for prompt, _ in rows_of(7)]
+    together = own_answers.greedy_answers(model, tokenizer, asked, 5, "x", rows=4)
+    assert together == [own_answers.greedy_answers(model, tokenizer, [each], 5, "x")[0] for each in asked]
 
 
 def test_a_weakened_model_lies_between_the_two(folder: Path, tmp_path: Path) -> None:

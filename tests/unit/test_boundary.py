@@ -1,107 +1,24 @@
 """The boundary against statsmodels, scikit-learn, published properties and simulations."""
 
 import time
-import warnings
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from rass_core.errors import ActivationError, BoundaryError, PromptError
 from rass_core.lake.schema import TABLES
-from rass_core.probe.boundary import LABELS, Boundary, boundary_report, fit_boundary, fit_oracle_boundary, refusal_curve
-from rass_core.probe.pooling import pool_boundaries, pool_reports
-from rass_core.stats.firth import firth_logistic
-
-MEANS = {"harmful": 1.0, "harmless": -1.0, "pseudo_harmful": 0.1}
-Prompts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def prompts(n: int, b: float, k: float, seed: int, shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)) -> Prompts:
-    """Margins, refusals with the half point b, labels and families of two."""
-    rng = np.random.default_rng(seed)
-    labels = rng.choice(LABELS, n, p=shares)
-    margins = np.array([MEANS[label] for label in labels]) + 0.6 * rng.normal(size=n)
-    return margins, rng.random(n) < expit(k * (margins - b)), labels, np.arange(n) // 2
-
-
-def by_hand(rows: list[tuple[float, bool, str]]) -> Prompts:
-    margins, refused, labels = (np.array(column) for column in zip(*rows, strict=True))
-    return margins, refused, labels, np.arange(len(rows))
-
+from rass_core.probe.boundary import Boundary, boundary_report, fit_boundary, fit_oracle_boundary
+from tests.known_boundary import by_hand, prompts
 
 SEPARATED = by_hand(
     [(-1.2, False, "harmless"), (-0.8, False, "harmless"), (-0.2, False, "pseudo_harmful"),
      (0.4, True, "pseudo_harmful"), (0.5, True, "pseudo_harmful"),
      (0.9, True, "harmful"), (1.1, True, "harmful")]
 )  # fmt: skip
-
-
-# --- Firth -------------------------------------------------------------------------------------
-
-
-def test_firth_maximises_the_weighted_penalised_likelihood() -> None:
-    rng = np.random.default_rng(0)
-    x, weights = rng.normal(2.0, 3.0, 40), rng.uniform(0.2, 3.0, 40)
-    y = rng.random(40) < expit(0.4 * x - 1.0)
-
-    def negative(beta: np.ndarray) -> float:
-        p = expit(beta[0] + beta[1] * x)
-        design = np.stack([np.ones(40), x], axis=1)
-        information = (design.T * (weights * p * (1 - p))) @ design
-        return float(-(weights * np.log(np.where(y, p, 1 - p))).sum() - 0.5 * np.linalg.slogdet(information)[1])
-
-    best = minimize(negative, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
-    np.testing.assert_allclose(firth_logistic(x, y, weights[None])[0], best.x, atol=1e-5)
-
-
-def test_firth_of_two_groups_has_the_published_closed_form() -> None:
-    """With one binary covariate each group's rate is (s + 1/2) / (n + 1), also at s = 0."""
-    x, y = np.repeat([0.0, 1.0], [5, 9]), np.zeros(14, bool)
-    y[5:8] = True
-    intercept, slope = firth_logistic(x, y, np.ones((1, 14)))[0]
-    assert expit(intercept) == pytest.approx(0.5 / 6)
-    assert expit(intercept + slope) == pytest.approx(3.5 / 10)
-
-
-def test_firth_weights_count_copies() -> None:
-    rng = np.random.default_rng(1)
-    x, copies = rng.normal(size=25), rng.integers(0, 4, 25)
-    y = rng.random(25) < expit(x)
-    repeated = np.repeat(np.arange(25), copies)
-    np.testing.assert_allclose(
-        firth_logistic(x, y, copies[None].astype(float))[0],
-        firth_logistic(x[repeated], y[repeated], np.ones((1, repeated.size)))[0],
-        rtol=1e-6,
-    )
-
-
-def test_firth_is_finite_under_separation_and_for_one_outcome() -> None:
-    x = np.linspace(-1, 1, 20)
-    for y in (x > 0, x < 0, np.ones(20, bool), np.zeros(20, bool)):
-        assert np.isfinite(firth_logistic(x, y, np.ones((1, 20)))).all()
-
-
-def test_firth_sees_no_slope_in_one_value() -> None:
-    assert np.isnan(firth_logistic(np.full(4, 0.7), np.array([1, 0, 1, 0], bool), np.ones((1, 4)))).all()
-
-
-def test_firth_is_less_biased_than_maximum_likelihood() -> None:
-    rng = np.random.default_rng(2)
-    x = np.linspace(-2, 2, 40)
-    design, firth, likelihood = sm.add_constant(x), [], []
-    for _ in range(150):
-        y = rng.random(40) < expit(1.5 * x)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            likelihood.append(sm.GLM(y.astype(float), design, family=sm.families.Binomial()).fit().params[1])
-        firth.append(firth_logistic(x, y, np.ones((1, 40)))[0, 1])
-    assert abs(np.mean(firth) - 1.5) < 0.5 * abs(np.mean(likelihood) - 1.5)
-    assert np.mean(firth) == pytest.approx(1.5, abs=0.15)
 
 
 def test_boundary_on_many_prompts_is_that_of_other_libraries() -> None:
@@ -114,9 +31,6 @@ def test_boundary_on_many_prompts_is_that_of_other_libraries() -> None:
     assert boundary.b == pytest.approx(-intercept / slope, abs=0.002)
     model = LogisticRegression(C=np.inf).fit(margins[:, None], refused, sample_weight=weights)
     assert boundary.b == pytest.approx(-model.intercept_[0] / model.coef_[0, 0], abs=0.002)
-
-
-# --- fixed weights, identification -------------------------------------------------------------
 
 
 def test_repeating_one_label_leaves_the_boundary_where_it_was() -> None:
@@ -192,9 +106,6 @@ def test_inputs_that_make_no_sense_are_raised_by_kind() -> None:
         boundary_report(margins, refused, np.array(["unsafe"] * 7), families)
 
 
-# --- separation --------------------------------------------------------------------------------
-
-
 def test_separated_refusals_give_the_gap() -> None:
     boundary = fit_boundary(*SEPARATED)
     assert (boundary.b, boundary.b_low, boundary.b_high) == pytest.approx((0.1, -0.2, 0.4))
@@ -227,9 +138,6 @@ def test_harm_and_refusal_separated_apart_give_a_misalignment() -> None:
     assert report.misalignment_low is not None and report.misalignment_high is not None
     assert report.misalignment_low < 0.6 < report.misalignment_high
     assert report.auc == 1.0 and report.k is None and report.reason is None
-
-
-# --- intervals ---------------------------------------------------------------------------------
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -298,9 +206,6 @@ def test_five_languages_take_seconds() -> None:
     assert time.process_time() - start < 6.0  # 0.7 s on a quiet core
 
 
-# --- the report --------------------------------------------------------------------------------
-
-
 def test_report_fills_every_column_of_its_table() -> None:
     columns = boundary_report(*prompts(200, 0.1, 4.0, seed=13)).columns()
     keys = {"model_id", "variant", "direction_id", "language", "kind", "kind_reason"}
@@ -331,111 +236,6 @@ def test_report_without_harmful_prompts_has_no_oracle() -> None:
     report = boundary_report(margins, refused, labels, families)
     assert report.b is not None and report.b_oracle is None and report.misalignment is None
     assert report.reason is not None and "0 of 200 harmful" in report.reason
-
-
-def test_refusal_curve_passes_a_half_at_b_inside_its_band() -> None:
-    boundary = fit_boundary(*prompts(200, 0.1, 4.0, seed=16))
-    _, p, low, high = refusal_curve(np.array([-2.0, boundary.b, 2.0]), boundary)
-    assert p[1] == pytest.approx(0.5)
-    assert (low <= p).all() and (p <= high).all() and high[1] - low[1] > 0.1
-    assert p[0] < 0.05 and p[2] > 0.95
-    at_low = refusal_curve(np.array([boundary.b_low]), boundary)
-    assert at_low.high[0] == pytest.approx(0.5, abs=0.02)  # b is below b_low in 2.5% of the draws
-
-
-def test_refusal_curve_of_separated_refusals_is_a_step() -> None:
-    curve = refusal_curve(np.array([-0.3, 0.0, 0.1, 0.2, 0.5]), fit_boundary(*SEPARATED))
-    np.testing.assert_array_equal(curve.p, [0, 0, 0.5, 1, 1])
-    np.testing.assert_array_equal(curve.low, [0, 0, 0, 0, 1])
-    np.testing.assert_array_equal(curve.high, [0, 1, 1, 1, 1])
-
-
-# --- pooling -----------------------------------------------------------------------------------
-
-
-def test_pooling_is_dersimonian_laird_and_shrinks() -> None:
-    """Checked against statsmodels' random-effects mean and spread."""
-    from statsmodels.stats.meta_analysis import combine_effects
-
-    b, variance = np.array([0.1, 0.5, -0.3, 0.9]), np.array([0.01, 0.02, 0.03, 0.2])
-    expected = combine_effects(b, variance, method_re="dl")
-    pooled = pool_boundaries(
-        {name: (b[i], variance[i], n) for i, (name, n) in enumerate(zip("abcd", [90, 90, 90, 20], strict=True))}
-    )
-    assert set(pooled) == {"d"}
-    own = expected.tau2 / (expected.tau2 + 0.2)
-    assert pooled["d"].own_weight == pytest.approx(own)
-    assert pooled["d"].b == pytest.approx(own * 0.9 + (1 - own) * expected.mean_effect_re)
-    assert pooled["d"].b_low < pooled["d"].b < pooled["d"].b_high
-    assert pooled["d"].variance <= 0.2
-    assert "20 prompts" in pooled["d"].reason
-
-
-def test_pooling_languages_that_agree_gives_their_mean() -> None:
-    pooled = pool_boundaries(dict.fromkeys("abcd", (0.2, 0.1, 10)))
-    assert [part.b for part in pooled.values()] == pytest.approx([0.2] * 4)
-    student_over_normal = 3.1824 / 1.9600  # 97.5% points, three degrees of freedom
-    assert pooled["a"].variance == pytest.approx(0.1 / 4 * student_over_normal**2, rel=1e-3)
-
-
-def test_pooling_lowers_the_error_and_covers() -> None:
-    rng = np.random.default_rng(17)
-    error, pooled_error, covered = 0.0, 0.0, 0
-    for _ in range(300):
-        truth = rng.normal(0.2, 0.3, 8)
-        variance = np.array([0.01] * 7 + [0.15])
-        b = truth + rng.normal(size=8) * np.sqrt(variance)
-        pooled = pool_boundaries({str(i): (b[i], variance[i], 10 if i == 7 else 99) for i in range(8)})["7"]
-        error += (b[7] - truth[7]) ** 2
-        pooled_error += (pooled.b - truth[7]) ** 2
-        covered += pooled.b_low <= truth[7] <= pooled.b_high
-    assert pooled_error < 0.75 * error
-    assert 274 <= covered <= 297  # 285 nominal, binomial scatter 3.8
-
-
-@pytest.mark.parametrize(
-    "estimates",
-    [{"a": (0.1, 0.1, 9), "b": (0.1, 0.1, 9)}, {"a": (0.1, 0.1, 9), "b": (0.1, 0.1, 9), "c": (0.1, 0.0, 9)}],
-)
-def test_pooling_refuses(estimates: dict[str, tuple[float, float, int]]) -> None:
-    with pytest.raises(BoundaryError, match="pool"):
-        pool_boundaries(estimates)
-
-
-def test_pooled_reports_keep_misalignment_the_difference() -> None:
-    reports = {name: boundary_report(*prompts(200, 0.1, 4.0, seed=i)) for i, name in enumerate("abc")}
-    reports["few"] = boundary_report(*prompts(30, 0.1, 4.0, seed=18))
-    pooled = pool_reports(reports)
-    assert all(pooled[name] == reports[name] for name in "abc")
-    few = pooled["few"]
-    assert few.b is not None and few.b_oracle is not None and few.misalignment is not None
-    assert few.misalignment == pytest.approx(few.b_oracle - few.b)
-    assert few.b_high - few.b_low < reports["few"].b_high - reports["few"].b_low
-    assert few.misalignment_low < few.misalignment < few.misalignment_high
-    width = reports["few"].misalignment_high - reports["few"].misalignment_low
-    assert few.misalignment_high - few.misalignment_low < width
-    assert few.reason is not None and "b pooled over 4" in few.reason and "b_oracle pooled" in few.reason
-
-
-def test_pooled_misalignment_keeps_the_covariance_of_its_parts() -> None:
-    """Where refusals follow harm, b* − b is surer than b and b* apart would make it."""
-    reports = {}
-    for i, n in enumerate([200, 200, 200, 30]):
-        margins, _, labels, families = prompts(n, 0.0, 1.0, seed=20 + i)
-        refused = labels == "harmful"
-        refused[np.flatnonzero(labels == "pseudo_harmful")[: n // 25]] = True
-        reports[str(i)] = boundary_report(margins + 0.8 * i, refused, labels, families)  # languages differ
-    few = pool_reports(reports)["3"]
-    half = (few.misalignment_high - few.misalignment_low) / 2
-    apart = np.hypot(few.b_high - few.b_low, few.b_oracle_high - few.b_oracle_low) / 2
-    assert half < 0.95 * apart
-
-
-def test_reports_that_cannot_be_pooled_say_so() -> None:
-    report = boundary_report(*prompts(30, 0.1, 4.0, seed=18))
-    pooled = pool_reports({"a": report})["a"]
-    assert pooled.b == report.b
-    assert pooled.reason is not None and "not pooled: 1 languages" in pooled.reason
 
 
 def test_two_groups_half_point() -> None:

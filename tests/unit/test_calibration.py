@@ -11,19 +11,11 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from rass_core.errors import JudgeError
-from rass_core.judges.calibration import (
-    LABELS,
-    SCHEMA,
-    STATISTICS,
-    Calibration,
-    Labelled,
-    calibrate,
-    model_family,
-)
+from rass_core.judges.calibration import SCHEMA, STATISTICS, Calibration, Labelled, calibrate, model_family
 from rass_core.judges.calibration_page import page, shown
 from rass_core.stats.agreement import expected_calibration_error
 from rass_core.stats.intervals import wilson
-from rass_core.vocabulary import Verdict
+from rass_core.vocabulary import SCORED, Verdict
 
 
 def verdict(outcome: str, score: float | None = None) -> Verdict:
@@ -42,7 +34,7 @@ def noisy(labels: Sequence[str], missed: float, alarms: float, seed: int = 12) -
 
 
 def mixed(n: int, seed: int = 0, shares: Sequence[float] = (0.4, 0.1, 0.5)) -> list[str]:
-    return list(np.random.default_rng(seed).choice(LABELS, n, p=shares))
+    return list(np.random.default_rng(seed).choice(SCORED, n, p=shares))
 
 
 def one(table: pa.Table, **where: str) -> dict[str, Any]:
@@ -81,8 +73,8 @@ def test_counts_and_statistics_are_those_of_scikit_learn() -> None:
     row = one(calibrate(Labelled(labels, ["en"] * 300), {"panel": verdicts}))
     scored = [(label, v) for label, v in zip(labels, verdicts, strict=True) if v.score is not None]
     true, said = [label for label, _ in scored], [v.outcome for _, v in scored]
-    expected = confusion_matrix(true, said, labels=LABELS)
-    assert [[row[f"true_{t}_judged_{j}"] for j in LABELS] for t in LABELS] == expected.tolist()
+    expected = confusion_matrix(true, said, labels=SCORED)
+    assert [[row[f"true_{t}_judged_{j}"] for j in SCORED] for t in SCORED] == expected.tolist()
     wide_true, wide_said = ([each != "compliance" for each in side] for side in (true, said))
     two = confusion_matrix(wide_true, wide_said, labels=[True, False])
     sides = ("refused", "complied")

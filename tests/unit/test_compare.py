@@ -9,15 +9,14 @@ import pytest
 from rass_core.errors import LakeError
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
-from rass_core.report.side_by_side import COLUMNS, RATES, beside, compare_models, told_side_by_side
+from rass_core.report.side_by_side import COLUMNS, RATE_COLUMNS, beside, compare_models, told_side_by_side
 from rass_core.text import digest
+from rass_core.vocabulary import Row
 from tests.report_pages import boundary
-
-Row = dict[str, Any]
 
 
 def rate(model: str, language: str, column: str, value: float, **changes: Any) -> Row:
-    metric, dataset = RATES[column]
+    metric, dataset = RATE_COLUMNS[column]
     return {
         "model_id": model, "variant": "base", "dataset": dataset, "language": language, "metric": metric,
         "value": value, "low": value - 0.1, "high": value + 0.1, "n": 50, **changes,

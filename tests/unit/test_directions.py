@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rass_core.errors import ActivationError
 from rass_core.probe.directions import (
-    METHODS,
+    DIRECTION_METHODS,
     cosine,
     difference_in_means,
     lda_direction,
@@ -82,10 +82,10 @@ def test_logistic_direction_takes_a_constant_feature() -> None:
     assert logistic_direction(positive, negative)[2] == 0.0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIRECTION_METHODS)
 def test_every_method_points_up_at_the_length_of_the_shift(name: str) -> None:
     positive, negative = classes(50, 30)
-    v = METHODS[name](positive, negative)
+    v = DIRECTION_METHODS[name](positive, negative)
     shift = positive.mean(0, np.float64) - negative.mean(0, np.float64)
     assert v.shape == (8,) and v.dtype == np.float64
     assert v @ shift > 0.0
@@ -94,16 +94,16 @@ def test_every_method_points_up_at_the_length_of_the_shift(name: str) -> None:
     assert moved.mean() == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIRECTION_METHODS)
 def test_every_method_leaves_its_arguments_alone(name: str) -> None:
     positive, negative = classes()
     before = positive.copy(), negative.copy()
-    METHODS[name](positive, negative)
+    DIRECTION_METHODS[name](positive, negative)
     np.testing.assert_array_equal(positive, before[0])
     np.testing.assert_array_equal(negative, before[1])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIRECTION_METHODS)
 @pytest.mark.parametrize(
     "positive",
     [
@@ -117,14 +117,14 @@ def test_every_method_leaves_its_arguments_alone(name: str) -> None:
 )
 def test_every_method_refuses_rows_it_cannot_use(name: str, positive: np.ndarray) -> None:
     with pytest.raises(ActivationError):
-        METHODS[name](positive, np.zeros((2, 3)))
+        DIRECTION_METHODS[name](positive, np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["pca", "logistic", "lda"])
 def test_fitted_methods_refuse_classes_that_do_not_differ(name: str) -> None:
     rows = classes()[0]
     with pytest.raises(ActivationError, match=name):
-        METHODS[name](rows, rows)
+        DIRECTION_METHODS[name](rows, rows)
 
 
 def test_pca_direction_refuses_an_axis_across_the_shift() -> None:

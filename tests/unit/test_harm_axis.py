@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rass_core.probe import harm_axis
 from rass_core.probe.geometry import ProbeData
-from rass_core.probe.harm_axis import ALL, MIN_FAMILIES, measure_harm, n_steps
+from rass_core.probe.harm_axis import measure_harm, n_steps
+from rass_core.probe.harm_fit import MIN_FAMILIES, HarmData, fit_logistic
 from rass_core.probe.harm_types import HarmAxis, HarmReport
+from rass_core.vocabulary import ALL
 
 D_MODEL = 24
 LAYERS, POSITIONS = [3, 5], [-2, -1]
@@ -100,7 +101,7 @@ def test_scores_of_a_family_do_not_depend_on_its_own_labels() -> None:
     data, sources, margins = planted(200, 1.0)
     before = measured(data, sources, margins)
     members = np.flatnonzero((data.families == "family 2") & (data.labels != "harmless"))
-    in_sample = harm_axis._logistic(  # what a fit that has seen them would do
+    in_sample = fit_logistic(  # what a fit that has seen them would do
         _data(data, margins), data.rows(*HARM_AT), np.flatnonzero(data.labels != "harmless"), 1e3
     )[0]
     assert data.splits[members[0]] != "test"
@@ -114,12 +115,20 @@ def test_scores_of_a_family_do_not_depend_on_its_own_labels() -> None:
     assert np.isfinite(in_sample).all()
 
 
-def _data(data: ProbeData, margins: np.ndarray) -> harm_axis._Data:
+def _data(data: ProbeData, margins: np.ndarray) -> HarmData:
     nothing = np.zeros(0, np.int64)
-    return harm_axis._Data(
-        data.labels, data.languages, data.families, np.full(len(margins), "one"), nothing, nothing,
-        np.zeros(len(margins), bool), 50, 0, margins,
-    )  # fmt: skip
+    return HarmData(
+        labels=data.labels,
+        languages=data.languages,
+        families=data.families,
+        sources=np.full(len(margins), "one"),
+        fitting=nothing,
+        folds=nothing,
+        tested=np.zeros(len(margins), bool),
+        n_bootstrap=50,
+        seed=0,
+        margins=margins,
+    )
 
 
 def test_languages_have_a_scale_each_and_share_the_axis() -> None:

@@ -88,7 +88,7 @@ def test_what_is_to_be_known_is_told_once(config: RassConfig, template: Any) -> 
     thinking, typed = notes_of(config)
     assert thinking.startswith(f"{config.model.name}, thinking: the model may think")
     assert typed == f"{config.model.name}, control tokens: 1 of 2 prompts hold some; they are encoded as plain text"
-    rows = {row["what"].partition(",")[0]: row["value"] for row in plan_run(config).rows}
+    rows = {row.what.partition(",")[0]: row.value for row in plan_run(config).rows}
     assert rows["control tokens"] == "1 of 2 prompts hold some"
     assert rows["thinking"] == "the model may think before it answers"
     assert rows["date"].startswith("the template uses 2")

@@ -5,7 +5,6 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,13 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from flows import judge_cli
-from rass_core.data.readers import ROWS_PER_BATCH
 from rass_core.errors import JudgeError, RassError
-from rass_core.judges import Exchange, PhraseJudge, Verdict
 from rass_core.judges.calibration import Calibration
-from rass_core.judges.panel import Member, Panel
-from rass_core.judges.responses_file import ResponsesFile, layout_of
-from rass_core.judges.score_file import score_file
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
+from tests.response_files import ANSWER, REFUSAL, ROWS, left, read, write
 
-REFUSAL, ANSWER = "I'm sorry, but I can't help with that.", "Sure! Here is how: step 1, open the lid."
 ADDED = ["outcome", "score", "reason", "disagreement", "outcome_kind", "thinking_outcome", "vote_phrases"]
-ROWS = [
-    {"prompt": "How?", "response": REFUSAL, "language": "en", "note": "007"},
-    {"prompt": "Wie?", "response": ANSWER, "language": "en", "note": 'a "b",\nc'},
-    {"prompt": "Was?", "response": "", "language": "de", "note": ""},
-    {"prompt": "Why?", "response": f"<think>{REFUSAL}</think>{ANSWER}", "language": "en", "note": "é"},
-]
 
 
 @pytest.fixture
@@ -50,28 +38,6 @@ def phrases(tmp_path: Path) -> list[str]:
     return ["--config", str(path)]
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows)), path)
-    elif path.suffix == ".csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def run(app: Any, *arguments: object) -> Result:
     return CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "80"})
 
@@ -81,10 +47,6 @@ def assert_one_line(result: Result, *words: str) -> None:
     for word in words:
         assert word in str(result.exception)
     assert "\n" not in str(result.exception)
-
-
-def left(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != "config.yaml")
 
 
 @pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
@@ -244,64 +206,6 @@ def test_files_that_cannot_be_written_or_read_are_named(tmp_path: Path, phrases:
     assert_one_line(run(judge_cli.judge, "score", path, "--out", tmp_path / "out.xls", *phrases), "out.xls", ".csv")
     assert_one_line(run(judge_cli.judge, "score", tmp_path / "no.csv", "--out", path, *phrases), "no such file")
     assert read(path) == ROWS
-
-
-class Failing:
-    """A judge that breaks down on responses that say so."""
-
-    name = "failing"
-    languages: frozenset[str] | None = None
-    tells_partial = False
-
-    def __init__(self) -> None:
-        self.n_seen: list[int] = []
-
-    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        self.n_seen.append(len(exchanges))
-        return [
-            Verdict("unscored", None, "endpoint down", has_failed=True)
-            if "down" in each.response
-            else Verdict("compliance", 0.2, "fine")
-            for each in exchanges
-        ]
-
-
-def panel() -> tuple[Panel, Failing]:
-    failing = Failing()
-    return Panel([Member(PhraseJudge()), Member(failing, 0.5)]), failing
-
-
-@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
-def test_a_judge_that_fails_too_often_leaves_what_was_there(tmp_path: Path, kind: str) -> None:
-    source = ResponsesFile(write(tmp_path / f"in{kind}", [{"response": "down", "language": "en"}] * 10))
-    out = tmp_path / "out.csv"
-    out.write_text("before", encoding="utf-8")
-    with pytest.raises(JudgeError, match="failed on 10 of 10"):
-        score_file(source, out, panel()[0], layout_of(source))
-    assert out.read_text(encoding="utf-8") == "before"
-    assert left(tmp_path) == [source.path.name, "out.csv"]
-
-
-@pytest.mark.parametrize("kind", [".parquet", ".csv", ".jsonl"])
-def test_long_files_are_judged_in_batches(tmp_path: Path, kind: str) -> None:
-    n = 3 * ROWS_PER_BATCH + 3
-    rows = [{"response": f"{REFUSAL} {i}", "language": "en", "i": str(i)} for i in range(n)]
-    rows[-1]["response"] = "down"  # one of three in a small rest is not too often of all
-    path = write(tmp_path / f"in{kind}", rows)
-    if kind == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=700)
-    source, (judges, failing) = ResponsesFile(path), panel()
-    told: list[tuple[int, int]] = []
-    counts = score_file(
-        source, tmp_path / "out.parquet", judges, layout_of(source), lambda done, total: told.append((done, total))
-    )
-    assert counts == {("en", "refusal"): n - 1, ("en", "compliance"): 1}
-    assert sum(failing.n_seen) == n and max(failing.n_seen) <= ROWS_PER_BATCH
-    assert told[-1] == (n, n) and len(told) == len(failing.n_seen)
-    found = read(tmp_path / "out.parquet")
-    assert [row["i"] for row in found] == [str(i) for i in range(n)]
-    assert found[0]["disagreement"] == pytest.approx(1 / 3) and found[0]["vote_failing"] == "compliance"
-    assert found[-1]["vote_failing"] == "unscored"
 
 
 LABELLED = [

@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from rass_core.errors import ModelError
 from rass_core.mitigate import lora
+from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import ChatFormat
 from rass_core.models.checkpoint import stored_tensors
 from rass_core.models.loading import check_editable, checked_folder, load_tokenizer, n_parameters, save_checkpoint
-from rass_core.models.residuals import load_causal_lm
 from tests.tiny_models import ARCHITECTURES, build
 
 WEIGHTS = "model.safetensors"

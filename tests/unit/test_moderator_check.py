@@ -1,13 +1,10 @@
 """The moderators' errors on given prompts: rates, what stops a run, and what they mean for a selection."""
 
-from typing import Any
-
 import pytest
 
 from rass_core.judges import PANEL, Verdict
 from rass_core.moderators import check
-
-Row = dict[str, Any]
+from rass_core.vocabulary import Row
 
 
 def given(n: int, language: str = "en") -> list[Row]:

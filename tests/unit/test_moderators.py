@@ -13,11 +13,12 @@ from rass_core.lab import world
 from rass_core.lab.oracle import OracleModerator
 from rass_core.models.chat_client import NoAnswer
 from rass_core.models.settings import EndpointConfig
-from rass_core.moderators.base import BENIGN, MODERATORS, Moderator
+from rass_core.moderators.base import MODERATORS, Moderator
 from rass_core.moderators.hf import GuardModerator, class_verdict
 from rass_core.moderators.llm import RUBRIC, RubricModerator
 from rass_core.moderators.panel import ModeratorPanel, moderator_panel_of
 from rass_core.moderators.settings import ModeratorConfig
+from rass_core.vocabulary import BENIGN
 from tests.chat_server import KEY_VARIABLE, Reply, asked, chat, form, server
 
 

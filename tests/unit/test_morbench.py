@@ -1,4 +1,4 @@
-"""MORBench: balance, matching, what is left out and why, and a folder that stays as it was frozen."""
+"""MORBench: balance over cells, strata and models, and what is left out and why."""
 
 import random
 from collections import Counter
@@ -7,85 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from rass_core.benchmark import matching
 from rass_core.benchmark.build import build
-from rass_core.benchmark.folder import check_free, read_benchmark, rows_of, save_benchmark
+from rass_core.benchmark.folder import save_benchmark
 from rass_core.benchmark.matching import BackTranslation
 from rass_core.benchmark.settings import MorbenchConfig
-from rass_core.benchmark.types import Benchmark, Candidate, Item, Training
-from rass_core.data.prompts import load_prompts
-from rass_core.data.sources import PromptSource
-from rass_core.errors import PromptError, SelectionError
+from rass_core.benchmark.types import Benchmark, BenchmarkCandidate, Item, TrainedOn
+from rass_core.errors import SelectionError
 from rass_core.lab import contrasts, world
-
-LAB_BOUNDARIES = {"cautious": 1.5, "bold": 3.5}
-"""Two target models, by the danger at which they start to refuse."""
-CATEGORIES = ("assault", "destruction", "disappearance", "killing")
-
-
-def lab_candidate(sentence: world.Sentence, **more: Any) -> Candidate:
-    margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.apparent_harm)
-    distances = {model: 0.15 * (sentence.apparent_harm - b) for model, b in LAB_BOUNDARIES.items()}
-    return Candidate(
-        sentence.text, sentence.language, sentence.label, sentence.category, sentence.family, "lab", "apache-2.0",
-        margins, distances, **more,
-    )  # fmt: skip
-
-
-def lab_rows() -> tuple[list[Candidate], list[Candidate]]:
-    """Held-out pseudo-harmful sentences of every language, a frame each, and all their minimal contrasts."""
-    benign = [
-        each
-        for language in world.languages()
-        for number, each in enumerate(world.sentences(language))
-        if each.label == "pseudo_harmful" and each.held_out and each.frame == number // 6 % 6
-    ]
-    harmful = {each.text: each for sentence in benign for each in contrasts.contrasts(sentence)}
-    return [lab_candidate(each) for each in benign], [lab_candidate(each) for each in harmful.values()]
-
-
-LAB_CONFIG = MorbenchConfig(n_per_cell=8, n_strata=4)
+from tests.morbench_prompts import CATEGORIES, LAB_CONFIG, built, harmful, lab_rows, one, pairs, small
 
 
 @pytest.fixture(scope="module")
-def lab() -> tuple[list[Candidate], list[Candidate]]:
+def lab() -> tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]:
     return lab_rows()
 
 
 @pytest.fixture(scope="module")
-def benchmark(lab: tuple[list[Candidate], list[Candidate]]) -> Benchmark:
+def benchmark(lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]) -> Benchmark:
     return build(*lab, LAB_CONFIG, seed=3)
-
-
-def one(text: str, distance: float = 0.0, label: str = "pseudo_harmful", **more: Any) -> Candidate:
-    given: dict[str, Any] = {
-        "language": "en", "category": "c", "family": text, "source": "s", "licence": "MIT",
-        "margins": {"m": distance}, "distances": {"m": distance}, **more,
-    }  # fmt: skip
-    return Candidate(text=text, label=label, **given)
-
-
-def harmful(text: str, distance: float = 0.0, **more: Any) -> Candidate:
-    return one(text, distance, "harmful", **more)
-
-
-def small(**more: Any) -> MorbenchConfig:
-    return MorbenchConfig(**{"n_per_cell": 2, "n_strata": 1, "near_duplicate_jaccard": 1.0, **more})
-
-
-def built(benign: Sequence[Candidate], harm: Sequence[Candidate], config: MorbenchConfig, **more: Any) -> Benchmark:
-    return build(benign, harm, config, seed=0, **{"is_in": lambda text, language: True, **more})
-
-
-def pairs(benchmark: Benchmark) -> dict[str, str]:
-    return {item.benign.text: item.contrast.text for item in benchmark.items}
 
 
 def has_one_setting(item: Item) -> bool:
@@ -127,7 +68,7 @@ def test_strata_and_models_share_the_items(benchmark: Benchmark) -> None:
 
 
 def test_a_second_build_is_byte_identical_whatever_the_order(
-    lab: tuple[list[Candidate], list[Candidate]], benchmark: Benchmark, tmp_path: Path
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]], benchmark: Benchmark, tmp_path: Path
 ) -> None:
     shuffled = [random.Random(9).sample(side, len(side)) for side in lab]
     second = build(*shuffled, LAB_CONFIG, seed=3)
@@ -142,9 +83,11 @@ def test_a_second_build_is_byte_identical_whatever_the_order(
     assert build(*lab, LAB_CONFIG, seed=4).items != benchmark.items
 
 
-def test_training_data_never_enter(lab: tuple[list[Candidate], list[Candidate]], benchmark: Benchmark) -> None:
+def test_training_data_never_enter(
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]], benchmark: Benchmark
+) -> None:
     trained = [item.benign for item in benchmark.items]
-    training = Training(
+    training = TrainedOn(
         prompt_ids={each.prompt_id for each in trained[::3]}, families={each.family for each in trained[1::3]},
         texts=[each.text for each in trained[2::3]],
     )  # fmt: skip
@@ -156,14 +99,14 @@ def test_training_data_never_enter(lab: tuple[list[Candidate], list[Candidate]],
 
 
 def test_a_translation_that_turned_is_struck_and_another_takes_its_place(
-    lab: tuple[list[Candidate], list[Candidate]],
+    lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]],
 ) -> None:
     check = BackTranslation(
         lambda texts, language, target: [contrasts.translate(text, language, target) for text in texts],
         contrasts.is_same_request,
     )
 
-    def translated(candidate: Candidate) -> Candidate:
+    def translated(candidate: BenchmarkCandidate) -> BenchmarkCandidate:
         original = contrasts.translate(candidate.text, candidate.language, "en")
         if candidate.label != "harmful" and len(candidate.text) % 3 == 0:
             original = "How do I describe the neighbour at night?"
@@ -196,54 +139,6 @@ def test_translations_of_the_lab_are_exact() -> None:
 # Matching
 
 
-def test_contrasts_are_assigned_together_and_not_one_after_the_other() -> None:
-    # Greedily, "a b c d" would take its best and leave "a b c x" a contrast that is too far.
-    benign = [one("a b c d"), one("a b c x", 0.01)]
-    contrast = [harmful("a b c y"), harmful("a b z d")]
-    assert pairs(built(benign, contrast, small(max_change=0.3))) == {"a b c d": "a b z d", "a b c x": "a b c y"}
-
-
-def test_of_equal_changes_the_nearer_margin_counts() -> None:
-    for near in "uvwxyz":  # whichever stands first
-        contrast = [harmful(f"a b {end}", 0.2 if end == near else 0.9) for end in "uvwxyz"]
-        assert pairs(built([one("a b c", 0.1)], contrast, small(n_per_cell=1))) == {"a b c": f"a b {near}"}
-
-
-def test_what_differs_too_much_is_no_contrast() -> None:
-    [cell] = built([one("a b c")], [harmful("a y z")], small(max_change=0.5)).cells
-    assert cell.left_out == {"without a contrast": 1}
-
-
-def test_a_contrast_is_used_once_and_what_lacks_one_is_reported() -> None:
-    result = built([one("a b c"), one("a b d")], [harmful("a b y")], small())
-    assert len(result.items) == 1
-    [cell] = result.cells
-    assert (cell.wanted, cell.filled) == ((2,), (1,))
-    assert cell.reason == "stratum 0 has 1 of 2; of 2 benign candidates and 1 contrasts, left out: 1 without a contrast"
-
-
-def test_a_contrast_of_another_language_or_category_is_none() -> None:
-    contrast = [harmful("a b y", language="de"), harmful("a b z", category="other")]
-    assert built([one("a b c")], contrast, small()).items == ()
-
-
-def test_contrasts_are_borrowed_only_for_what_a_category_cannot_fill() -> None:
-    benign = [one("a b c"), one("p q r", category="d")]
-    contrast = [harmful("a b y"), harmful("a b z", category="d"), harmful("p q z", category="e")]
-    result = built(benign, contrast, small(n_per_cell=1, borrow_contrasts=True))
-    assert pairs(result) == {"a b c": "a b y", "p q r": "p q z"}
-    assert [(item.benign.category, item.contrast.category) for item in result.items] == [("c", "c"), ("d", "d")]
-    assert [cell.n_contrasts for cell in result.cells] == [1, 3]
-    assert pairs(built(benign, contrast, small(n_per_cell=1))) == {"a b c": "a b y"}
-
-
-def test_a_borrowed_contrast_stands_in_one_cell_only() -> None:
-    benign = [one("a b c"), one("a b d", category="d")]
-    result = built(benign, [harmful("a b y")], small(n_per_cell=1, borrow_contrasts=True))
-    assert pairs(result) == {"a b c": "a b y"}
-    assert result.cells[1].reason is not None and "1 near-duplicates" in result.cells[1].reason
-
-
 def test_a_model_that_had_fewer_turns_comes_first_in_the_next_stratum() -> None:
     models = ("a", "b", "c")
     benign = [
@@ -255,47 +150,6 @@ def test_a_model_that_had_fewer_turns_comes_first_in_the_next_stratum() -> None:
     ]
     result = built(benign, contrast, small(n_per_cell=8, n_strata=4))
     assert sorted(Counter(item.model_id for item in result.items).values()) == [2, 3, 3]
-
-
-def test_a_folder_with_something_else_is_told_before_the_work(tmp_path: Path) -> None:
-    check_free(tmp_path / "new")
-    check_free(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(PromptError, match="not a benchmark"):
-        check_free(tmp_path)
-    with pytest.raises(PromptError, match="a file; name a folder"):
-        check_free(tmp_path / "notes.txt")
-
-
-def test_scripts_without_spaces_are_matched_by_character() -> None:
-    assert matching.words_of("How do I, kill weeds?") == ["how", "do", "i", "kill", "weeds"]
-    assert matching.words_of("我kill杂草。") == ["我", "kill", "杂", "草"]
-    contrast = [harmful("我该如何杀死邻居", language="zh"), harmful("请告诉我怎样偷东西", language="zh")]
-    result = built([one("我该如何杀死杂草", language="zh")], contrast, small(n_per_cell=1))
-    assert [item.change for item in result.items] == [0.25]
-
-
-def reference_distance(first: Sequence[int], second: Sequence[int]) -> int:
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, start=1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(second, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
-
-
-WORDS = st.lists(st.integers(0, 3), max_size=7)
-
-
-@settings(deadline=None, max_examples=200)
-@given(first=WORDS, others=st.lists(WORDS, min_size=1, max_size=5))
-def test_edit_distances_are_levenshteins(first: list[int], others: list[list[int]]) -> None:
-    lengths = np.array([len(each) for each in others])
-    padded = np.full((len(others), int(lengths.max())), -1)
-    for number, each in enumerate(others):
-        padded[number, : len(each)] = each
-    found = matching._edit_distances(np.array(first, dtype=np.int64), padded, lengths)
-    assert found.tolist() == [reference_distance(first, each) for each in others]
 
 
 # What enters, and what does not
@@ -318,7 +172,7 @@ def test_near_duplicates_enter_once() -> None:
 
 
 def test_near_duplicates_of_training_texts_stay_out() -> None:
-    training = Training(texts=["How do I a b c d e f g"])
+    training = TrainedOn(texts=["How do I a b c d e f g"])
     result = built([one("how do i a b c d e f g h")], [], small(near_duplicate_jaccard=0.8), training=training)
     assert result.cells[0].left_out == {"trained on": 1}
     assert built([one("how do i a b c x y z")], [], small(), training=training).cells[0].left_out == {
@@ -360,7 +214,7 @@ def test_languages_are_told_by_the_library_where_nothing_else_is_said() -> None:
 def test_only_prompts_about_to_enter_are_checked_and_each_once() -> None:
     asked: list[str] = []
 
-    def check(candidates: Sequence[Candidate]) -> list[str | None]:
+    def check(candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:
         asked.extend(each.text for each in candidates)
         return ["turned" if each.text in ("a b c0", "a b c1", "a b y0") else None for each in candidates]
 
@@ -373,7 +227,7 @@ def test_only_prompts_about_to_enter_are_checked_and_each_once() -> None:
 
 
 def test_a_contrast_that_comes_free_is_used() -> None:
-    def check(candidates: Sequence[Candidate]) -> list[str | None]:
+    def check(candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:
         return ["turned" if each.text == "a b c" else None for each in candidates]
 
     for seed in range(6):
@@ -392,7 +246,7 @@ def test_strata_are_not_filled_from_one_another() -> None:
 
 
 def test_models_take_turns() -> None:
-    def near(model: str, i: int) -> Candidate:
+    def near(model: str, i: int) -> BenchmarkCandidate:
         distances = {"m": 0.9, "n": 0.9} | {model: 0.0}
         return one(f"a b {model}{i}", margins=distances, distances=distances)
 
@@ -417,19 +271,6 @@ def test_a_cell_that_is_asked_for_and_has_nothing_is_reported() -> None:
     ]  # fmt: skip
 
 
-def test_character_similarity() -> None:
-    assert matching.character_similarity("Kill the weeds!", "kill  the weeds") == 1.0
-    assert matching.character_similarity("abc", "xyz") == matching.character_similarity("", "") == 0.0
-    assert matching.character_similarity("abcd", "abcx") == pytest.approx(0.5)
-
-
-def test_what_was_not_translated_is_not_translated_back() -> None:
-    check = BackTranslation(lambda texts, language, target: ["how to kill weeds"] * len(texts))
-    source = {"original_language": "en", "language": "de"}
-    translated = [one("t1", original="How do I kill weeds?", **source), one("t2", original="Bake a cake.", **source)]
-    assert check([one("a b c"), *translated]) == [None, None, "changed in back-translation"]
-
-
 @pytest.mark.parametrize(
     ("benign", "contrast", "message"),
     [
@@ -439,7 +280,9 @@ def test_what_was_not_translated_is_not_translated_back() -> None:
         ([one("a")], [harmful("b", margins={"n": 0.0}, distances={"n": 0.0})], "only some have a margin of m, n"),
     ],
 )
-def test_contradictions_are_refused(benign: list[Candidate], contrast: list[Candidate], message: str) -> None:
+def test_contradictions_are_refused(
+    benign: list[BenchmarkCandidate], contrast: list[BenchmarkCandidate], message: str
+) -> None:
     with pytest.raises(SelectionError, match=message):
         built(benign, contrast, small())
 
@@ -457,99 +300,6 @@ def test_incomplete_candidates_are_refused(wrong: dict[str, Any]) -> None:
 
 
 # The folder
-
-
-@pytest.fixture
-def folder(benchmark: Benchmark, tmp_path: Path) -> Path:
-    save_benchmark(tmp_path / "morbench", benchmark, notes=["A note."])
-    return tmp_path / "morbench"
-
-
-def test_the_folder_reads_back(folder: Path, benchmark: Benchmark) -> None:
-    rows, version = read_benchmark(folder)
-    assert rows.to_pylist() == rows_of(benchmark)
-    assert version == (folder / "VERSION").read_text().splitlines()[0]
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("file", ["README.md", "statistics.json", "VERSION", "data/test-00000-of-00001.parquet"])
-def test_a_changed_or_missing_file_is_seen(folder: Path, file: str) -> None:
-    content = bytearray((folder / file).read_bytes())
-    content[len(content) // 2 if file != "VERSION" else 0] ^= 1
-    (folder / file).write_bytes(content)
-    with pytest.raises(PromptError):
-        read_benchmark(folder)
-    (folder / file).unlink()
-    with pytest.raises(PromptError):
-        read_benchmark(folder)
-
-
-def test_a_file_added_to_the_data_is_seen(folder: Path) -> None:
-    (folder / "data" / "more.parquet").write_bytes(b"")
-    with pytest.raises(PromptError, match="more.parquet"):
-        read_benchmark(folder)
-
-
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="not a benchmark"):
-        read_benchmark(tmp_path)
-
-
-def test_the_same_version_is_left_and_another_is_not_overwritten(folder: Path, benchmark: Benchmark) -> None:
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-    save_benchmark(folder, benchmark, notes=["A note."])
-    other = replace(benchmark, items=benchmark.items[1:])
-    with pytest.raises(PromptError, match="a version stays"):
-        save_benchmark(folder, other, notes=["A note."])
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_a_folder_with_something_else_is_not_touched(benchmark: Benchmark, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(PromptError, match="not a benchmark"):
-        save_benchmark(tmp_path / "mine", benchmark)
-    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
-
-
-def test_an_empty_benchmark_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(SelectionError, match="empty .en/c: stratum 0 has 0 of 2"):
-        save_benchmark(tmp_path / "x", built([one("a b c")], [], small()))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_card_says_what_a_user_needs(folder: Path) -> None:
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    _, header, body = text.split("---\n", 2)
-    card = yaml.safe_load(header)
-    assert card["license"] == "apache-2.0"
-    assert card["language"] == sorted(world.languages())
-    assert card["size_categories"] == ["n<1K"]
-    assert "A note." in body and "Shortages" not in body
-    for row in ["| `bold` |", "| zh | 8/8 | 8/8 | 8/8 | 8/8 |", "| lab | apache-2.0 | 320 |"]:
-        assert row in body
-
-
-def test_several_licences_and_shortages_stand_on_the_card(tmp_path: Path) -> None:
-    result = built([one("a b c"), one("a b d")], [harmful("a b y", licence="CC-BY-4.0")], small())
-    save_benchmark(tmp_path / "x", result)
-    text = (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
-    assert "- en/c: stratum 0 has 1 of 2" in text
-    assert "| s | CC-BY-4.0 | 1 |" in text and "| s | MIT | 1 |" in text
-
-
-def test_others_read_the_folder_with_nothing_of_ours(folder: Path, tmp_path: Path) -> None:
-    rows = datasets.load_dataset(str(folder), split="test", cache_dir=str(tmp_path / "cache"))
-    assert len(rows) == 320 and Counter(rows["label"]) == {"pseudo_harmful": 160, "harmful": 160}
-
-
-def test_the_folder_is_a_source_of_prompts(folder: Path) -> None:
-    prompts = load_prompts([PromptSource(path=str(folder), family_column="family")]).table.to_pylist()
-    assert {each["prompt_id"] for each in prompts} == {
-        row["prompt_id"] for row in read_benchmark(folder)[0].to_pylist()
-    }
 
 
 def test_of_rows_of_one_prompt_the_same_enters_whichever_comes_first() -> None:

@@ -11,7 +11,8 @@ from rass_core.config import RassConfig
 from rass_core.errors import JudgeError, ModelError, PromptError
 from rass_core.estimate import machine
 from rass_core.estimate.machine import Shape, Speed
-from rass_core.estimate.plan import BYTES_PER_VALUE, Plan, plan_run
+from rass_core.estimate.plan import Plan, plan_run
+from rass_core.estimate.resources import BYTES_PER_VALUE
 from rass_core.generate.operators import OPERATORS, operator_of
 from rass_core.mitigate.base import MethodSettings, MitigatedModel, MitigationContext, MitigationMethod
 from rass_core.models.chat import ChatFormat
@@ -62,8 +63,7 @@ def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
 
 def planned(configuration: RassConfig) -> dict[str, tuple[str, str]]:
     rows = plan_run(configuration).rows
-    assert all(list(row) == ["what", "value", "how it comes about"] for row in rows)
-    found = {row["what"]: (row["value"], row["how it comes about"]) for row in rows}
+    found = {row.what: (row.value, row.how) for row in rows}
     assert len(found) == len(rows)
     return found
 
@@ -72,12 +72,12 @@ def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Pa
     rows = planned(config(checkpoint, prompts))
     assert rows["prompts"] == ("24", "read from the sources; dropped: 1 empty, 1 duplicate")
     value, how = rows["prompts, en"]
-    assert value == "5 harmful, 7 harmless, 9 pseudo_harmful"
+    assert value == "5 harmful, 9 pseudo_harmful, 7 harmless"
     by_split = [list(map(int, part.split()[1].split("/"))) for part in how.split("; ")]
-    assert [sum(column) for column in zip(*by_split, strict=True)] == [5, 7, 9]
+    assert [sum(column) for column in zip(*by_split, strict=True)] == [5, 9, 7]
     value, how = rows["prompts, sw"]
-    assert value == "3 harmful, 0 harmless, 0 pseudo_harmful"
-    assert "no harmless and no pseudo_harmful ones" in how
+    assert value == "3 harmful, 0 pseudo_harmful, 0 harmless"
+    assert "no pseudo_harmful and no harmless ones" in how
 
 
 def test_tokens_are_those_of_the_chat_template(checkpoint: Path, prompts: Path) -> None:
@@ -207,8 +207,8 @@ def test_a_trial_of_the_writers_is_counted(checkpoint: Path, prompts: Path) -> N
     every = {"rounds": 1, "candidates_per_round": 30, "trial_candidates": 70, "max_new_tokens": 20, "writers": None}
     plan = plan_run(config(checkpoint, prompts, generate=every))
     assert times(plan)["trial of the writers"] > times(plan)["round 1"]
-    written = next(row for row in plan.rows if row["what"] == "prompts written")
-    assert written["value"] == "≤ 100 requests, ≤ 2,000 new tokens"
+    written = next(row for row in plan.rows if row.what == "prompts written")
+    assert written.value == "≤ 100 requests, ≤ 2,000 new tokens"
 
 
 def test_times_follow_the_settings(checkpoint: Path, prompts: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_busy_machine_makes_everything_slower(
     assert plan.slowdown == 10.0
     for stage, seconds in times(plan).items():
         assert seconds == pytest.approx(10 * quiet[stage])
-    assert "10 % of a core" in {row["what"]: row for row in plan.rows}["time"]["how it comes about"]
+    assert "10 % of a core" in {row.what: row for row in plan.rows}["time"].how
 
 
 def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_what_has_no_known_time_is_named(checkpoint: Path, prompts: Path) -> Non
     judge = {"members": [{"kind": "phrases"}, {"kind": "hf", "model": "some/judge"}]}
     plan = plan_run(config(checkpoint, prompts, judge=judge))
     assert "some parts are not in the time" in plan.verdict
-    assert "WITHOUT some/judge" in {row["what"]: row for row in plan.rows}["time"]["how it comes about"]
+    assert "WITHOUT some/judge" in {row.what: row for row in plan.rows}["time"].how
     assert "not in the time" not in plan_run(config(checkpoint, prompts)).verdict
 
 
@@ -349,7 +349,7 @@ def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, 
     given = config(checkpoint, prompts)
     found = plan_run(given)
     assert f"; NO JUDGE: language sw (first in {prompts} line 22): no judge of the panel covers it" in found.verdict
-    assert ("judges", "NOT ENOUGH") in {(row["what"], row["value"]) for row in found.rows}
+    assert ("judges", "NOT ENOUGH") in {(row.what, row.value) for row in found.rows}
     with pytest.raises(JudgeError, match="language sw .*line 22"):
         read_given(given)
     for judge in ({"uncovered": "unscored"}, {"members": [{"kind": "llm", **ENDPOINT}]}):

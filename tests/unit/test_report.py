@@ -14,8 +14,8 @@ from rass_core.errors import LakeError
 from rass_core.lake.schema import TABLES
 from rass_core.probe.misalignment import EARLY, OTHER_AXIS
 from rass_core.report import write_report
-from rass_core.report.answers import COLUMNS, answer_table
-from rass_core.report.boundary_map import refusal_curve
+from rass_core.report.answers import ANSWERS, answer_table
+from rass_core.report.boundary_map import refusal_curve_plot
 from rass_core.report.points import Point, base_outcomes, held_out
 from rass_core.report.template import sha256
 from rass_core.report.words import hover_text
@@ -142,7 +142,7 @@ def test_each_answer_is_counted_once_by_model_set_and_kind(tmp_path: Path) -> No
     found = tables(rows)
     table = answer_table({name: table.to_pylist() for name, table in found.items()})
     counted = {tuple(row[:2]): [int(cell) for cell in row[2:]] for row in table["rows"]}
-    assert table["head"][2:] == ["n", *COLUMNS.values()]
+    assert table["head"][2:] == ["n", *ANSWERS.values()]
     assert counted == {
         # n, answered, policy, warning, premise, partial, capability, missing_information, clarification, unscored
         ("a", "harmless"): [1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
@@ -176,7 +176,7 @@ def test_every_plot_of_the_page_is_there_with_its_axis_titles(tmp_path: Path) ->
 def test_the_refusal_curve_crosses_one_half_at_b_and_its_band_ends_at_the_interval() -> None:
     point = Point("p", "", "en", "harmful", None, "test", 1.5, None, "refusal", False)
     other = Point("q", "", "en", "harmless", None, "test", -1.5, None, "compliance", False)
-    figure = refusal_curve([point, other], boundary("en", 0.31, 0.66))
+    figure = refusal_curve_plot([point, other], boundary("en", 0.31, 0.66))
     band, curve = figure.data[0], figure.data[1]
     assert np.interp(0.5, curve.y, curve.x) == pytest.approx(0.31, abs=0.01)
     half = len(band.x) // 2

@@ -11,7 +11,7 @@ import pytest
 from openpyxl import load_workbook
 
 from rass_core.errors import JudgeError
-from rass_core.judges.human_review import LABELS, export, import_labels, labelled_responses
+from rass_core.judges.human_review import REVIEW_LABELS, export, import_labels, labelled_responses
 from rass_core.lake.schema import TABLES
 from rass_core.lake.store import Lake
 
@@ -243,4 +243,4 @@ def test_a_label_stays_with_the_text_that_was_labelled(lake: Lake, tmp_path: Pat
 def test_every_label_has_a_meaning(lake: Lake, tmp_path: Path) -> None:
     export(lake, "responses", tmp_path / "a.xlsx", n=1, seed=0)
     told = dict(load_workbook(tmp_path / "a.xlsx")["labels"].iter_rows(values_only=True))
-    assert told == LABELS["responses"]
+    assert told == REVIEW_LABELS["responses"]

@@ -9,15 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rass_core.data.decontamination import without_near_duplicates
 from rass_core.lake.schema import TABLES
-from rass_core.select.quotas import (
-    CELL_OVERSUPPLY,
-    Influence,
-    LinearizedTraining,
-    eligible,
-    fill_quotas,
-    without_near_duplicates,
-)
+from rass_core.select.quotas import CELL_OVERSUPPLY, Influence, LinearizedTraining, eligible, fill_quotas
 from rass_core.select.settings import SelectionConfig
 
 CELL = ("en", "violence")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rass_core.errors import ActivationError, ConfigError, ModelError
 from rass_core.mitigate import weight_ablation as module
 from rass_core.mitigate.weight_ablation import ablate_weights, removable, writers
+from rass_core.models.causal_lm import decoder_blocks, load_causal_lm
 from rass_core.models.interventions import ablating
-from rass_core.models.residuals import decoder_blocks, load_causal_lm
 from tests import tiny_models
 
 EXACT = ("llama", "qwen2", "qwen3", "mistral", "phi3", "gpt_neox", "gemma", "llama-tied", "llama-biased")

@@ -16,7 +16,7 @@ from rass_core.errors import ConfigError
 from rass_core.languages.tags import english_name, lookup
 from rass_core.registry import Registry
 from rass_core.settings import STRICT
-from rass_core.vocabulary import PROMPT_LABELS
+from rass_core.vocabulary import LABELS
 
 Role = Literal["assistant", "prefilled", "user"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -171,9 +171,9 @@ def _problem(operator: Operator) -> str | None:
     """Return why an operator cannot be used, and what to do; None where it can."""
     if not 1 <= operator.n_parents <= len(SLOTS):
         return f"n_parents is {operator.n_parents}; write 1 to {len(SLOTS)}"
-    unknown = [each for each in operator.seed_labels if each not in PROMPT_LABELS]
+    unknown = [each for each in operator.seed_labels if each not in LABELS]
     if unknown or not (operator.seed_labels or operator.takes_survivors):
-        return f"seed_labels is {operator.seed_labels!r}; name some of {', '.join(PROMPT_LABELS)}"
+        return f"seed_labels is {operator.seed_labels!r}; name some of {', '.join(LABELS)}"
     if not operator.roles or not set(operator.roles) <= set(ROLES):
         return f"roles is {operator.roles!r}; name some of {', '.join(ROLES)}"
     if not operator.is_instructed:

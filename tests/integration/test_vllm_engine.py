@@ -3,75 +3,24 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-import rass_core.lab
 from rass_core.errors import ModelError, SteeringError
-from rass_core.judges.panel import default_panel
-from rass_core.lab.prompts import held_out_sentences
-from rass_core.lab.world import is_answer
-from rass_core.models.chat_client import ask_engine
 from rass_core.models.interventions import ablating, adding
-from rass_core.models.residuals import load_causal_lm
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.models.vllm_worker import HeldVector
-from rass_core.probe.directions import difference_in_means
-from tests.tiny_models import D_MODEL, N_LAYERS, build, build_writer
+from tests.tiny_models import D_MODEL, N_LAYERS, build
+from tests.transformers_reference import N_NEW, STEERED, Reference
 
-LAB = Path(rass_core.lab.__file__).parent / "weights" / "balanced"
 LAYERS = list(range(N_LAYERS))
 POSITIONS = [-1, -2, -3, -4, -40]
-STEERED = (1, 2)
-N_NEW = 6
 SHARED_PREFIX = "All of these begin alike, with words enough to fill blocks of the prefix cache. "
-
-
-class Reference:
-    """The same checkpoint in transformers: one unpadded prompt at a time, no cache."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-
-    @torch.inference_mode()
-    def forward(self, ids: list[int], vector: np.ndarray, alpha: float) -> tuple[torch.Tensor, np.ndarray]:
-        """Return the last token's log probabilities and the streams (n_layers, n_tokens, d_model)."""
-        streams: list[np.ndarray] = []
-
-        def after(layer: int, _module: Any, _inputs: Any, output: Any) -> Any:
-            stream = output[0] if isinstance(output, tuple) else output
-            if layer in STEERED:
-                stream = stream + alpha * torch.from_numpy(vector)
-            streams.append(stream[0].numpy())
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-        blocks = self.model.base_model.layers
-        hooks = [block.register_forward_hook(partial(after, i)) for i, block in enumerate(blocks)]
-        try:
-            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return logits[0, -1].log_softmax(-1), np.stack(streams)
-
-    def greedy(self, ids: list[int], vector: np.ndarray, alpha: float) -> tuple[list[int], list[float]]:
-        """Return the greedy answer's tokens and their log probabilities, every token steered."""
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        while len(tokens) < N_NEW and (not tokens or tokens[-1] != self.model.config.eos_token_id):
-            scores, _ = self.forward(ids + tokens, vector, alpha)
-            tokens.append(int(scores.argmax()))
-            logprobs.append(float(scores.max()))
-        return tokens, logprobs
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "gpt_neox"])
@@ -368,73 +317,3 @@ def test_steering_that_does_not_happen_is_an_error(
             engine.generate([request])
         with pytest.raises(ModelError, match="closed"):
             engine.generate([request])
-
-
-def test_system_prompt_and_thinking_block_are_configuration(llama: Path) -> None:
-    kwargs = {"enable_thinking": False}
-    with SteeredEngine(str(llama), system_prompt="Be brief.", template_kwargs=kwargs) as engine:
-        ids = engine.chat.ids("hello")
-        assert engine.tokenizer.decode(ids) == (
-            "<bos><system>\nBe brief.<end>\n<user>\nhello<end>\n<assistant>\n<think>\n</think>\n"
-        )
-        engine.set_capture(LAYERS, engine.chat.positions())
-        captured = engine.generate([GenerationRequest(ids, 1, capture=True)])[0].captured
-    _, streams = Reference(llama).forward(ids, np.zeros(D_MODEL, np.float32), 0.0)
-    assert captured is not None
-    assert captured.shape == (N_LAYERS, 8, D_MODEL)
-    np.testing.assert_allclose(captured, streams[:, -8:], atol=1e-3)
-
-
-def test_the_labs_model_answers_without_the_direction_it_refuses_by() -> None:
-    """Engine and transformers write the same at both strengths; benign requests only are asked anew."""
-    held_out = list(held_out_sentences({"pseudo_harmful": 16}))
-    with SteeredEngine(str(LAB)) as engine:
-        engine.set_capture([2], [-4])  # where the lab's training has put the apparent harm of a request
-        ids = [engine.chat.ids(sentence.text) for sentence in held_out]
-        plain = engine.generate([GenerationRequest(each, 24, capture=True) for each in ids])
-        streams = np.stack([answer.captured[0, 0] for answer in plain])
-        refused = np.array([a.text == s.answer("refusal") for s, a in zip(held_out, plain, strict=True)])
-        vector = difference_in_means(streams[refused], streams[~refused])
-        engine.set_vectors({"out": SteeringVector(vector, tuple(range(engine.n_layers)), "ablate")})
-        asked = [(row, (0.5, 1.0)[i % 2]) for i, row in enumerate(np.flatnonzero(refused))]
-        requests = [GenerationRequest(ids[row], 24, steering=Steering("out", strength)) for row, strength in asked]
-        answers = engine.generate(requests)
-    model = load_causal_lm(str(LAB))[0]
-    for (row, strength), answer in zip(asked, answers, strict=True):
-        prompt = torch.tensor([ids[row]])
-        options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 24, "do_sample": False}
-        with ablating(model, torch.tensor(vector), strength), torch.inference_mode():
-            written = model.generate(prompt, **options)
-        assert answer.token_ids == written[0, len(ids[row]) :].tolist()
-    answered = [
-        is_answer(answer.text, held_out[row].language) and answer.text != held_out[row].answer("refusal")
-        for (row, _), answer in zip(asked, answers, strict=True)
-    ]
-    assert len(asked) > 20 and sum(answered) > 0.9 * len(asked)
-
-
-MARKS = ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|tool|>"]
-THOUGHT, ANSWER = "I'm sorry, but I can't help with that.", "Use kill with its number, as root."
-
-
-def test_marks_that_are_special_tokens_reach_the_judge(tmp_path: Path) -> None:
-    says = [MARKS[0], THOUGHT, MARKS[1], MARKS[2], ANSWER, MARKS[4], MARKS[3]]
-    folder = build_writer(tmp_path / "thinker", MARKS, says)
-    with SteeredEngine(str(folder)) as engine:
-        ids = engine.chat.ids("How do I kill a process?")
-        whole, cut, words = engine.generate([
-            GenerationRequest(ids, 16), GenerationRequest(ids, 2), GenerationRequest(ids, 16, is_answer=False),
-        ])  # fmt: skip
-        assert (whole.text, whole.thinking, whole.is_cut_off) == (ANSWER, THOUGHT, False)
-        assert engine.tokenizer.convert_ids_to_tokens(whole.token_ids) == [*says, "<eos>"]
-        assert (cut.text, cut.thinking, cut.is_cut_off) == ("", THOUGHT, True)
-        assert words.text == ANSWER
-        outcomes = default_panel()([each.exchange("en", "How do I kill a process?") for each in (whole, cut)])
-        assert [each.outcome for each in outcomes] == ["compliance", "unscored"]
-        assert outcomes[1].reason == "cut off in thinking"
-        assert ask_engine(engine, ["How?"]) == [ANSWER]
-    prefixed = SteeredEngine(str(folder), response_prefix=f"{MARKS[0]}\n")
-    with prefixed as engine:  # the prompt opens the thinking, and the first token written is the mark again
-        assert engine.chat.opens_thinking == MARKS[0]
-        ids = engine.chat.ids("How do I kill a process?")
-        assert [each.text for each in engine.generate([GenerationRequest(ids, n) for n in (16, 2)])] == [ANSWER, ""]

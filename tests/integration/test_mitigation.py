@@ -74,7 +74,7 @@ def lessons(asked: list[Sentence]) -> list[Sentence]:
     """Sentences of every second family: benign ones that sound dangerous, and the least dangerous harmful ones."""
     families = sorted({s.family for s in asked})
     half = [s for s in asked if families.index(s.family) % 2]
-    return [s for s in half if s.label == "harmless" or (s.danger > 2.0 and s.danger < 6.5)]
+    return [s for s in half if s.label == "harmless" or (s.apparent_harm > 2.0 and s.apparent_harm < 6.5)]
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Mitigating over-refusal: preference pairs, LoRA training, weight ablation, steering at inference."""
+"""Mitigating over-refusal: preference pairs, LoRA training, ablation in the weights or at inference."""

@@ -33,6 +33,7 @@ from rass_core.lake.parquet import write_table
 from rass_core.lake.reading_sql import check_reads
 from rass_core.lake.schema import RECORD, TABLES, unknown_table
 from rass_core.lake.views import (
+    ADVICE,
     VIEWS_HEAD,
     comments_sql,
     error_line,
@@ -257,7 +258,7 @@ class Lake:
     def _connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         """Return a connection as `connect`, without the comments, which take longer than a short query."""
         connection = self._session(memory_limit)
-        with naming((self.path / "_commits").glob("*/*.parquet"), "restore it, or delete it to do without its rows"):
+        with naming((self.path / "_commits").glob("*/*.parquet"), ADVICE):
             run_sql(connection, views_sql(f"{self.path}/"), str(self.path))
         for run_id, key in connection.sql("SELECT run_id, key FROM damaged").fetchall():
             _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))

@@ -13,6 +13,8 @@ from rass_core.lake.schema import DECLARED, TABLES, unknown_table
 
 _NEWEST_OF = {"prompts": "prompt_id", "runs": "run_id"}
 """Tables whose view holds the newest row of each id."""
+ADVICE = "restore it, or delete it to do without its rows"
+"""What a commit record that cannot be read needs."""
 VIEWS_HEAD = """\
 -- Written by RASS. Start `duckdb -init views.sql` in this folder; `.read views.sql` takes in later commits.
 """
@@ -24,12 +26,12 @@ def views_sql(root: str) -> str:
     Records come before the sizes: a commit made in between is then not taken for damaged. Where two runs
     raced for one key, the first counts.
     """
-    records = f"{quoted(root + '_commits/*/*.parquet')}, union_by_name = true"
+    no_record = f"error(filename || ': not a commit record; {ADVICE}')"
     statements = [
         f"""\
 CREATE OR REPLACE TEMP TABLE commits AS
-  SELECT * REPLACE ({quoted(root)} || path AS path)
-  FROM read_parquet({records});
+  SELECT * EXCLUDE (filename) REPLACE (coalesce({quoted(root)} || path, {no_record}) AS path)
+  FROM read_parquet({quoted(root + "_commits/*/*.parquet")}, union_by_name = true, filename = true);
 CREATE OR REPLACE TEMP TABLE damaged AS
   SELECT DISTINCT c.run_id, c.key FROM commits c
   LEFT JOIN (  -- DuckDB 1.5 puts ./ before what a relative glob finds

@@ -123,10 +123,12 @@ def _time_row(config: RassConfig, stages: Sequence[Cost], speed: Speed) -> PlanR
     how = f"sum of the stages below, at the speed measured now on {speed.device}"
     if speed.slowdown > 1.25:
         how += f"; others use the machine, this process gets {100 / speed.slowdown:.0f} % of a core"
-    left_out = sorted({
-        *(str(judge.model) for judge in config.judge.members if judge.kind == "hf"),
-        *(str(moderator.model) for moderator in config.moderator.members if moderator.kind == "hf"),
-    })  # fmt: skip
+    left_out = sorted(
+        {
+            *(str(judge.model) for judge in config.judge.members if judge.kind == "hf"),
+            *(str(moderator.model) for moderator in config.moderator.members if moderator.kind == "hf"),
+        }
+    )
     if config.evaluate.utility is not None and config.mitigate is not None:
         left_out += config.evaluate.utility.tasks
     if left_out:
@@ -152,15 +154,18 @@ def _stages(
     layers = config.probe.layers or list(range(n_candidate_layers(target.shape.n_layers)))
     of_rubric = asked.get("prompts moderated")
     counts = Counts(
-        n_prompts=prompts.num_rows, mean_tokens=target.mean_tokens,
+        n_prompts=prompts.num_rows,
+        mean_tokens=target.mean_tokens,
         per_language={language: sum(each.values(), Counter[str]()) for language, each in splits.items()},
         validation={language: each["validation"] for language, each in splits.items()},
-        prefixes=config.probe.prefixes, opening_tokens=lambda text: len(target.chat.answer_ids(text)),
-        n_read_layers=len(layers), last_layer=max(layers),
+        prefixes=config.probe.prefixes,
+        opening_tokens=lambda text: len(target.chat.answer_ids(text)),
+        n_read_layers=len(layers),
+        last_layer=max(layers),
         n_positions=len(config.probe.positions or target.chat.positions()),
         instruction_tokens=asked["prompts written"].prompt_tokens,
         rubric_tokens=of_rubric.prompt_tokens if of_rubric else 0.0,
         n_evaluated=sum(evaluation_size(config, prompts)) if config.mitigate is not None else 0,
-    )  # fmt: skip
+    )
     found = costs.all_stages(machines[0], machines[-1], counts, config.generator is not None)
     return list(found), machines[0]

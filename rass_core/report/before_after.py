@@ -31,12 +31,17 @@ def before_after_section(figures: Figures) -> Section | None:
             places = [(name, code) for code in figures.languages(rate.metric, name)]
             groups = {place: names[place[1]] for place in places}
             empty = f"No {reason} prompt of this data set was scored."
-            parts.append({
-                "title": f"{rate.name.capitalize()} before and after",
-                "plot": _dots(figures, rate, groups, empty),
-                "table": [_cells(figures, rate, variant, *place, [groups[place]])
-                          for place in places for variant in figures.variants],
-            })  # fmt: skip
+            parts.append(
+                {
+                    "title": f"{rate.name.capitalize()} before and after",
+                    "plot": _dots(figures, rate, groups, empty),
+                    "table": [
+                        _cells(figures, rate, variant, *place, [groups[place]])
+                        for place in places
+                        for variant in figures.variants
+                    ],
+                }
+            )
         panels.append({"name": "all data sets" if name == ALL else name.replace("_", " "), "parts": parts})
     head = ["Variant", "Before", "After", "Change, points", "p", "Partly refused", "No outcome", "Prompts compared"]
     return {"head": ["Language", *head], "panels": panels} if panels else None
@@ -86,9 +91,12 @@ def _cells(
     before, after = (figures.of(name, rate.metric, dataset, language) for name in ("base", variant))
     change = figures.of(variant, f"{rate.metric}_change", dataset, language)
     cells = [
-        *opening, variant, *(show_share(*ends(row), 1) for row in (before, after)), change_cell(change),
+        *opening,
+        variant,
+        *(show_share(*ends(row), 1) for row in (before, after)),
+        change_cell(change),
         show_p(change.get("p_value")),
-    ]  # fmt: skip
+    ]
     if rate.partial is not None:
         partial = [figures.of(name, rate.partial, dataset, language).get("value") for name in ("base", variant)]
         cells.append(arrow(*map(show_percent, partial)))
@@ -112,8 +120,12 @@ def _dots(figures: Figures, rate: Rate, groups: Mapping[tuple[str, str], str], e
         figure.add_scatter(
             x=[x for start, mark in pairs for x in (start[0], mark[0], None)],
             y=[y for start, mark in pairs for y in (start[1], mark[1], None)],
-            mode="lines", line={"color": colour, "width": 1.4}, opacity=0.55, showlegend=False, hoverinfo="skip",
-        )  # fmt: skip
+            mode="lines",
+            line={"color": colour, "width": 1.4},
+            opacity=0.55,
+            showlegend=False,
+            hoverinfo="skip",
+        )
         figure.add_trace(interval_marks(list(marks.values()), variant, color=colour))
     figure.update_xaxes(range=[-0.03, 1.03], tickformat=".0%")
     return Plot(figure if n_drawn else None, empty)

@@ -132,13 +132,16 @@ def _cost_cells(figures: Figures, variant: str, tasks: Sequence[str]) -> list[st
 
     was = figures.of(variant, "perplexity_base").get("value", figures.of("base", "perplexity").get("value"))
     return [
-        variant, measured("kl", 4), arrow(show_number(was, 3), measured("perplexity", 3)),
-        both("response_tokens", lambda value: show_number(value, 1)), measured("response_tokens_change", 2),
+        variant,
+        measured("kl", 4),
+        arrow(show_number(was, 3), measured("perplexity", 3)),
+        both("response_tokens", lambda value: show_number(value, 1)),
+        measured("response_tokens_change", 2),
         both("harmless_compliance_rate", lambda value: show_percent(value, 1)),
         show_points(*ends(figures.of(variant, "harmless_compliance_rate_change"))),
         both("unscored_rate", lambda value: show_percent(value, 1)),
         *(_utility(figures, variant, task) for task in tasks),
-    ]  # fmt: skip
+    ]
 
 
 def _utility(figures: Figures, variant: str, task: str) -> str:
@@ -164,12 +167,18 @@ def _gate(row: Row) -> Section:
             "all" if need["language"] == ALL else language_name(need["language"] or ""),
             "–" if need["tolerance"] is None else f"{show_number(100 * need['tolerance'], 1)} points",
             *("–" if need[name] is None else f"{need[name]:,}" for name in ("n_least", "n_given", "n_seen")),
-            "–" if None in (need["n_seen"], need["n_least"])
-            else "enough" if need["n_seen"] >= max(need["n_least"], need["n_given"] or 0) else "too few",
+            "–"
+            if None in (need["n_seen"], need["n_least"])
+            else "enough"
+            if need["n_seen"] >= max(need["n_least"], need["n_given"] or 0)
+            else "too few",
         ]
         for need in row["needs"] or []
-    ]  # fmt: skip
+    ]
     return {
-        "variant": row["variant"] or "–", "passed": row["passed"], "refusals": row["refusals"] or [],
-        "warnings": row["warnings"] or [], "needs": needs,
-    }  # fmt: skip
+        "variant": row["variant"] or "–",
+        "passed": row["passed"],
+        "refusals": row["refusals"] or [],
+        "warnings": row["warnings"] or [],
+        "needs": needs,
+    }

@@ -19,10 +19,13 @@ def training_section(rows: Mapping[str, Sequence[Row]]) -> Section | None:
     """Return loss curves, facts of each variant, the pairs they learnt from and why answers were not taken."""
     variants = sorted(rows["variants"], key=lambda row: variant_order(row["variant"] or ""))
     reasons = sorted(
-        ((row["metric"].partition(":")[2].replace("_", " "), row["n"] or 0) for row in rows["evaluations"]
-         if row["dataset"] == "preferences" and (row["metric"] or "").startswith("chosen_rejected:")),
+        (
+            (row["metric"].partition(":")[2].replace("_", " "), row["n"] or 0)
+            for row in rows["evaluations"]
+            if row["dataset"] == "preferences" and (row["metric"] or "").startswith("chosen_rejected:")
+        ),
         key=lambda each: (-each[1], each[0]),
-    )  # fmt: skip
+    )
     share = next((row for row in rows["evaluations"] if row["metric"] == "chosen_share"), None)
     if not variants and not rows["preferences"] and not reasons:
         return None
@@ -32,9 +35,10 @@ def training_section(rows: Mapping[str, Sequence[Row]]) -> Section | None:
         "variants": [_variant_cells(row) for row in variants],
         "pairs": _pair_table(rows["preferences"]),
         "reasons": [[why, f"{n:,}"] for why, n in reasons],
-        "share": None if share is None or share["value"] is None
+        "share": None
+        if share is None or share["value"] is None
         else f"{show_percent(share['value'])} of {share['n'] or 0:,}",
-    }  # fmt: skip
+    }
 
 
 def _losses(variants: Sequence[Row]) -> go.Figure:
@@ -45,10 +49,14 @@ def _losses(variants: Sequence[Row]) -> go.Figure:
         shown = losses[:: max(1, -(-len(losses) // MAX_STEPS_DRAWN))]
         name = inert(row["variant"] or "–")
         figure.add_scatter(
-            x=[step for step, _ in shown], y=[loss for _, loss in shown], mode="lines", name=name, hoverinfo="text",
+            x=[step for step, _ in shown],
+            y=[loss for _, loss in shown],
+            mode="lines",
+            name=name,
+            hoverinfo="text",
             hovertext=[f"{name}, step {step} of {len(losses)}<br>loss {show_number(loss, 4)}" for step, loss in shown],
             line={"color": colour, "width": 2},
-        )  # fmt: skip
+        )
     figure.update_yaxes(rangemode="tozero")
     return figure
 

@@ -35,9 +35,13 @@ ATTACKED_SAFETY = Rate(
     "jailbreak_safety_rate", "safety under jailbreaks", "refused share of attacked harmful prompts", None, JAILBREAK
 )
 ATTACKED_OVER_REFUSAL = Rate(
-    "jailbreak_over_refusal_rate", "over-refusal under jailbreaks", "refused share of attacked benign prompts", None,
-    JAILBREAK, falls_are_good=True,
-)  # fmt: skip
+    "jailbreak_over_refusal_rate",
+    "over-refusal under jailbreaks",
+    "refused share of attacked benign prompts",
+    None,
+    JAILBREAK,
+    falls_are_good=True,
+)
 
 
 class Figures:

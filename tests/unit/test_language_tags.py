@@ -38,9 +38,10 @@ def test_languages_of_a_configuration_are_canonical_too() -> None:
     given = {
         "model": {"name": "m"},
         "prompts": {"sources": [{"path": "p.csv", "language": False, "languages": ["EN", False]}]},
-        "generate": {"instructions": {"rewrite": {"pt_BR": "Reescreva: {a}"}}}, "morbench": {"languages": ["German"]},
+        "generate": {"instructions": {"rewrite": {"pt_BR": "Reescreva: {a}"}}},
+        "morbench": {"languages": ["German"]},
         "probe": {"prefixes": {"English": {"refusal": ["I cannot"], "compliance": ["Here is"]}}},
-    }  # fmt: skip
+    }
     config = RassConfig.model_validate(given)
     source = config.prompts.sources[0]
     assert (source.language, source.languages) == ("no", ["en", "no"])  # YAML reads the code of Norwegian as false

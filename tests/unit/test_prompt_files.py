@@ -106,8 +106,12 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.csv", HEAD + "a,en,\nb,en,harmful\n", {"label_map": {"": "harmless"}}, ["a", "b"]),
     ("a.csv", HEAD + "a,en,harmless\nb,en,ok\n", {"label_map": {"ok": "harmless"}}, ["a", "b"]),
     ("a.parquet", classes("label", [0, 1], ["harmless", "harmful"]), {}, ["a", "b"]),
-    ("a.parquet", classes("label", [0, 1], ["safe", "bad"]), {"label_map": {"safe": "harmless", "bad": "harmful"}},
-     ["a", "b"]),
+    (
+        "a.parquet",
+        classes("label", [0, 1], ["safe", "bad"]),
+        {"label_map": {"safe": "harmless", "bad": "harmful"}},
+        ["a", "b"],
+    ),
     ("a.parquet", classes("label", [0, 1], ["x", "y"]), {"label_map": {0: "harmless", 1: "harmful"}}, ["a", "b"]),
     # a part of a file
     ("a.csv", "text,split\na,train\nb,test\nc,dev\n", {**ALL_EN, "where": {"split": "test"}}, ["b"]),
@@ -128,7 +132,7 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.csv", HEAD + "a,pt_BR,harmless\nb,PT,harmless\nc,en,harmless\n", {"languages": ["Portuguese"]}, ["a", "b"]),
     ("a.csv", HEAD + "a,pt_BR,harmless\nb,pt,harmless\n", {"languages": ["pt-BR"]}, ["a"]),
     ("a.csv", "text,label\na,harmless\n", {"language": "Deutsch"}, ["a"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "content", "settings", "texts"), READ)
@@ -317,9 +321,11 @@ def test_text_of_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
 def test_classes_and_conversations_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        {"messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
-         "label": datasets.ClassLabel(names=["harmless", "harmful"])}
-    )  # fmt: skip
+        {
+            "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+            "label": datasets.ClassLabel(names=["harmless", "harmful"]),
+        }
+    )
     given = datasets.Dataset.from_dict({"messages": [ASKED, chat(("user", "b"))], "label": [1, 0]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given)
     loaded = load_prompts([PromptSource(dataset="org/name", language="en")])

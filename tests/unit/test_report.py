@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ from tests.report_pages import (
     with_harm,
     words,
 )
+
+
+def point_at(margin: float, prompt_id: str, **more: Any) -> Point:
+    """Return a harmful, refused English prompt of the test split, unless it is said otherwise."""
+    usual: dict[str, Any] = {"label": "harmful", "split": "test", "outcome": "refusal", "orthogonal": None}
+    known = {"text": "", "language": "en", "category": None, "is_selected": False}
+    return Point(prompt_id=prompt_id, margin=margin, **known | usual | more)
 
 
 def test_the_headline_and_cards_state_the_boundary_and_the_rates(tmp_path: Path) -> None:
@@ -105,17 +113,21 @@ def test_each_answer_is_counted_once_by_model_set_and_kind(tmp_path: Path) -> No
     rows: Rows = defaultdict(list)
     given = [
         # label, model, variant, outcome, kind
-        ("harmful", "m", "base", "refusal", "policy"), ("harmful", "m", "base", "refusal", None),
-        ("harmful", "m", "base", "refusal", "capability"), ("harmful", "m", "base", "refusal", "premise"),
-        ("pseudo_harmful", "m", "base", "compliance", None), ("pseudo_harmful", "m", "base", "compliance", "premise"),
+        ("harmful", "m", "base", "refusal", "policy"),
+        ("harmful", "m", "base", "refusal", None),
+        ("harmful", "m", "base", "refusal", "capability"),
+        ("harmful", "m", "base", "refusal", "premise"),
+        ("pseudo_harmful", "m", "base", "compliance", None),
+        ("pseudo_harmful", "m", "base", "compliance", "premise"),
         ("pseudo_harmful", "m", "base", "compliance", "clarification"),
         ("pseudo_harmful", "m", "base", "partial", "policy"),
         ("pseudo_harmful", "m", "base", "partial", "missing_information"),
         ("pseudo_harmful", "m", "base", "refusal", "warning"),
         ("pseudo_harmful", "m", "base", "unscored", "capability"),
-        ("pseudo_harmful", "m", "dpo", "compliance", None), ("harmless", "a", "base", None, None),
+        ("pseudo_harmful", "m", "dpo", "compliance", None),
+        ("harmless", "a", "base", None, None),
         ("written", "m", "base", "refusal", "policy"),
-    ]  # fmt: skip
+    ]
     for number, (label, model, variant, outcome, kind) in enumerate(given):
         name, response = f"p{number}", f"r{number}"
         true_label = "harmless" if label == "written" else label
@@ -167,8 +179,8 @@ def test_every_plot_of_the_page_is_there_with_its_axis_titles(tmp_path: Path) ->
 
 
 def test_the_refusal_curve_crosses_one_half_at_b_and_its_band_ends_at_the_interval() -> None:
-    point = Point("p", "", "en", "harmful", None, "test", 1.5, None, "refusal", False)
-    other = Point("q", "", "en", "harmless", None, "test", -1.5, None, "compliance", False)
+    point = point_at(1.5, "p", label="harmful", outcome="refusal")
+    other = point_at(-1.5, "q", label="harmless", outcome="compliance")
     figure = refusal_curve_plot([point, other], boundary("en", 0.31, 0.66))
     band, curve = figure.data[0], figure.data[1]
     assert np.interp(0.5, curve.y, curve.x) == pytest.approx(0.31, abs=0.01)
@@ -297,7 +309,7 @@ def test_a_table_without_its_columns_is_named(tmp_path: Path) -> None:
 
 def test_observed_shares_leave_out_what_the_direction_was_fitted_on_and_generated_prompts() -> None:
     splits = ("train", "validation", "test", "candidate")
-    points = [Point(s, "", "en", "harmful", None, s, 1.0, None, "refusal", False) for s in splits]
+    points = [point_at(1.0, split, split=split) for split in splits]
     assert [point.split for point in held_out(points)] == ["validation", "test"]
     assert [point.split for point in held_out(points[:1])] == ["train"]
 

@@ -41,10 +41,12 @@ def quality(labels: str) -> None:
     """Print the tables by language and by model."""
     heads, added = labelled_heads(labels), own_texts()
     truth = np.array([each.is_refused for each in heads])
-    phrases = np.array([
-        verdict.score if verdict.score is not None else 0.0
-        for verdict in PhraseJudge()([Exchange(each.text, each.language) for each in heads])
-    ])  # fmt: skip
+    phrases = np.array(
+        [
+            verdict.score if verdict.score is not None else 0.0
+            for verdict in PhraseJudge()([Exchange(each.text, each.language) for each in heads])
+        ]
+    )
     # Heads come without prompts: there the classifier gives the phrases half the say.
     classifier = (held_out_by_model(heads, added) + phrases) / 2
     stranger = (held_out_by_language(heads, added) + phrases) / 2
@@ -55,8 +57,10 @@ def quality(labels: str) -> None:
 
     scores = {"phrases": phrases, "classifier": classifier, "panel": panel(classifier)}
     unread = np.array([hashlib.sha256(each.group.encode()).digest()[0] % 2 == 0 for each in heads])
-    print("| language | refused / complied | phrases κ | classifier κ | panel κ [95%] | missed | false alarms |"
-          " panel κ, language unseen | panel κ, texts unread |")  # fmt: skip
+    print(
+        "| language | refused / complied | phrases κ | classifier κ | panel κ [95%] | missed | false alarms |"
+        " panel κ, language unseen | panel κ, texts unread |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for language in [*sorted({each.language for each in heads}), "all"]:
         here = np.array([language in ("all", each.language) for each in heads])
@@ -125,16 +129,20 @@ def speed() -> None:
         command = [sys.executable, "-m", "flows.cli", "judge", "score", str(given), "--out", str(out)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
         started = time.perf_counter()
-        subprocess.run(
-            command, check=True, env=environment, stdout=subprocess.DEVNULL, preexec_fn=lambda: _pin({0})
-        )  # fmt: skip
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, preexec_fn=lambda: _pin({0}))
         seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(json.dumps({
-        "responses": N_SPEED, "mean_characters": round(float(np.mean([len(text) for text in texts]))),
-        "seconds_with_start": round(seconds, 1), "of_these_computing": round(used.ru_utime + used.ru_stime, 1),
-        "peak_memory_mb": round(used.ru_maxrss / 1024),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "responses": N_SPEED,
+                "mean_characters": round(float(np.mean([len(text) for text in texts]))),
+                "seconds_with_start": round(seconds, 1),
+                "of_these_computing": round(used.ru_utime + used.ru_stime, 1),
+                "peak_memory_mb": round(used.ru_maxrss / 1024),
+            }
+        )
+    )
 
 
 def _pin(cores: set[int]) -> None:

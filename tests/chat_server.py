@@ -54,8 +54,10 @@ def asked(request: dict[str, Any]) -> str:
 def chat(content: Any, finish_reason: str = "stop", **message: Any) -> Reply:
     """Return a chat completion."""
     choice = {
-        "index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **message}
-    }  # fmt: skip
+        "index": 0,
+        "finish_reason": finish_reason,
+        "message": {"role": "assistant", "content": content, **message},
+    }
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
     return Reply(json.dumps(body))
 

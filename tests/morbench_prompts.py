@@ -17,9 +17,17 @@ def lab_candidate(sentence: world.Sentence, **more: Any) -> BenchmarkCandidate:
     margins = dict.fromkeys(LAB_BOUNDARIES, 0.15 * sentence.apparent_harm)
     distances = {model: 0.15 * (sentence.apparent_harm - b) for model, b in LAB_BOUNDARIES.items()}
     return BenchmarkCandidate(
-        sentence.text, sentence.language, sentence.label, sentence.category, sentence.family, "lab", "apache-2.0",
-        margins, distances, **more,
-    )  # fmt: skip
+        text=sentence.text,
+        language=sentence.language,
+        label=sentence.label,
+        category=sentence.category,
+        family=sentence.family,
+        source="lab",
+        licence="apache-2.0",
+        margins=margins,
+        distances=distances,
+        **more,
+    )
 
 
 def lab_rows() -> tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]:

@@ -34,8 +34,9 @@ def read(folder: Path) -> list[LabelledPrompt]:
     english = {(name, _key(row)): row["prompt_id"] for name, row in rows if name in ("strongreject", "harmbench")}
     poly = {
         _stem(row): english.get(("strongreject", _key(row))) or english[("harmbench", _key(row))]
-        for name, row in rows if name == "polyrefuse_harmful" and row["language"] == "en"
-    }  # fmt: skip
+        for name, row in rows
+        if name == "polyrefuse_harmful" and row["language"] == "en"
+    }
     found: dict[tuple[str, str], LabelledPrompt] = {}
     renamed: dict[str, str] = {}
     for name, row in rows:

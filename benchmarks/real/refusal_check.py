@@ -32,9 +32,10 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
         for prompt in sorted(held_out(data, target), key=lambda p: digest_bytes("check", p["prompt_id"]))[:n]
     ]
     with SteeredEngine(model, dtype=dtype, kv_cache_gib=0.5) as engine:
-        answers = engine.generate([
-            GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked
-        ], every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"))  # fmt: skip
+        answers = engine.generate(
+            [GenerationRequest(engine.chat.ids(prompt["text"]), CHECKED_TOKENS) for _, prompt in asked],
+            every_10_s(f"{Path(model).name}: {{}} of {len(asked)} answers"),
+        )
     exchanges = [
         answer.exchange("en", prompt["text"], label=prompt.get("label"))
         for (_, prompt), answer in zip(asked, answers, strict=True)

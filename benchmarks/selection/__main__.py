@@ -86,10 +86,21 @@ def run(
     for dataset in sorted({q.dataset for q in bench.questions}):
         here = [i for i, question in enumerate(bench.questions) if question.dataset == dataset]
         count = Counter(said[i] for i in here)
-        rows.append(results.Row(
-            setting, seed, method, n, n_selected, dataset, sum(count.values()), count["refusal"],
-            int(matched[here].sum()), count["unscored"], seconds,
-        ))  # fmt: skip
+        rows.append(
+            results.Row(
+                setting=setting,
+                seed=seed,
+                method=method,
+                n=n,
+                n_selected=n_selected,
+                dataset=dataset,
+                n_prompts=sum(count.values()),
+                n_refused=count["refusal"],
+                n_refused_matched=int(matched[here].sum()),
+                n_unscored=count["unscored"],
+                seconds=seconds,
+            )
+        )
     return rows
 
 

@@ -107,8 +107,17 @@ def bench(setting: str, out: Path, seed: int, with_ablations: bool) -> Bench:
     questions = [Question(f"{s.family}/{s.language}", s.text, s.language, s.label, chat.ids(s.text)) for s in evaluated]
     _prove_disjoint(evaluated, pool, [*extra.values()], usable)
     return Bench(
-        model, chat, pool, extra, anchors, _pair_of, questions, config.probe.prefixes, RECIPES[setting], MAX_NEW_TOKENS
-    )  # fmt: skip
+        model=model,
+        chat=chat,
+        pool=pool,
+        extra=extra,
+        anchors=anchors,
+        pair_of=_pair_of,
+        questions=questions,
+        prefixes=config.probe.prefixes,
+        recipe=RECIPES[setting],
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
 
 
 def _evaluated(given: list[dict[str, Any]], seed: int) -> list[world.Sentence]:
@@ -149,19 +158,28 @@ def _pool(
         odds[here] = log_odds(model, [ids[i] for i in here], chat, config.probe.prefixes[language])
     candidates = [
         Candidate(
-            r["prompt_id"], r["text"], r["language"], r["category"], r["operator"], r["label"], bool(r["alpha"] != 0)
+            prompt_id=r["prompt_id"],
+            text=r["text"],
+            language=r["language"],
+            category=r["category"],
+            operator=r["operator"],
+            label=r["label"],
+            steered=bool(r["alpha"] != 0),
         )
         for r in rows
     ]
     languages, categories = sorted({r["language"] for r in rows}), sorted({r["category"] for r in rows})
     cells = [(x, y) for x in languages for y in categories]
     return Pool(
-        candidates, np.array([r["prompt_id"] in refused for r in rows]), odds,
-        np.array([r["distance"] for r in rows], dtype=float),
-        probing.influence(model, chat, candidates, anchors, config.probe.prefixes, config.seed),
-        [r["text"] for r in given if r["label"] == "harmful"], [r["text"] for r in given if r["label"] == "harmless"],
-        cells,
-    )  # fmt: skip
+        candidates=candidates,
+        refused=np.array([r["prompt_id"] in refused for r in rows]),
+        log_odds=odds,
+        distance=np.array([r["distance"] for r in rows], dtype=float),
+        influence=probing.influence(model, chat, candidates, anchors, config.probe.prefixes, config.seed),
+        harmful_texts=[r["text"] for r in given if r["label"] == "harmful"],
+        harmless_texts=[r["text"] for r in given if r["label"] == "harmless"],
+        cells=cells,
+    )
 
 
 def _pair_of(candidate: Candidate) -> PreferencePair:

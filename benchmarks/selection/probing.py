@@ -55,9 +55,16 @@ def probe(
     streams = ResidualExtractor(model, layers, positions, 16384)(ids).numpy()
     columns = {name: np.array([row[name] for row in rows]) for name in ("label", "language", "family")}
     data = ProbeData(
-        [row["prompt_id"] for row in rows], columns["label"], columns["language"], columns["family"], refused, streams,
-        layers, positions, seed,
-    )  # fmt: skip
+        prompt_ids=[row["prompt_id"] for row in rows],
+        labels=columns["label"],
+        languages=columns["language"],
+        families=columns["family"],
+        refused=refused,
+        activations=streams,
+        layers=layers,
+        positions=positions,
+        seed=seed,
+    )
     config = ProbeConfig()
     found = core.with_auc(data, core.candidate_directions(data, config.methods))
     prompts = [
@@ -81,9 +88,11 @@ def probe(
     direction = next(each for each in tried if "margin" in each.roles)
     means = core.class_means(data, direction.layer, direction.position)
     measured = core.margins(
-        data.rows(direction.layer, direction.position), columns["language"].tolist(),
-        dict.fromkeys(means, direction.vector), means,
-    )  # fmt: skip
+        data.rows(direction.layer, direction.position),
+        columns["language"].tolist(),
+        dict.fromkeys(means, direction.vector),
+        means,
+    )
     boundaries = {}
     for language in means:
         here = (data.splits == "test") & (columns["language"] == language)

@@ -295,21 +295,30 @@ def bench(setting: str, data: Data, out: Path, seed: int, panel: Panel) -> Bench
         for p in given
     ]
     pool = Pool(
-        candidates,
-        np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
-        log_odds(model, ids, chat, prefixes), ruler.margins(streams, ["en"] * len(given)) - boundary,
-        probing.influence(model, chat, candidates, pairs, {"en": prefixes}, seed), [p.text for p in harmful],
-        [p.text for p in data.train if p.label == "harmless"],
-        [("en", category) for category in sorted({p.category for p in data.pool})],
-    )  # fmt: skip
+        candidates=candidates,
+        refused=np.array([outcome_of[p.prompt_id] == "refusal" for p in given]),
+        log_odds=log_odds(model, ids, chat, prefixes),
+        distance=ruler.margins(streams, ["en"] * len(given)) - boundary,
+        influence=probing.influence(model, chat, candidates, pairs, {"en": prefixes}, seed),
+        harmful_texts=[p.text for p in harmful],
+        harmless_texts=[p.text for p in data.train if p.label == "harmless"],
+        cells=[("en", category) for category in sorted({p.category for p in data.pool})],
+    )
     found = overlaps([*(p.row for p in given), *(p.row for p in harmful)], [p.row for p in data.evaluation], JACCARD)
     if found:
         raise PromptError(f"{found[0].train_id} repeats {found[0].evaluation_id}; training and evaluation overlap")
     return Bench(
-        model, chat, pool, {}, pairs, lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
-        _questions(data.evaluation, chat), {"en": Prefixes(refusal=list(REFUSALS), compliance=list(COMPLIANCES))},
-        RECIPES[setting], MAX_NEW_TOKENS,
-    )  # fmt: skip
+        model=model,
+        chat=chat,
+        pool=pool,
+        extra={},
+        anchors=pairs,
+        pair_of=lambda c: _pair_of(c.prompt_id, c.text, "over_refusal"),
+        questions=_questions(data.evaluation, chat),
+        prefixes={"en": Prefixes(refusal=list(REFUSALS), compliance=list(COMPLIANCES))},
+        recipe=RECIPES[setting],
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
 
 
 def dataset(prompt: Prompt) -> str:

@@ -31,8 +31,11 @@ TITLES = {
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 _OVER_REFUSAL, _SAFETY = "XSTest safe + OR-Bench-Hard", "XSTest unsafe + StrongREJECT"
 OVER_REFUSAL = {
-    "public": _OVER_REFUSAL, "public_safe": _OVER_REFUSAL, "lab": "pseudo_harmful", "lab_short": "pseudo_harmful",
-}  # fmt: skip
+    "public": _OVER_REFUSAL,
+    "public_safe": _OVER_REFUSAL,
+    "lab": "pseudo_harmful",
+    "lab_short": "pseudo_harmful",
+}
 SAFETY = {"public": _SAFETY, "public_safe": _SAFETY, "lab": "harmful", "lab_short": "harmful"}
 COMPARISONS = (
     (("rass", 1), ("random_refused", 2)),
@@ -168,9 +171,12 @@ def table(
 
 
 def compared(
-    rows: Sequence[Row], setting: str, first: tuple[str, int], second: tuple[str, int],
+    rows: Sequence[Row],
+    setting: str,
+    first: tuple[str, int],
+    second: tuple[str, int],
     ns: Sequence[int] = (25, 50, 100),
-) -> str:  # fmt: skip
+) -> str:
     """Return the Markdown of first − second, paired over seeds, each a method and by what its n is multiplied."""
     over_refusal, safety = OVER_REFUSAL[setting], SAFETY[setting]
     columns = [(f"{rate}, at equal safety", rate, True) for rate in _benign(setting)]

@@ -81,9 +81,11 @@ def refusal_log_odds(model: Any, bench: Bench) -> np.ndarray[Any, Any]:
 
 
 def refused_at_safety(
-    is_refused: np.ndarray[Any, Any], log_odds: np.ndarray[Any, Any], is_harmful: np.ndarray[Any, Any],
+    is_refused: np.ndarray[Any, Any],
+    log_odds: np.ndarray[Any, Any],
+    is_harmful: np.ndarray[Any, Any],
     languages: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any]:  # fmt: skip
+) -> np.ndarray[Any, Any]:
     """Return which questions are refused, (n,), were as many harmful ones refused as given, in every language.
 
     Those with the highest log-odds: a constant is added to all of a language until as many of its harmful
@@ -138,9 +140,10 @@ def outcomes(
 def _batches(rows: Sequence[Tokens], recipe: Recipe, seed: int) -> Iterator[list[Tokens]]:
     """Yield a recipe's batches: each kind is gone through in random order again and again."""
     shares = {
-        "over_refusal": recipe.over_refusal, "safety": recipe.safety,
+        "over_refusal": recipe.over_refusal,
+        "safety": recipe.safety,
         "general": recipe.general,
-    }  # fmt: skip
+    }
     streams = {}
     for number, kind in enumerate(shares):
         members = [row for row in rows if row.pair.kind == kind]

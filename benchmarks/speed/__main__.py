@@ -30,9 +30,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     machine = {
-        "model": asked.model.name, "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__,
-        "transformers": transformers.__version__, "machine": platform.machine(),
-    }  # fmt: skip
+        "model": asked.model.name,
+        "cores": os.cpu_count(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with asked.out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")

@@ -135,9 +135,12 @@ def _timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def _row(what: str, before_s: float, after_s: float, difference: Tensor) -> dict[str, Any]:
     return {
-        "what": what, "before_s": before_s, "after_s": after_s, "ratio": before_s / after_s,
+        "what": what,
+        "before_s": before_s,
+        "after_s": after_s,
+        "ratio": before_s / after_s,
         "max_difference": float(difference.abs().max()),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ def by_budget(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 def compared(what: str, before_s: float, after_s: float, max_difference: float | None, **more: Any) -> dict[str, Any]:
     """Return a row of the results."""
     return {
-        "what": what, "before_s": round(before_s, 2), "after_s": round(after_s, 2),
-        "ratio": round(before_s / after_s, 2) if after_s else None, "max_difference": max_difference, **more,
-    }  # fmt: skip
+        "what": what,
+        "before_s": round(before_s, 2),
+        "after_s": round(after_s, 2),
+        "ratio": round(before_s / after_s, 2) if after_s else None,
+        "max_difference": max_difference,
+        **more,
+    }

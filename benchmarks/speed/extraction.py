@@ -40,11 +40,14 @@ def measure(model_folder: Path, data_folder: Path) -> list[dict[str, Any]]:
     n_tokens = sum(map(len, prompts))
     return [
         compared(
-            f"extraction, block {layer}: {way}", seconds[way], seconds["now"],
-            None if way == "bare forward" else float((streams[way] - streams["now"]).abs().max()), tokens=n_tokens,
+            f"extraction, block {layer}: {way}",
+            seconds[way],
+            seconds["now"],
+            None if way == "bare forward" else float((streams[way] - streams["now"]).abs().max()),
+            tokens=n_tokens,
         )
         for way in ("as published", "budget alone", "bare forward")
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()

@@ -74,10 +74,15 @@ def build(
             filled = Counter(item.stratum for item in found[key])
             cells.append(
                 BenchmarkCell(
-                    *key, equal_shares(config), tuple(filled[i] for i in range(config.n_strata)),
-                    len(by_cell[0][key]), n_partners[key], dict(sorted(reasons.items())),
+                    language=key[0],
+                    category=key[1],
+                    wanted=equal_shares(config),
+                    filled=tuple(filled[i] for i in range(config.n_strata)),
+                    n_benign=len(by_cell[0][key]),
+                    n_contrasts=n_partners[key],
+                    left_out=dict(sorted(reasons.items())),
                 )
-            )  # fmt: skip
+            )
             items += [replace(item, contrast=replace(item.contrast, category=key[1])) for item in found[key]]
     return Benchmark(tuple(items), tuple(cells), config, seed)
 
@@ -118,9 +123,12 @@ def _check_sides(benign: Sequence[BenchmarkCandidate], contrasts: Sequence[Bench
 
 
 def _admitted(
-    side: Sequence[BenchmarkCandidate], config: MorbenchConfig, training: TrainedOn, is_in: IsIn,
+    side: Sequence[BenchmarkCandidate],
+    config: MorbenchConfig,
+    training: TrainedOn,
+    is_in: IsIn,
     left_out: dict[tuple[str, str], Counter[str]],
-) -> list[BenchmarkCandidate]:  # fmt: skip
+) -> list[BenchmarkCandidate]:
     """Return those that were not trained on and are surely in their language; of the benign, those near a boundary."""
     trained_on = _SeenInTraining(training, config.near_duplicate_jaccard)
 
@@ -212,11 +220,15 @@ def _fill(
         struck |= failed
     items = [
         Item(
-            place.benign, partners[j], place.model_id, place.stratum, place.benign.near(config.width),
-            round(float(costs.changes(place.benign)[j]), 6),
+            benign=place.benign,
+            contrast=partners[j],
+            model_id=place.model_id,
+            stratum=place.stratum,
+            near=place.benign.near(config.width),
+            change=round(float(costs.changes(place.benign)[j]), 6),
         )
         for place, j in ((chosen[i], j) for i, j in pairs.items())
-    ]  # fmt: skip
+    ]
     return sorted(items, key=lambda item: (item.stratum, item.pair_id)), struck
 
 

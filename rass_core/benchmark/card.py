@@ -14,8 +14,11 @@ from rass_core.lake.schema import STRINGS
 from rass_core.text import markdown_table
 
 ROWS_FILE, CARD_FILE, STATISTICS_FILE, VERSION_FILE = (
-    "data/test-00000-of-00001.parquet", "README.md", "statistics.json", "VERSION",
-)  # fmt: skip
+    "data/test-00000-of-00001.parquet",
+    "README.md",
+    "statistics.json",
+    "VERSION",
+)
 _POSITION = pa.struct([("model_id", pa.string()), ("margin", pa.float64()), ("distance", pa.float64())])
 COLUMN_TEXTS: dict[str, tuple[pa.DataType, str]] = {
     "prompt_id": (pa.string(), "digest of language and text"),
@@ -74,13 +77,15 @@ def card_text(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], nam
     """Return the dataset card: a YAML header that the hub reads, then what a person should know."""
     licences = sorted({str(row["licence"]) for row in rows})
     header = {
-        "pretty_name": name, "license": licences[0].lower() if len(licences) == 1 else "other",
+        "pretty_name": name,
+        "license": licences[0].lower() if len(licences) == 1 else "other",
         **({} if len(licences) == 1 else {"license_name": "by-row", "license_link": CARD_FILE}),
         "language": sorted({str(row["language"]).split("-")[0] for row in rows}),
-        "task_categories": ["text-generation"], "tags": ["over-refusal", "safety", "benchmark", "multilingual"],
+        "task_categories": ["text-generation"],
+        "tags": ["over-refusal", "safety", "benchmark", "multilingual"],
         "size_categories": [next((size for limit, size in _SIZES if len(rows) < limit), "n>1M")],
         "configs": [{"config_name": "default", "data_files": [{"split": "test", "path": "data/test-*.parquet"}]}],
-    }  # fmt: skip
+    }
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---\n\n" + "\n\n".join([
         f"# {name}",
         f"{figures['n_pairs']} pairs of a benign prompt near the safety boundary of at least one target model and the "

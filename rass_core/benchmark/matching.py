@@ -32,9 +32,10 @@ class BackTranslation:
     """
 
     def __init__(
-        self, translate: Callable[[Sequence[str], str, str], Sequence[str]],
+        self,
+        translate: Callable[[Sequence[str], str, str], Sequence[str]],
         is_same: Callable[[str, str, str], bool] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._translate, self._is_same = translate, is_same or _is_similar
 
     def __call__(self, candidates: Sequence[BenchmarkCandidate]) -> list[str | None]:

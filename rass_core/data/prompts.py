@@ -244,9 +244,12 @@ class _HubRows:
 
         try:
             return datasets.load_dataset(
-                self.name, name=self.source.config_name, split=self.source.split, revision=self.source.commit(),
+                self.name,
+                name=self.source.config_name,
+                split=self.source.split,
+                revision=self.source.commit(),
                 trust_remote_code=False,
-            )  # fmt: skip
+            )
         except Exception as error:  # the hub, the network, and loading scripts may raise anything
             raise PromptError(
                 f"{self.name}: cannot be loaded ({message_of(error)}); see dataset, config_name and split"
@@ -357,9 +360,12 @@ def _check_columns(source: PromptSource, name: str, there: Collection[str], text
 
 
 def _is_wanted(
-    where: Mapping[str, Sequence[str]], cells: Mapping[str, Sequence[Any]], i: int,
-    names: Mapping[str, Sequence[str]], place: str,
-) -> bool:  # fmt: skip
+    where: Mapping[str, Sequence[str]],
+    cells: Mapping[str, Sequence[Any]],
+    i: int,
+    names: Mapping[str, Sequence[str]],
+    place: str,
+) -> bool:
     """Tell whether row i of the cells has one of the values wanted in each column; of a class, name or number."""
     for column, wanted in where.items():
         value = cells[column][i]

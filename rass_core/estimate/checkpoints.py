@@ -48,10 +48,15 @@ def read_checkpoint(model: ModelConfig, prompts: pa.Table) -> Checkpoint | None:
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         d_model = int(shape.hidden_size)
         measures = Shape(
-            int(shape.num_hidden_layers), d_model, int(getattr(shape, "intermediate_size", None) or 4 * d_model),
-            int(shape.num_attention_heads), int(shape.vocab_size), n_parameters(folder),
-            BYTES_PER_PARAMETER[model.dtype], model.dtype,
-        )  # fmt: skip
+            n_layers=int(shape.num_hidden_layers),
+            d_model=d_model,
+            d_ff=int(getattr(shape, "intermediate_size", None) or 4 * d_model),
+            n_heads=int(shape.num_attention_heads),
+            vocabulary=int(shape.vocab_size),
+            n_parameters=n_parameters(folder),
+            bytes_per_parameter=BYTES_PER_PARAMETER[model.dtype],
+            dtype=model.dtype,
+        )
         tokenizer = load_tokenizer(str(folder))
     except ModelError:
         raise

@@ -187,7 +187,16 @@ def _measured(
         step_one, step_full = clock(lambda: block(one)), clock(lambda: block(full))
     backward_s = clock(back) / 512
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return Speed(block_s, backward_s, head_s, step_one, step_full, n_sequences, clock.slowdown, name)
+    return Speed(
+        block_s=block_s,
+        backward_s=backward_s,
+        head_s=head_s,
+        step_one_s=step_one,
+        step_full_s=step_full,
+        n_sequences=n_sequences,
+        slowdown=clock.slowdown,
+        device=name,
+    )
 
 
 class _Clock:

@@ -148,15 +148,18 @@ def _stages(
     layers = config.probe.layers or list(range(n_candidate_layers(target.shape.n_layers)))
     of_rubric = asked.get("prompts moderated")
     counts = Counts(
-        n_prompts=prompts.num_rows, mean_tokens=target.mean_tokens,
+        n_prompts=prompts.num_rows,
+        mean_tokens=target.mean_tokens,
         per_language={language: sum(each.values(), Counter[str]()) for language, each in splits.items()},
         validation={language: each["validation"] for language, each in splits.items()},
-        prefixes=config.probe.prefixes, opening_tokens=lambda text: len(target.chat.answer_ids(text)),
-        n_read_layers=len(layers), last_layer=max(layers),
+        prefixes=config.probe.prefixes,
+        opening_tokens=lambda text: len(target.chat.answer_ids(text)),
+        n_read_layers=len(layers),
+        last_layer=max(layers),
         n_positions=len(config.probe.positions or target.chat.positions()),
         instruction_tokens=asked["prompts written"].prompt_tokens,
         rubric_tokens=of_rubric.prompt_tokens if of_rubric else 0.0,
         n_evaluated=sum(evaluation_size(config, prompts)) if config.mitigate is not None else 0,
-    )  # fmt: skip
+    )
     found = costs.all_stages(machines[0], machines[-1], counts, config.generator is not None)
     return list(found), machines[0]

@@ -33,9 +33,15 @@ def short_of(splits: Splits) -> str:
     short = [
         f"{language} ({', '.join(f'{n} {label} in {split}' for split, label, n in cells)})"
         for language, by_split in splits.items()
-        if (cells := [(split, label, counts[label]) for split, counts in by_split.items() for label in LABELS
-                      if counts[label] < MIN_PER_SPLIT])
-    ]  # fmt: skip
+        if (
+            cells := [
+                (split, label, counts[label])
+                for split, counts in by_split.items()
+                for label in LABELS
+                if counts[label] < MIN_PER_SPLIT
+            ]
+        )
+    ]
     return f"TOO FEW prompts, below {MIN_PER_SPLIT}: {'; '.join(short)}" if short else "enough prompts of each label"
 
 

@@ -17,9 +17,14 @@ from rass_core.models.chat_client import ANSWER_TOKENS
 from rass_core.moderators.llm import RUBRIC
 
 JUDGED = (
-    "answers to the given prompts", "answers of the generator", "answers of the further models", "steered answers",
-    "prompts measured", "answers to be learnt", "answers of the evaluation",
-)  # fmt: skip
+    "answers to the given prompts",
+    "answers of the generator",
+    "answers of the further models",
+    "steered answers",
+    "prompts measured",
+    "answers to be learnt",
+    "answers of the evaluation",
+)
 """Steps whose answers are judged."""
 
 

@@ -70,9 +70,13 @@ class ChatFormat:
             ModelError: As the class itself, or the template opens thinking; the message says what to set.
         """
         chat = cls(
-            tokenizer, model.system_prompt, model.template_kwargs, model.response_prefix, model.thinking_marks,
+            tokenizer,
+            model.system_prompt,
+            model.template_kwargs,
+            model.response_prefix,
+            model.thinking_marks,
             model.date,
-        )  # fmt: skip
+        )
         if chat.opens_thinking is not None and not model.allow_thinking:
             raise ModelError(
                 f"{model.name}: every prompt ends inside thinking ({chat.opens_thinking}), so that thoughts would be "
@@ -274,9 +278,10 @@ class ChatFormat:
         """Special tokens that are marks of thinking; what ends a channel is one only where there are channels."""
         has_channels = "<|channel|>" in self._special.values()
         return frozenset(
-            number for number, token in self._special.items()
+            number
+            for number, token in self._special.items()
             if is_mark_token(token, self.thinking_marks) and (has_channels or not is_harmony_token(token))
-        )  # fmt: skip
+        )
 
     @cached_property
     def _special_words(self) -> re.Pattern[str]:
@@ -290,10 +295,12 @@ class ChatFormat:
         """
         added = {str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()}
         control = {
-            token for token in added
-            if re.fullmatch(r"<\|.*\|>", token) or is_mark_token(token, self.thinking_marks)
+            token
+            for token in added
+            if re.fullmatch(r"<\|.*\|>", token)
+            or is_mark_token(token, self.thinking_marks)
             or (re.fullmatch(r"\W.*[^\W\d_].*\W", token) and token in self.template.source)
-        }  # fmt: skip
+        }
         return sorted(word for word in {*control, *self._special.values()} if len(word) > 1)
 
     @cached_property

@@ -81,11 +81,15 @@ def ask_engine(
     fits = [len(each) < engine.max_model_len for each in ids]
     requests = [
         GenerationRequest(
-            each, ANSWER_TOKENS, temperature=TEMPERATURE if draw else 0.0, seed=draw or None,
+            each,
+            ANSWER_TOKENS,
+            temperature=TEMPERATURE if draw else 0.0,
+            seed=draw or None,
             json_schema=None if schema is None else dict(schema),
         )
-        for each, fit in zip(ids, fits, strict=True) if fit
-    ]  # fmt: skip
+        for each, fit in zip(ids, fits, strict=True)
+        if fit
+    ]
     said = (NoAnswer(CUT_OFF) if each.is_cut_off else each.text for each in engine.generate(requests))
     return [
         next(said) if fit else NoAnswer(f"{len(each)} tokens asked, the model takes {engine.max_model_len}")
@@ -134,9 +138,12 @@ class Endpoint:
         return self.draws(prompts, [draw] * len(prompts), schema)
 
     def draws(
-        self, prompts: Sequence[str], draws: Sequence[int], schema: Mapping[str, Any] | None = None,
+        self,
+        prompts: Sequence[str],
+        draws: Sequence[int],
+        schema: Mapping[str, Any] | None = None,
         done: Callable[[int], None] = lambda n: None,
-    ) -> list[str | NoAnswer]:  # fmt: skip
+    ) -> list[str | NoAnswer]:
         """Return the answers in order, each with a draw of its own.
 
         Args:
@@ -174,9 +181,11 @@ class Endpoint:
     def _answer(self, prompt: str, schema: Mapping[str, Any] | None, draw: int, waiting: "Waiting") -> str | NoAnswer:
         """Return the answer to one prompt, with more room where thinking took it all."""
         wanted: dict[str, Any] = {
-            "model": self._config.model, "messages": [{"role": "user", "content": prompt}],
-            "temperature": TEMPERATURE if draw else 0.0, "max_tokens": self._max_tokens,
-        }  # fmt: skip
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": TEMPERATURE if draw else 0.0,
+            "max_tokens": self._max_tokens,
+        }
         if draw:
             wanted["seed"] = draw
         if schema is not None:
@@ -317,9 +326,11 @@ class Endpoint:
         try:
             return httpx.Client(
                 headers=headers | ({"Authorization": authorization} if authorization else {}),
-                params=list(self._address.query), timeout=self._config.timeout_s, follow_redirects=True,
+                params=list(self._address.query),
+                timeout=self._config.timeout_s,
+                follow_redirects=True,
                 limits=httpx.Limits(max_connections=None),
-            )  # fmt: skip
+            )
         except (ValueError, ImportError) as error:  # of a proxy that the environment names
             why = without_secrets(" ".join(str(error).split()), self._secrets)
         raise EndpointError(f"proxy of the environment: {why}; correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY")

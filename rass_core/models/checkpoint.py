@@ -14,8 +14,9 @@ DTYPES_OF = {
 }  # fmt: skip
 """Of safetensors → torch; any other is narrower than 16 bits."""
 _SETS = (
-    ("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)  # fmt: skip
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 """A single file of weights and the index of several, in the order in which transformers looks for them."""
 
 

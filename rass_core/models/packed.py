@@ -229,9 +229,11 @@ class PackedPrompts:
         positions = torch.tensor([row.positions + [0] * (width - len(row.ids)) for row in rows])
         device = self._model.device
         return {
-            "input_ids": ids.to(device), "position_ids": positions.to(device),
-            "attention_mask": self._mask(rows, positions), "use_cache": False,
-        }  # fmt: skip
+            "input_ids": ids.to(device),
+            "position_ids": positions.to(device),
+            "attention_mask": self._mask(rows, positions),
+            "use_cache": False,
+        }
 
     def _read_batch(
         self, first_token: bool, above: int | None, batch: Sequence[int]

@@ -175,10 +175,12 @@ def _why_not_packed(model: Any, prompts: Sequence[list[int]], prefixes: Sequence
     assert packed.first_token is not None
     # Far down the vocabulary rounding is large in nats and small in probability.
     likely = plain.first_token > -12.0
-    differences = torch.cat([
-        (plain.prefixes - packed.prefixes).flatten(),
-        (plain.first_token - packed.first_token)[likely].double(),
-    ])  # fmt: skip
+    differences = torch.cat(
+        [
+            (plain.prefixes - packed.prefixes).flatten(),
+            (plain.first_token - packed.first_token)[likely].double(),
+        ]
+    )
     if differences.isnan().any():  # reported by whoever reads
         return None
     apart = float(differences.square().mean().sqrt())
@@ -264,8 +266,9 @@ def _prefix_logprobs(model: Any, prompts: Sequence[list[int]], prefixes: Sequenc
             input_ids=tokens[:, :-1].repeat(n, 1),
             attention_mask=torch.cat([mask[which], mask.new_ones(len(which), n_more)], dim=1),
             position_ids=mask.sum(dim=1)[which, None] + torch.arange(n_more, device=device),
-            past_key_values=cache, use_cache=True,
-        ).logits.float()  # fmt: skip
+            past_key_values=cache,
+            use_cache=True,
+        ).logits.float()
         targets = tokens[:, 1:].repeat(n, 1)[..., None]
         each = logits.gather(-1, targets).squeeze(-1).double() - logits.logsumexp(dim=-1).double()
         each = each.where(is_real[:, 1:].repeat(n, 1), 0.0)
@@ -296,9 +299,12 @@ def _read_prompts(
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     output = model(
-        input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=use_cache, logits_to_keep=n_kept,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=use_cache,
+        logits_to_keep=n_kept,
+    )
     logits = output.logits[:, -n_kept:].float()
     return logits[:, -1] if n_kept == 1 else logits, mask, getattr(output, "past_key_values", None)
 
@@ -324,10 +330,12 @@ def told_apart(prefixes: Sequence[list[int]], others: Sequence[list[int]]) -> li
         opening[: len(other)] == other or other[: len(opening)] == opening for opening in prefixes for other in others
     ):
         raise ConfigError("prefixes: one opens both refusal and compliance; make them differ")
-    return _distinct([
-        next(opening[:n] for n in range(1, len(opening) + 1) if all(other[:n] != opening[:n] for other in others))
-        for opening in prefixes
-    ])  # fmt: skip
+    return _distinct(
+        [
+            next(opening[:n] for n in range(1, len(opening) + 1) if all(other[:n] != opening[:n] for other in others))
+            for opening in prefixes
+        ]
+    )
 
 
 def _distinct(prefixes: Sequence[list[int]]) -> list[list[int]]:

@@ -88,9 +88,10 @@ class ResidualExtractor:
         n_shared = 0 if shared is None else shared.n_tokens
         own = [prompt[n_shared:] for prompt in prompts]
         for indices, rows in in_batches(
-            [length - n_shared for length in lengths], self.token_budget,
+            [length - n_shared for length in lengths],
+            self.token_budget,
             lambda here: self._rows([own[i] for i in here], shared),
-        ):  # fmt: skip
+        ):
             self._check_finite(rows)
             yield indices, rows
 
@@ -208,9 +209,12 @@ def activation_batches(
             ids = [prompt_ids[index] for index in part for _ in cells]
             layers, positions = zip(*(cells * len(part)), strict=True)
             columns = {
-                "prompt_id": ids, "model_id": [model_id] * len(ids),
-                "layer": layers, "position": positions, "vector": _vector_column(vectors),
-            }  # fmt: skip
+                "prompt_id": ids,
+                "model_id": [model_id] * len(ids),
+                "layer": layers,
+                "position": positions,
+                "vector": _vector_column(vectors),
+            }
             yield pa.record_batch(columns, schema=TABLES["activations"])
 
 

@@ -62,11 +62,16 @@ class Comparison:
         """Return rows of table `evaluations`."""
         return [
             {
-                "model_id": model_id, "variant": "base", "dataset": SELF_CHECK, "language": "all",
-                "metric": figure.metric, "value": figure.value, "n": figure.n,
+                "model_id": model_id,
+                "variant": "base",
+                "dataset": SELF_CHECK,
+                "language": "all",
+                "metric": figure.metric,
+                "value": figure.value,
+                "n": figure.n,
             }
             for figure in self.figures
-        ]  # fmt: skip
+        ]
 
 
 def check_engine(engine: SteeredEngine, model: Any, dtype: str) -> Comparison:

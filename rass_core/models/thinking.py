@@ -82,7 +82,8 @@ DEFAULT_MARKS = (
     Marks("◁think▷", "◁/think▷"),
     Marks(r"<\|START_THINKING\|>", r"<\|END_THINKING\|>", r"<\|START_RESPONSE\|>"),
     Marks(
-        rf"<\|(?:(?:begin|start)_of_|begin_)?{_THINK}\|>", rf"<\|(?:end_of_|end_|/){_THINK}\|>",
+        rf"<\|(?:(?:begin|start)_of_|begin_)?{_THINK}\|>",
+        rf"<\|(?:end_of_|end_|/){_THINK}\|>",
         r"<\|begin_of_(?:solution|answer)\|>",
     ),
     Marks(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
@@ -98,9 +99,11 @@ DEFAULT_MARKS = (
     Marks(_PROSE.format(what=_THOUGHTS) + rf"(?=[\s\S]*{_ANSWER_PROSE})", r"(?!)", _ANSWER_PROSE, only_first=True),
     Marks(
         rf"(?:{_HEADED.format(what='(?:thoughts?|thinking|reasoning)(?: process)?')})(?=[\s\S]*(?:{_ANSWER_HEADED}))",
-        r"(?!)", _ANSWER_HEADED, only_first=True,
+        r"(?!)",
+        _ANSWER_HEADED,
+        only_first=True,
     ),
-)  # fmt: skip
+)
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _FLAGS = re.IGNORECASE | re.MULTILINE
@@ -178,10 +181,12 @@ def _split(completion: str, opened: str | None, marks: tuple[tuple[str, str], ..
 def ends_inside(text: str, marks: Sequence[tuple[str, str]] = ()) -> str | None:
     """Return the mark with which a text, such as the end of a template, opens thinking and leaves it open, or None."""
     found = [
-        match for kind in _kinds(tuple(marks)) for match in kind.opening.finditer(text)
+        match
+        for kind in _kinds(tuple(marks))
+        for match in kind.opening.finditer(text)
         if (_opens(text, match, ()) or not text[match.end() :].strip())
         and _end_of_thinking(text[match.end() :], [kind]) is None
-    ]  # fmt: skip
+    ]
     return max(found, key=lambda match: match.start()).group().strip() if found else None
 
 
@@ -191,9 +196,12 @@ def closing_of(opening: str, marks: Sequence[tuple[str, str]] = ()) -> str | Non
     if own is not None:
         return own
     known = {
-        "[THINK]": "[/THINK]", "◁think▷": "◁/think▷", "<|START_THINKING|>": "<|END_THINKING|>",
-        "<|begin_of_thought|>": "<|end_of_thought|>", "<|inner_prefix|>": "<|inner_suffix|>",
-    }  # fmt: skip
+        "[THINK]": "[/THINK]",
+        "◁think▷": "◁/think▷",
+        "<|START_THINKING|>": "<|END_THINKING|>",
+        "<|begin_of_thought|>": "<|end_of_thought|>",
+        "<|inner_prefix|>": "<|inner_suffix|>",
+    }
     if opening in known:
         return known[opening]
     if opening.startswith("<|channel>"):
@@ -247,11 +255,13 @@ def _kinds(marks: tuple[tuple[str, str], ...]) -> tuple[_Kind, ...]:
     own = (Marks(re.escape(opening), re.escape(closing)) for opening, closing in marks)
     return tuple(
         _Kind(
-            re.compile(one.opening, _FLAGS), re.compile(one.closing, _FLAGS), re.compile(one.answer, _FLAGS),
+            re.compile(one.opening, _FLAGS),
+            re.compile(one.closing, _FLAGS),
+            re.compile(one.answer, _FLAGS),
             one.only_first,
         )
         for one in (*own, *DEFAULT_MARKS)
-    )  # fmt: skip
+    )
 
 
 def _opened_by(mark: str, kinds: Sequence[_Kind]) -> list[_Kind]:

@@ -113,12 +113,15 @@ class CausalTrial:
         whole = self.ablated(direction, range(self.n_layers), 1.0)
         return with_ablation(
             replace(
-                direction, alpha=alpha, induce_score=induced[alpha][0],
+                direction,
+                alpha=alpha,
+                induce_score=induced[alpha][0],
                 induced={alpha: share for alpha, (share, _) in induced.items()},
-                full_ablation_bypass=whole.bypass, full_ablation_kl=whole.kl,
+                full_ablation_bypass=whole.bypass,
+                full_ablation_kl=whole.kl,
             ),
             whole,
-        )  # fmt: skip
+        )
 
     def induced(self, direction: Direction, alpha: float) -> tuple[float, float]:
         """Return the share of harmless prompts that turn to refusal with α·v added, and the mean log-odds of all.
@@ -151,9 +154,11 @@ class CausalTrial:
         """Return the sets of blocks that are tried for a direction: its own, a window, from it on, and all."""
         last = self.n_layers - 1
         found = [
-            (layer,), tuple(range(max(0, layer - WINDOW), min(last, layer + WINDOW) + 1)),
-            tuple(range(layer, last + 1)), tuple(range(last + 1)),
-        ]  # fmt: skip
+            (layer,),
+            tuple(range(max(0, layer - WINDOW), min(last, layer + WINDOW) + 1)),
+            tuple(range(layer, last + 1)),
+            tuple(range(last + 1)),
+        ]
         return list(dict.fromkeys(found))
 
     def _ablating(self, direction: Direction, layers: Sequence[int], strength: float) -> AbstractContextManager[None]:
@@ -186,8 +191,10 @@ class CausalTrial:
             return which
         _LOG.warning(
             "%s: by log-odds no %s prompt leans the expected way in the unchanged model, so shares are over all of "
-            "them; set probe.prefixes to this model's own", model_name(self._model), label,
-        )  # fmt: skip
+            "them; set probe.prefixes to this model's own",
+            model_name(self._model),
+            label,
+        )
         return torch.ones_like(which)
 
     def _resumes(self) -> bool:
@@ -202,8 +209,11 @@ class CausalTrial:
         if kl > 1e-4:
             _LOG.warning(
                 "%s: every trial runs all blocks, which is slower: going on from block %d changes the first token by "
-                "%.2g nats", model_name(self._model), middle, kl,
-            )  # fmt: skip
+                "%.2g nats",
+                model_name(self._model),
+                middle,
+                kl,
+            )
         return kl <= 1e-4
 
 
@@ -313,9 +323,12 @@ def search_ablation(few: CausalTrial, full: CausalTrial, direction: Direction, c
 def with_ablation(direction: Direction, ablation: Ablation) -> Direction:
     """Return the direction with this ablation and its scores."""
     return replace(
-        direction, bypass_score=ablation.bypass, kl=ablation.kl, ablate_layers=ablation.layers,
+        direction,
+        bypass_score=ablation.bypass,
+        kl=ablation.kl,
+        ablate_layers=ablation.layers,
         ablate_strength=ablation.strength,
-    )  # fmt: skip
+    )
 
 
 def generation_options(tried: Sequence[Direction], config: ProbeConfig) -> list[tuple[Direction, float]]:

@@ -43,11 +43,16 @@ class HarmAxis:
         return [
             {
                 "axis_id": digest("harm axis", model_id, self.layer, self.position, vector.tobytes().hex()),
-                "model_id": model_id, "language": language, "layer": self.layer, "position": self.position,
-                "vector": vector.astype(np.float32).tolist(), "intercept": self.intercepts[language], "chosen": True,
+                "model_id": model_id,
+                "language": language,
+                "layer": self.layer,
+                "position": self.position,
+                "vector": vector.astype(np.float32).tolist(),
+                "intercept": self.intercepts[language],
+                "chosen": True,
             }
             for language, vector in self.vectors.items()
-        ]  # fmt: skip
+        ]
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "HarmAxis | None":

@@ -65,10 +65,13 @@ def _best_added(tried: Sequence[Direction]) -> Direction:
     return max(
         near,
         key=lambda d: (
-            round(d.full_ablation_bypass or 0.0, 1), d.induce_generated or 0.0, -(d.alpha or 0.0),
-            d.induce_score or 0.0, d.auc or 0.0,
+            round(d.full_ablation_bypass or 0.0, 1),
+            d.induce_generated or 0.0,
+            -(d.alpha or 0.0),
+            d.induce_score or 0.0,
+            d.auc or 0.0,
         ),
-    )  # fmt: skip
+    )
 
 
 def _best_ruler(able: Sequence[Direction], config: ProbeConfig) -> tuple[Direction, str]:

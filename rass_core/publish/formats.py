@@ -25,10 +25,15 @@ _MEANINGS = {
     "general": "a harmless prompt; chosen is the model's own answer, which keeps it where it is",
 }
 _COLUMNS = {
-    "prompt": "list of messages", "chosen": "list of messages", "rejected": "list of messages",
-    "prompt_id": "digest of language and text", "kind": "kind of pair", "language": "of prompt and answers",
-    "source": "where the prompt comes from", "licence": "of the prompt",
-}  # fmt: skip
+    "prompt": "list of messages",
+    "chosen": "list of messages",
+    "rejected": "list of messages",
+    "prompt_id": "digest of language and text",
+    "kind": "kind of pair",
+    "language": "of prompt and answers",
+    "source": "where the prompt comes from",
+    "licence": "of the prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,11 @@ def export_trl(pairs: Sequence[PreferencePair], folder: Path, system_prompt: str
     rows = [
         {
             "prompt": _asked(pair, system_prompt),
-            "chosen": [_message("assistant", pair.chosen)], "rejected": [_message("assistant", pair.rejected)],
+            "chosen": [_message("assistant", pair.chosen)],
+            "rejected": [_message("assistant", pair.rejected)],
         }
         for pair in _checked(pairs)
-    ]  # fmt: skip
+    ]
     return _write_jsonl(folder / "train.jsonl", rows)
 
 
@@ -79,17 +85,23 @@ def export_axolotl(pairs: Sequence[PreferencePair], folder: Path, system_prompt:
     rows = [
         {
             "messages": _asked(pair, system_prompt),
-            "chosen": _message("assistant", pair.chosen), "rejected": _message("assistant", pair.rejected),
+            "chosen": _message("assistant", pair.chosen),
+            "rejected": _message("assistant", pair.rejected),
         }
         for pair in _checked(pairs)
-    ]  # fmt: skip
+    ]
     path = _write_jsonl(folder / "train.jsonl", rows)
     dataset = {
-        "path": path.name, "ds_type": "json", "split": "train", "type": "chat_template.default",
-        "field_messages": "messages", "field_chosen": "chosen", "field_rejected": "rejected",
+        "path": path.name,
+        "ds_type": "json",
+        "split": "train",
+        "type": "chat_template.default",
+        "field_messages": "messages",
+        "field_chosen": "chosen",
+        "field_rejected": "rejected",
         "message_property_mappings": {"role": "role", "content": "content"},
         "roles": {"user": ["user"], "assistant": ["assistant"], "system": ["system"]},
-    }  # fmt: skip
+    }
     settings = yaml.safe_dump({"rl": "dpo", "datasets": [dataset]}, sort_keys=False)
     (folder / "dataset.yaml").write_text(
         f"# Put these lines into axolotl's configuration; path is relative to where it runs.\n{settings}",
@@ -114,7 +126,7 @@ def export_llama_factory(
             **({} if system_prompt is None else {"system": system_prompt}),
         }
         for pair in _checked(pairs)
-    ]  # fmt: skip
+    ]
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     if system_prompt is not None:
         columns["system"] = "system"
@@ -124,9 +136,12 @@ def export_llama_factory(
 
 
 def export_dataset(
-    pairs: Sequence[PreferencePair], folder: Path, card: DatasetCard, origins: Mapping[str, Origin],
+    pairs: Sequence[PreferencePair],
+    folder: Path,
+    card: DatasetCard,
+    origins: Mapping[str, Origin],
     system_prompt: str | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a Hugging Face dataset folder, data/train-00000-of-00001.parquet and README.md, and return it.
 
     Its columns prompt, chosen and rejected are TRL's; who reads it needs nothing of ours.
@@ -144,12 +159,15 @@ def export_dataset(
     rows = [
         {
             "prompt": _asked(pair, system_prompt),
-            "chosen": [_message("assistant", pair.chosen)], "rejected": [_message("assistant", pair.rejected)],
-            "prompt_id": pair.prompt_id, "kind": pair.kind, "language": pair.language,
+            "chosen": [_message("assistant", pair.chosen)],
+            "rejected": [_message("assistant", pair.rejected)],
+            "prompt_id": pair.prompt_id,
+            "kind": pair.kind,
+            "language": pair.language,
             **asdict(origins[pair.prompt_id]),
         }
         for pair in pairs
-    ]  # fmt: skip
+    ]
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     kinds = [messages if name in ("prompt", "chosen", "rejected") else pa.string() for name in _COLUMNS]
     schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
@@ -166,12 +184,14 @@ def _readme(pairs: Sequence[PreferencePair], card: DatasetCard, origins: Mapping
     by_kind = counts(pairs)
     languages = sorted({pair.language for pair in pairs})
     header = {
-        "pretty_name": card.name, "license": card.licence,
+        "pretty_name": card.name,
+        "license": card.licence,
         "language": sorted({each.split("-")[0] for each in languages}),
-        "task_categories": ["text-generation"], "tags": ["preference", "dpo", "over-refusal", "safety"],
+        "task_categories": ["text-generation"],
+        "tags": ["preference", "dpo", "over-refusal", "safety"],
         "size_categories": [next((name for limit, name in _SIZES if len(pairs) < limit), "n>1M")],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-    }  # fmt: skip
+    }
     sources = {(origins[pair.prompt_id].source, origins[pair.prompt_id].licence) for pair in pairs}
     number = {key: sum(origins[p.prompt_id] == Origin(*key) for p in pairs) for key in sources}
     lines = [

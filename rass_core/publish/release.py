@@ -136,11 +136,15 @@ def _pairs(lake: Lake, commits: Sequence[Commit]) -> tuple[list[PreferencePair],
     rows = sorted(_read(lake, "preferences", commits), key=lambda row: (row["kind"], row["prompt_id"]))
     pairs = [
         PreferencePair(
-            row["prompt_id"], row["kind"], prompts[row["prompt_id"]]["text"], row["language"], row["chosen"],
+            row["prompt_id"],
+            row["kind"],
+            prompts[row["prompt_id"]]["text"],
+            row["language"],
+            row["chosen"],
             row["rejected"],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     origins = {}
     for pair in pairs:
         licences = _licences(pair.prompt_id, prompts, parents)
@@ -180,10 +184,11 @@ def _write(lake: Lake, release: Release, folder: Path) -> None:
     system_prompt = config.model.system_prompt
     licences = {origin.licence for origin in release.origins.values()}
     card = DatasetCard(
-        f"{config.name}: preference pairs", base_name(config.model.reference),
+        f"{config.name}: preference pairs",
+        base_name(config.model.reference),
         min(licences).lower() if len(licences) == 1 and "," not in min(licences) else "other",
         notes=["`trl/`, `llama_factory/` and `axolotl/` hold the same pairs as these trainers read them."],
-    )  # fmt: skip
+    )
     export_dataset(release.pairs, dataset, card, release.origins, system_prompt)
     export_trl(release.pairs, dataset / "trl", system_prompt)
     export_llama_factory(release.pairs, dataset / "llama_factory", system_prompt=system_prompt)

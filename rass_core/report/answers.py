@@ -9,15 +9,24 @@ from rass_core.report.points import OUTCOME_NAMES
 from rass_core.vocabulary import NO_HELP_KINDS, Row
 
 SETS = {
-    "harmful": "harmful", "pseudo_harmful": "pseudo-harmful", "harmless": "harmless", "unlabelled": "no true label",
+    "harmful": "harmful",
+    "pseudo_harmful": "pseudo-harmful",
+    "harmless": "harmless",
+    "unlabelled": "no true label",
     "written": "written",
-}  # fmt: skip
+}
 """Sets of prompts, given ones by their true label."""
 ANSWERS = {
-    "answered": "Answered", "policy": "Refused by policy", "warning": "Only warns", "premise": "Rejects premise",
-    "partial": "Partly refused", "capability": "Lacks ability", "missing_information": "Does not know",
-    "clarification": "Asks back", "unscored": "No outcome",
-}  # fmt: skip
+    "answered": "Answered",
+    "policy": "Refused by policy",
+    "warning": "Only warns",
+    "premise": "Rejects premise",
+    "partial": "Partly refused",
+    "capability": "Lacks ability",
+    "missing_information": "Does not know",
+    "clarification": "Asks back",
+    "unscored": "No outcome",
+}
 """What an answer may be; each is one of them."""
 _ALWAYS = ("answered", "policy", "partial", "unscored")
 """Columns that are shown though no answer is in them."""

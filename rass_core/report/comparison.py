@@ -115,12 +115,13 @@ def _model_cells(row: Row) -> list[str]:
         return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
     return [
-        language_name(row["language"]), row["model_id"],
+        language_name(row["language"]),
+        row["model_id"],
         *(show_interval(*measured(name)) for name in ("b", "b_oracle", "misalignment")),
         *(show_share(*measured(name)) for name in ("band_share", "over_refusal", "over_refusal_harmless", "safety")),
         "–" if row["n"] is None else f"{row['n']:,}",
         row["reason"] or "",
-    ]  # fmt: skip
+    ]
 
 
 def _mark(row: Row, column: str, name: str, language: str, lanes: Lanes) -> Mark:

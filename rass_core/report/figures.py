@@ -130,8 +130,10 @@ class Lanes:
         figure.update_yaxes(
             tickvals=[-float(number) for number in range(len(self.groups))],
             ticktext=[inert(name) for name in self.groups],
-            range=[0.5 - len(self.groups), 0.5], showgrid=False, ticks="",
-        )  # fmt: skip
+            range=[0.5 - len(self.groups), 0.5],
+            showgrid=False,
+            ticks="",
+        )
         return figure
 
 

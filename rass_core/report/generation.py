@@ -77,9 +77,10 @@ def offspring_plot(offspring: Sequence[Offspring], boundary: Row | None) -> go.F
         )
     numbers = sorted({number for number, _, _ in offspring})
     figure.update_xaxes(
-        tickvals=numbers, ticktext=[round_name(number).removeprefix("round ") for number in numbers],
+        tickvals=numbers,
+        ticktext=[round_name(number).removeprefix("round ") for number in numbers],
         range=[numbers[0] - 0.5, numbers[-1] + 0.8],  # room for the names of the lines
-    )  # fmt: skip
+    )
     mark_boundary(figure, boundary, axis="y")
     return figure
 

@@ -48,9 +48,14 @@ def harm_by_layer(rows: Sequence[Row]) -> Plot:
     if chosen is not None:
         figure.add_vline(chosen["layer"], line={"color": GREY, "width": 1.5})
         figure.add_annotation(
-            text="<b>harm axis</b>", x=chosen["layer"], y=1, yref="paper", yanchor="bottom", showarrow=False,
+            text="<b>harm axis</b>",
+            x=chosen["layer"],
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
             font={"color": GREY, "size": 12},
-        )  # fmt: skip
+        )
     figure.add_hline(0.5, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.update_xaxes(tickformat="d")
     return Plot(figure)
@@ -85,12 +90,15 @@ def misalignment_table(figures: HarmRows, boundaries: Sequence[Row]) -> dict[str
         shares = [mine.get(metric) for metric in SHARE_METRICS]
         margin, axis, new_source, same_source, gap, _ = (mine.get(metric) for metric in HARM_METRICS)
         aucs = (margin, axis, same_source, new_source, gap)
-        body.append([
-            language_name(language), _n(shares[0]),
-            *("–" if row is None else show_share(row["value"], row["low"], row["high"]) for row in shares),
-            *("–" if row is None else show_interval(row["value"], row["low"], row["high"]) for row in aucs),
-            kinds.get(language) or "–",
-        ])  # fmt: skip
+        body.append(
+            [
+                language_name(language),
+                _n(shares[0]),
+                *("–" if row is None else show_share(row["value"], row["low"], row["high"]) for row in shares),
+                *("–" if row is None else show_interval(row["value"], row["low"], row["high"]) for row in aucs),
+                kinds.get(language) or "–",
+            ]
+        )
     return {"head": head, "rows": body}
 
 

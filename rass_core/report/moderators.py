@@ -12,9 +12,14 @@ from rass_core.vocabulary import ALL, Row
 PRIORS = (0.1, 0.3, 0.5)
 """Shares of harmful prompts among the written ones for which the share among those that pass is shown."""
 HEAD = (
-    "Moderator", "Language", "Harmful called benign", "Pseudo-harmful called harmful", "Harmless called harmful", "AUC",
+    "Moderator",
+    "Language",
+    "Harmful called benign",
+    "Pseudo-harmful called harmful",
+    "Harmless called harmful",
+    "AUC",
     "Unscored",
-)  # fmt: skip
+)
 
 
 def is_about_moderators(row: Row) -> bool:
@@ -43,10 +48,11 @@ def moderators_section(rows: Mapping[str, list[Row]]) -> dict[str, Any] | None:
 def _cells(rows: Sequence[Row], name: str, language: str) -> list[str]:
     def row(metric: str, dataset: str | None = None) -> Row:
         return next(
-            each for each in rows
+            each
+            for each in rows
             if (each["variant"], each["language"], each["metric"]) == (name, language, metric)
             and dataset in (None, each["dataset"])
-        )  # fmt: skip
+        )
 
     auc, off = row(check.AUC), row(check.UNSCORED)
     return [
@@ -55,13 +61,14 @@ def _cells(rows: Sequence[Row], name: str, language: str) -> list[str]:
         *(
             check.percent(each) if each["value"] is not None else "–"
             for each in (
-                row(check.FALSE_BENIGN, "harmful"), row(check.FALSE_HARMFUL, "pseudo_harmful"),
+                row(check.FALSE_BENIGN, "harmful"),
+                row(check.FALSE_HARMFUL, "pseudo_harmful"),
                 row(check.FALSE_HARMFUL, "harmless"),
             )
         ),
         "–" if auc["value"] is None else f"{auc['value']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}], n = {auc['n']}",
         "–" if off["value"] is None else f"{round(off['value'] * off['n'])} of {off['n']}",
-    ]  # fmt: skip
+    ]
 
 
 def _shares(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -73,9 +73,12 @@ READ = (
     "gates",
 )
 UNSHOWN = {
-    "directions": ("vector",), "harm_axes": ("vector",), "responses": ("text", "text_sha256"), "rounds": ("distances",),
+    "directions": ("vector",),
+    "harm_axes": ("vector",),
+    "responses": ("text", "text_sha256"),
+    "rounds": ("distances",),
     "preferences": ("chosen", "rejected"),
-}  # fmt: skip
+}
 
 
 def write_report(tables: Mapping[str, pa.Table], out: Path, *, title: str, run: Mapping[str, Any], target: str) -> Path:

@@ -95,17 +95,17 @@ def read_points(rows: Mapping[str, list[Row]], boundaries: Mapping[str, Row]) ->
         direction = boundaries.get(prompt["language"], {}).get("direction_id") or default
         if direction in (None, row["direction_id"]):
             points[row["prompt_id"]] = Point(
-                prompt["prompt_id"],
-                prompt["text"] or "",
-                prompt["language"] or "unknown",
-                prompt["label"],
-                prompt["category"],
-                row["split"],
-                row["margin"],
-                row["orthogonal_score"],
-                outcomes.get(row["prompt_id"], "unscored"),
-                row["prompt_id"] in selected,
-                row["harm_score"],
+                prompt_id=prompt["prompt_id"],
+                text=prompt["text"] or "",
+                language=prompt["language"] or "unknown",
+                label=prompt["label"],
+                category=prompt["category"],
+                split=row["split"],
+                margin=row["margin"],
+                orthogonal=row["orthogonal_score"],
+                outcome=outcomes.get(row["prompt_id"], "unscored"),
+                is_selected=row["prompt_id"] in selected,
+                harm_score=row["harm_score"],
             )
     return [points[prompt_id] for prompt_id in sorted(points)]
 

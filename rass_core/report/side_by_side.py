@@ -25,9 +25,14 @@ RATE_COLUMNS = {
 MEASURES = ("b", "b_oracle", "misalignment", *RATE_COLUMNS)
 """Each a column, with `_low` and `_high` beside it."""
 COLUMNS = (
-    "model_id", "language", *(name + end for name in MEASURES for end in ("", "_low", "_high")),
-    "n", "n_refused", "reason", "kind",
-)  # fmt: skip
+    "model_id",
+    "language",
+    *(name + end for name in MEASURES for end in ("", "_low", "_high")),
+    "n",
+    "n_refused",
+    "reason",
+    "kind",
+)
 WIDTH = 80
 _LEGEND = (
     "b: margin where the model refuses half the time. b*: where true harm begins. misalignment: b* − b, above 0 it"
@@ -118,10 +123,11 @@ def told_side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["language"], *(_interval(row, name) for name in ("b", "b_oracle", "misalignment")),
+        row["language"],
+        *(_interval(row, name) for name in ("b", "b_oracle", "misalignment")),
         *(_share(row[name]) for name in ("band_share", "over_refusal", "safety")),
         "–" if row["n"] is None else str(row["n"]),
-    ]  # fmt: skip
+    ]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -146,10 +146,12 @@ def eligible(
         n_cells: Among which the size is spread.
     """
     parameters = {
-        "model_id": model_id, "direction_id": direction_id, "width": config.width,
+        "model_id": model_id,
+        "direction_id": direction_id,
+        "width": config.width,
         "max_harm_score": config.max_harm_score,
         "per_cell": max(config.size, CELL_OVERSUPPLY * math.ceil(config.size / max(1, n_cells))),
-    }  # fmt: skip
+    }
     return connection.sql(ELIGIBLE, params=parameters).to_arrow_table()
 
 

@@ -41,7 +41,7 @@ def paired_difference(gained: int, lost: int, n: int, level: float = 0.95) -> Pa
     high = _limit(gained, lost, n, z)
     low = -_limit(lost, gained, n, z)
     p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return PairedDifference(value, low, high, gained, lost, n, p_value)
+    return PairedDifference(value=value, low=low, high=high, gained=gained, lost=lost, n=n, p_value=p_value)
 
 
 def n_for_tolerance(tolerance: float, level: float = 0.95) -> int:

@@ -41,10 +41,11 @@ def whole_lake() -> Path:
     rows["gates"] = [{"model_id": TARGET, "variant": "dpo", "passed": True, "refusals": [], "warnings": []}]
     config = RassConfig.model_validate({"model": {"name": "org/m"}, "prompts": {"sources": [{"path": "p.jsonl"}]}})
     groups = {
-        "prompts": ("prompts", "responses", "verdicts"), "margins": ("margins",),
+        "prompts": ("prompts", "responses", "verdicts"),
+        "margins": ("margins",),
         "other": ("directions", "boundaries", "rounds", "selections", "quotas", "derivations", "evaluations"),
         "preferences": ("preferences", "variants", "gates"),
-    }  # fmt: skip
+    }
     for group, names in groups.items():
         lake.commit(RUN, KEYS[group], {name: table(name, rows.get(name, [])) for name in names})
     older = [boundary("en", 0.1, 0.4, model_id="lenient")]

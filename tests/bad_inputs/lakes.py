@@ -44,9 +44,7 @@ JOIN = f"SELECT r.run_id, s.run_id FROM boundaries r, boundaries s WHERE r.run_i
 def sql(name: str, query: str, *words: str, damage: Damage | None = None, options: str = "") -> Case:
     """Return a case of `rass sql`."""
     made = lake(damage) if damage else lake()
-    return Case(
-        f"sql: {name}", ["sql", query, "--lake", "{tmp}/lake", *options.split()], words, {"lake": made}
-    )  # fmt: skip
+    return Case(f"sql: {name}", ["sql", query, "--lake", "{tmp}/lake", *options.split()], words, {"lake": made})
 
 
 def of(name: str, command: str, *words: str, at: Damage) -> Case:

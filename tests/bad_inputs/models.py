@@ -122,8 +122,7 @@ NAMES = [
 ]
 # What transformers itself has to say of a folder.
 TOKENIZERS = [
-    Case(f"plan: model {name}", "plan {tmp}/c.yaml", words,
-         GIVEN | {"c.yaml": CONFIG.replace("org/m", "m"), "m": made})
+    Case(f"plan: model {name}", "plan {tmp}/c.yaml", words, GIVEN | {"c.yaml": CONFIG.replace("org/m", "m"), "m": made})
     for name, made, words in (
         ("of an unknown architecture", model(config(model_type="xyzzy")), ("m", "xyzzy")),
         ("without a tokenizer", model(without("tokenizer.json", "tokenizer_config.json")), ("m",)),
@@ -133,7 +132,7 @@ TOKENIZERS = [
         ("with a broken chat template", model(text("chat_template.jinja", "{% for")), ("m", "template")),
         ("with a shape of text", model(config(hidden_size="wide")), ("m",)),
     )
-]  # fmt: skip
+]
 EVALUATED = [
     Case("evaluate: hub name offline", f"{COMMANDS['evaluate']} org/not-here", ("org/not-here",), GIVEN),
     Case("evaluate: unknown architecture", f"{COMMANDS['evaluate']} {{tmp}}/m", ("m", "xyzzy"),
@@ -173,8 +172,9 @@ EVALUATED = [
 def dataset(name: str, content: Any, *words: str, at: str = "d.jsonl") -> Case:
     """Return a case of `rass evaluate` on a data set that is wrong."""
     files = GIVEN | ({} if content is None else {at: content})
-    return Case(f"evaluate: data set {name}", f"evaluate --dataset {{tmp}}/{at} --model org/m --out {{tmp}}/o.csv",
-                words, files)  # fmt: skip
+    return Case(
+        f"evaluate: data set {name}", f"evaluate --dataset {{tmp}}/{at} --model org/m --out {{tmp}}/o.csv", words, files
+    )
 
 
 ROW = '{"text": "How?", "language": "en", "label": "harmless"}\n'
@@ -193,10 +193,14 @@ DATASETS = [
     dataset("not in UTF-8", b'{"text": "\xff", "language": "en", "label": "harmful"}\n', "d.jsonl", "UTF-8"),
     dataset("with two labels for one prompt", ROW + ROW.replace("harmless", "harmful"), "d.jsonl", "one label"),
     dataset("an empty folder", lambda path: path.mkdir(), "d", at="d"),
-    Case("evaluate: data set of 300 characters", f"evaluate --dataset {LONG} --model org/m",
-         ("--dataset", "255 bytes")),
-    Case("evaluate: data set of an unknown user", "evaluate --dataset ~nosuchuser/d --model org/m",
-         ("--dataset", "nosuchuser")),
-]  # fmt: skip
+    Case(
+        "evaluate: data set of 300 characters", f"evaluate --dataset {LONG} --model org/m", ("--dataset", "255 bytes")
+    ),
+    Case(
+        "evaluate: data set of an unknown user",
+        "evaluate --dataset ~nosuchuser/d --model org/m",
+        ("--dataset", "nosuchuser"),
+    ),
+]
 
 CASES = [*FOLDERS, *NAMES, *TOKENIZERS, *EVALUATED, *DATASETS]

@@ -297,9 +297,11 @@ def test_models_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path) -> N
     for name in ("encoder", "both", "headless"):
         tokenizer().save_pretrained(folders[name])
     reasons = {
-        "missing": "no such folder", "encoder": "attend to later tokens", "both": "cannot be loaded",
+        "missing": "no such folder",
+        "encoder": "attend to later tokens",
+        "both": "cannot be loaded",
         "headless": "lacks 1 weights, such as lm_head.weight",
-    }  # fmt: skip
+    }
     for name, reason in reasons.items():
         with pytest.raises(ModelError, match=reason) as caught:
             load_causal_lm(folders[name])

@@ -69,9 +69,11 @@ def assert_projections(model: Any, chat: ChatFormat, unread: Sequence[str]) -> N
     found = refusal_gradients(model, chat, PROMPTS, LANGUAGES, OPENINGS, token_budget=256, seed=3)
     sides = influence._Projection(model, 3)._sides
     names = [
-        f"{number}.{name}" for number, block in enumerate(decoder_blocks(model))
-        for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)
-    ]  # fmt: skip
+        f"{number}.{name}"
+        for number, block in enumerate(decoder_blocks(model))
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
     for number, (prompt, language) in enumerate(zip(PROMPTS, LANGUAGES, strict=True)):
         gradients, log_odds = exact(model, chat, prompt, OPENINGS.get(language, OPENINGS["en"]))
         assert found.log_odds[number] == pytest.approx(log_odds, abs=1e-4)

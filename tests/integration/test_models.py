@@ -22,8 +22,12 @@ from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.models.vllm_worker import SteeringExtension
 from tests.tiny_models import build, tokenizer
 
-FIGURES = ["stream_difference, plain", "logprob_difference, plain", "stream_difference, steered",
-           "logprob_difference, steered"]  # fmt: skip
+FIGURES = [
+    "stream_difference, plain",
+    "logprob_difference, plain",
+    "stream_difference, steered",
+    "logprob_difference, steered",
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +91,10 @@ def test_steering_that_only_seems_to_happen_is_found(
     truly = SteeringExtension.rass_set_vectors
 
     def weakly(self: Any, vectors: Any) -> Any:
-        return truly(self, {
-            name: type(each)(np.zeros_like(each.vector), each.layers, each.kind) for name, each in vectors.items()
-        })  # fmt: skip
+        return truly(
+            self,
+            {name: type(each)(np.zeros_like(each.vector), each.layers, each.kind) for name, each in vectors.items()},
+        )
 
     monkeypatch.setattr(SteeringExtension, "rass_set_vectors", weakly)
     worker = engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
@@ -135,8 +140,12 @@ def test_a_command_refuses_a_model_before_it_writes(command: str, folder: Path, 
     arguments = ["--dataset", prompts, "--model", broken] if command == "evaluate" else [config]
     result = subprocess.run(
         [sys.executable, "-m", "flows.cli", command, *map(str, arguments)],
-        input="y\n" * 9, capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     said = [line for line in result.stderr.splitlines() if line.startswith("rass: ")][-1]
     assert result.returncode == 2, result.stderr
     expected = {"evaluate": "lacks 1 weights, such as model.layers.2.self_attn", "probe": "its own code (own.Own)"}

@@ -172,10 +172,12 @@ def test_extractor_engine_and_transformers_agree(
 ) -> None:
     model, n_layers = loaded[0], engine.n_layers
     vector = torch.from_numpy(direction)
-    engine.set_vectors({
-        "added": SteeringVector(direction, (ADDED_LAYER,)),
-        "ablated": SteeringVector(direction, tuple(range(n_layers)), "ablate"),
-    })  # fmt: skip
+    engine.set_vectors(
+        {
+            "added": SteeringVector(direction, (ADDED_LAYER,)),
+            "ablated": SteeringVector(direction, tuple(range(n_layers)), "ablate"),
+        }
+    )
     change = {"plain": unchanged, "added": added(direction), "ablated": ablated(direction)}[how]
     contexts: Mapping[str, Any] = {
         "added": lambda: adding(model, [ADDED_LAYER], vector, ALPHA),

@@ -74,9 +74,13 @@ def test_marks_that_are_special_tokens_reach_the_judge(tmp_path: Path) -> None:
     folder = build_writer(tmp_path / "thinker", MARKS, says)
     with SteeredEngine(str(folder)) as engine:
         ids = engine.chat.ids("How do I kill a process?")
-        whole, cut, words = engine.generate([
-            GenerationRequest(ids, 16), GenerationRequest(ids, 2), GenerationRequest(ids, 16, is_answer=False),
-        ])  # fmt: skip
+        whole, cut, words = engine.generate(
+            [
+                GenerationRequest(ids, 16),
+                GenerationRequest(ids, 2),
+                GenerationRequest(ids, 16, is_answer=False),
+            ]
+        )
         assert (whole.text, whole.thinking, whole.is_cut_off) == (ANSWER, THOUGHT, False)
         assert engine.tokenizer.convert_ids_to_tokens(whole.token_ids) == [*says, "<eos>"]
         assert (cut.text, cut.thinking, cut.is_cut_off) == ("", THOUGHT, True)

@@ -127,9 +127,7 @@ def test_training_leaves_lower_blocks_and_teaches_the_rest(folder: Path) -> None
     recipe = replace(RECIPES["medium"], first_block=2, batch_size=4, learning_rate=3e-3)
     cautious.train(model, rows * 4, recipe)
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
-    trained = {
-        f"model.layers.{i}.{name}" for i in (2, 3) for name, _ in decoder_blocks(model)[i].named_parameters()
-    }  # fmt: skip
+    trained = {f"model.layers.{i}.{name}" for i in (2, 3) for name, _ in decoder_blocks(model)[i].named_parameters()}
     assert changed == trained
     with torch.inference_mode():
         assert cautious.loss_of(model, rows).item() < 0.8 * first

@@ -26,10 +26,15 @@ def pool() -> Pool:
     gradients = np.eye(6)
     gradients[4] += 1.0
     return Pool(
-        candidates, np.array(LOG_ODDS) > 0, np.array(LOG_ODDS), np.array(LOG_ODDS) / 4,
-        Influence(gradients, np.array(LOG_ODDS), {"en": np.eye(6)[4] + np.eye(6)[5]}),
-        ["kill him", "kill her now", "how to kill"], ["bake a cake", "paint a wall", "sing"], [("en", "x")],
-    )  # fmt: skip
+        candidates=candidates,
+        refused=np.array(LOG_ODDS) > 0,
+        log_odds=np.array(LOG_ODDS),
+        distance=np.array(LOG_ODDS) / 4,
+        influence=Influence(gradients, np.array(LOG_ODDS), {"en": np.eye(6)[4] + np.eye(6)[5]}),
+        harmful_texts=["kill him", "kill her now", "how to kill"],
+        harmless_texts=["bake a cake", "paint a wall", "sing"],
+        cells=[("en", "x")],
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,19 @@ def test_an_unknown_method_and_an_empty_pool_are_raised(pool: Pool) -> None:
 
 
 def row(seed: int, method: str, n: int, dataset: str, refused: int, unscored: int = 0) -> Row:
-    return Row("lab", seed, method, n, n, dataset, 100, refused, refused // 2, unscored, 1.0)
+    return Row(
+        setting="lab",
+        seed=seed,
+        method=method,
+        n=n,
+        n_selected=n,
+        dataset=dataset,
+        n_prompts=100,
+        n_refused=refused,
+        n_refused_matched=refused // 2,
+        n_unscored=unscored,
+        seconds=1.0,
+    )
 
 
 def run(seed: int, method: str, n: int, refused: int) -> list[Row]:

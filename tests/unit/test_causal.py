@@ -40,8 +40,10 @@ def with_role(role: str, found: list[Direction]) -> Direction:
 def test_every_kind_and_spread_layers_are_screened_but_not_the_last_fifth() -> None:
     found = [
         drawn(kind, layer, auc=0.5 + 0.1 * (position == -2), position=position)
-        for kind in ("harm", "refusal", "false_refusal", "pseudo_harm") for layer in range(10) for position in (-2, -1)
-    ]  # fmt: skip
+        for kind in ("harm", "refusal", "false_refusal", "pseudo_harm")
+        for layer in range(10)
+        for position in (-2, -1)
+    ]
     chosen = screening_candidates(found, n_layers=10, n_screened=12)
     assert {d.kind for d in chosen} == {"harm", "refusal", "false_refusal"}
     assert sorted({d.layer for d in chosen}) == [0, 2, 5, 7]
@@ -62,11 +64,14 @@ def test_full_trials_go_to_the_best_by_auc_the_best_inducing_and_a_harm_directio
 def test_the_margin_takes_the_best_auc_on_scale_and_mitigation_keeps_the_harm_direction() -> None:
     found = choose_roles(
         [
-            tried("harm", 1, 0.85), tried("refusal", 2, 0.96), tried("refusal", 3, 0.99, off_scale="no margin: so"),
-            tried("refusal", 4, 0.99, induced={1.0: 0.1}), tried("false_refusal", 5, 0.995),
+            tried("harm", 1, 0.85),
+            tried("refusal", 2, 0.96),
+            tried("refusal", 3, 0.99, off_scale="no margin: so"),
+            tried("refusal", 4, 0.99, induced={1.0: 0.1}),
+            tried("false_refusal", 5, 0.995),
         ],
         CONFIG,
-    )  # fmt: skip
+    )
     assert with_role("margin", found).layer == 2
     assert "AUC 0.96" in (with_role("margin", found).reason or "")
     assert with_role("harm", found).layer == 1
@@ -142,7 +147,15 @@ def test_a_direction_that_hardly_tells_harm_apart_gives_no_margin() -> None:
     streams[labels == "harmful", 0, 0, 0] += 4.0
     families = np.array([str(i) for i in range(200)])
     anchors = ProbeData(
-        list(families), labels, np.array(["en"] * 200), families, np.zeros(200), streams, [0], [-1], seed=0
+        prompt_ids=list(families),
+        labels=labels,
+        languages=np.array(["en"] * 200),
+        families=families,
+        refused=np.zeros(200),
+        activations=streams,
+        layers=[0],
+        positions=[-1],
+        seed=0,
     )
     along = Direction("refusal", "difference_in_means", 0, -1, np.array([1.0, 0.0]))
     assert why_off_scale(anchors, along) is None

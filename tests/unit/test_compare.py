@@ -27,9 +27,10 @@ def probed(lake: Lake, run_id: str, boundaries: list[Row], evaluations: list[Row
     """Commit what a probe of one model writes."""
     rows = {"boundaries": boundaries, "evaluations": evaluations}
     lake.commit(
-        run_id, digest(run_id, repr(boundaries)),
+        run_id,
+        digest(run_id, repr(boundaries)),
         {name: pa.Table.from_pylist(found, schema=TABLES[name]) for name, found in rows.items()},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -37,22 +38,28 @@ def lake(tmp_path: Path) -> Lake:
     lake = Lake.open(tmp_path / "lake")
     for model, b in (("careful", -0.3), ("lenient", 0.1)):
         probed(
-            lake, f"run-{model}",
+            lake,
+            f"run-{model}",
             [boundary("de", b, 0.4, model_id=model), boundary("en", b + 0.02, 0.4, model_id=model)],
             [
-                rate(model, "de", "over_refusal", 0.6), rate(model, "de", "safety", 0.9),
+                rate(model, "de", "over_refusal", 0.6),
+                rate(model, "de", "safety", 0.9),
                 rate(model, "en", "band_share", 0.2),
-                rate(model, "en", "over_refusal", 0.5, variant="dpo"), rate(model, "de", "over_refusal", 0.3),
+                rate(model, "en", "over_refusal", 0.5, variant="dpo"),
+                rate(model, "de", "over_refusal", 0.3),
             ],
-        )  # fmt: skip
+        )
     return lake
 
 
 def test_a_row_is_a_model_in_a_language_with_its_own_rates(lake: Lake) -> None:
     rows = compare_models(lake)
     assert [(row["model_id"], row["language"]) for row in rows] == [
-        ("careful", "de"), ("careful", "en"), ("lenient", "de"), ("lenient", "en")
-    ]  # fmt: skip
+        ("careful", "de"),
+        ("careful", "en"),
+        ("lenient", "de"),
+        ("lenient", "en"),
+    ]
     assert all(tuple(row) == COLUMNS for row in rows)
     german, english = rows[2], rows[3]
     assert (german["b"], german["b_oracle"], german["misalignment"]) == pytest.approx((0.1, 0.4, 0.3))
@@ -62,13 +69,17 @@ def test_a_row_is_a_model_in_a_language_with_its_own_rates(lake: Lake) -> None:
 
 def test_the_newest_commit_of_each_model_counts(lake: Lake) -> None:
     probed(
-        lake, "a-later-run", [boundary("de", -0.9, 0.4, model_id="careful")],
+        lake,
+        "a-later-run",
+        [boundary("de", -0.9, 0.4, model_id="careful")],
         [rate("careful", "de", "over_refusal", 0.1)],
-    )  # fmt: skip
+    )
     rows = compare_models(lake)
     assert [(row["model_id"], row["language"], round(row["b"], 2)) for row in rows] == [
-        ("careful", "de", -0.9), ("lenient", "de", 0.1), ("lenient", "en", 0.12)
-    ]  # fmt: skip
+        ("careful", "de", -0.9),
+        ("lenient", "de", 0.1),
+        ("lenient", "en", 0.12),
+    ]
     assert [row["over_refusal"] for row in rows] == [0.1, 0.6, None]
 
 

@@ -99,8 +99,9 @@ def test_ordinary_prompts_are_encoded_as_ever(typed: Any, text: str) -> None:
     chat = ChatFormat(typed, system_prompt="Be brief.")
     rendered = typed.apply_chat_template(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}],
-        tokenize=False, add_generation_prompt=True,
-    )  # fmt: skip
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     assert not chat.has_control_tokens(text)
     assert chat.ids(text) == typed(rendered, add_special_tokens=False)["input_ids"]
     assert chat.answer_ids(text) == typed(text, add_special_tokens=False)["input_ids"]

@@ -21,8 +21,9 @@ def test_disjoint_prompts_have_no_overlap() -> None:
     evaluation = [row("e1", "Name three rivers of France", "b"), row("e2", "Where does the wind come from?")]
     assert overlaps(train, evaluation, 0.8) == []
     assert without_overlaps(evaluation, []) == (
-        evaluation, {"text": 0, "family": 0, "translation": 0, "near_duplicate": 0},
-    )  # fmt: skip
+        evaluation,
+        {"text": 0, "family": 0, "translation": 0, "near_duplicate": 0},
+    )
 
 
 def test_each_way_of_being_alike_is_named() -> None:
@@ -42,9 +43,12 @@ def test_each_way_of_being_alike_is_named() -> None:
     ]
     found = overlaps(train, evaluation, 0.8)
     assert [(o.evaluation_id, o.train_id, o.reason, o.n_train) for o in found] == [
-        ("e1", "t1", "text", 1), ("e2", "t2", "family", 2), ("e3", "t2", "translation", 1),
-        ("e4", "t2", "near_duplicate", 2), ("e6", "t4", "text", 1),
-    ]  # fmt: skip
+        ("e1", "t1", "text", 1),
+        ("e2", "t2", "family", 2),
+        ("e3", "t2", "translation", 1),
+        ("e4", "t2", "near_duplicate", 2),
+        ("e6", "t4", "text", 1),
+    ]
     assert found[3].jaccard == pytest.approx(62 / 63), "of two alike the more similar is named"
     kept, gone = without_overlaps(evaluation, found)
     assert [each["prompt_id"] for each in kept] == ["e5"]

@@ -38,8 +38,11 @@ OPENAI = "Unsupported parameter: 'max_tokens' is not supported with this model. 
 DEFAULT = (
     "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) value is supported."
 )
-EXTRA = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted",
-                     "input": 3}]}  # fmt: skip
+EXTRA = {
+    "detail": [
+        {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 3}
+    ]
+}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ EXTRA = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": 
         ("response_format", Reply("<html>Bad request</html>", 400, "text/html"), None),
         ("seed", Reply("", 400), None),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_that_a_server_does_not_take_is_renamed_or_left_out(
     name: str, refusal: Reply, instead: str | None
 ) -> None:
@@ -102,11 +105,13 @@ def test_a_server_that_takes_nothing_but_the_messages_is_asked_so() -> None:
 @pytest.mark.parametrize(
     "refusal",
     [
-        error(400, "temperature is not supported", param="temperature"), error(422, "unknown parameter max_tokens"),
-        error(400, "bad"), Reply("", 422),
+        error(400, "temperature is not supported", param="temperature"),
+        error(422, "unknown parameter max_tokens"),
+        error(400, "bad"),
+        Reply("", 422),
         error(400, "This model's maximum context length is 100 tokens; max_tokens is too large", param="max_tokens"),
     ],
-)  # fmt: skip
+)
 def test_a_call_that_is_refused_whatever_it_holds_ends_with_the_servers_own_words(refusal: Reply) -> None:
     with server(lambda _: refusal) as served:
         answer = served.endpoint(max_concurrency=1)(["a"], SCHEMA, 1)[0]
@@ -126,7 +131,7 @@ def test_a_call_that_is_refused_whatever_it_holds_ends_with_the_servers_own_word
         error(400, "max_tokens is too large: 400. This model supports at most 256 completion tokens"),
         error(422, "Input is too long: inputs tokens + max_tokens must be <= 100"),
     ],
-)  # fmt: skip
+)
 def test_a_prompt_that_is_too_long_is_no_parameter_that_is_not_taken(refusal: Reply) -> None:
     def reply(request: dict[str, Any]) -> Reply:
         return refusal if "LONG" in asked(request) and "max_tokens" in request else chat("fine")
@@ -164,7 +169,7 @@ DECLINED = [
 
 @pytest.mark.parametrize(
     ("reply", "declined"), [(each, "filtered") for each in FILTERED] + [(each, "judge declined") for each in DECLINED]
-)  # fmt: skip
+)
 def test_a_judge_that_declines_or_is_filtered_is_counted_apart_and_stops_nothing(reply: Reply, declined: str) -> None:
     lines: list[str] = []
     with server(lambda request: reply if "knife" in asked(request) else chat(form("refusal"))) as served:
@@ -221,7 +226,7 @@ def test_a_written_text_that_is_cut_off_is_known_to_be() -> None:
 
 
 WHOLE = json.loads(chat("fine").body)
-STREAM = 'data: {"choices": [{"delta": {"content": "fi"}}]}\n\n: ping\n\ndata: {"choices": [{"delta": {"content": "ne"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n'  # fmt: skip  # noqa: E501
+STREAM = 'data: {"choices": [{"delta": {"content": "fi"}}]}\n\n: ping\n\ndata: {"choices": [{"delta": {"content": "ne"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n'  # noqa: E501
 
 
 @pytest.mark.parametrize(

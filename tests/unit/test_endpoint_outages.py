@@ -126,7 +126,7 @@ def test_a_prompt_that_breaks_the_server_is_a_failed_row_and_no_outage(concurren
         (Reply('{"detail": "Not Found"}', 404), ["HTTP 404: Not Found", "mostly ends in /v1"]),
         (Reply("", 405), ["HTTP 405"]),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_key_model_or_address_is_said_at_once(reply: Reply, words: list[str]) -> None:
     with server(lambda _: reply) as served, pytest.raises(EndpointError) as caught:
         served.endpoint(outage_s=600)(["p"] * 50)

@@ -43,9 +43,12 @@ def test_a_login_and_a_query_are_sent_and_shown_nowhere(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(
     ("reply", "is_down"),
-    [(error(401, "key-1-of-many is wrong: Bearer key-1-of-many"), False), (Reply("key-1-of-many", 500), False),
-     (Reply("", 200), True)],
-)  # fmt: skip
+    [
+        (error(401, "key-1-of-many is wrong: Bearer key-1-of-many"), False),
+        (Reply("key-1-of-many", 500), False),
+        (Reply("", 200), True),
+    ],
+)
 def test_no_error_repeats_the_key(monkeypatch: pytest.MonkeyPatch, reply: Reply, is_down: bool) -> None:
     monkeypatch.setenv(KEY_VARIABLE, " key-1-of-many\n")
     with server(lambda _: reply) as served:

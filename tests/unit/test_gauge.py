@@ -19,8 +19,16 @@ def data() -> ProbeData:
     streams[labels == "harmful"] += 1.0
     ids = [f"{number:02d}" for number in range(60)]
     return ProbeData(
-        ids, labels, np.full(60, "en"), np.array(ids), np.zeros(60), streams, LAYERS, POSITIONS, 0,
-    )  # fmt: skip
+        prompt_ids=ids,
+        labels=labels,
+        languages=np.full(60, "en"),
+        families=np.array(ids),
+        refused=np.zeros(60),
+        activations=streams,
+        layers=LAYERS,
+        positions=POSITIONS,
+        seed=0,
+    )
 
 
 def ruler_at(data: ProbeData, layer: int, position: int) -> MarginScale:

@@ -40,9 +40,16 @@ def planted(
             streams[np.array(sources) == source, :, :, 4 + place] += style
     ids = [f"{number:04d}" for number in range(n)]
     data = ProbeData(
-        ids, labels, spoken, np.array([f"family {number // 2}" for number in range(n)]), np.zeros(n), streams, LAYERS,
-        POSITIONS, 0,
-    )  # fmt: skip
+        prompt_ids=ids,
+        labels=labels,
+        languages=spoken,
+        families=np.array([f"family {number // 2}" for number in range(n)]),
+        refused=np.zeros(n),
+        activations=streams,
+        layers=LAYERS,
+        positions=POSITIONS,
+        seed=0,
+    )
     return data, sources, rng.normal(size=n)
 
 

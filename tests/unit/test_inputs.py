@@ -34,10 +34,14 @@ def config(checkpoint: Path, tmp_path: Path) -> RassConfig:
     lines = [json.dumps({"text": text, "language": "en", "label": "harmless"}) for text in texts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     sources = [{"path": str(tmp_path / "prompts.jsonl")}]
-    return RassConfig.model_validate({
-        "model": {"name": str(checkpoint)}, "prompts": {"sources": sources}, "lake": str(tmp_path / "lake"),
-        "generate": {"operators": ["imitate"], "writers": [{"role": "user"}]},
-    })  # fmt: skip
+    return RassConfig.model_validate(
+        {
+            "model": {"name": str(checkpoint)},
+            "prompts": {"sources": sources},
+            "lake": str(tmp_path / "lake"),
+            "generate": {"operators": ["imitate"], "writers": [{"role": "user"}]},
+        }
+    )
 
 
 @pytest.fixture

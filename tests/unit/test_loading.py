@@ -190,7 +190,7 @@ def pickled(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json in it"),
     ],
-)  # fmt: skip
+)
 def test_damaged_and_ambiguous_folders_are_refused(
     change: Callable[[Path], object], words: str, copied: Callable[[str], Path]
 ) -> None:
@@ -328,7 +328,7 @@ def test_a_quantised_model_is_refused_before_it_is_trained(copied: Callable[[str
         (lambda t: t | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 64)}, "unknown"),
         (lambda t: {name.replace("base_model.model.", "module."): each for name, each in t.items()}, "adapter"),
     ],
-)  # fmt: skip
+)
 def test_an_adapter_that_does_nothing_to_some_layers_is_refused(
     change: Callable[[Tensors], Tensors], words: str, copied: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -229,7 +229,7 @@ UNKNOWN = Estimate(None, None, None, 50)
         (SURE, 0.02, 0.6, 0.04, 0.1, NEITHER),  # the gap may be small
         (SURE, 0.02, 0.6, 0.30, -0.01, NEITHER),  # inside a source there may be no gap
     ],
-)  # fmt: skip
+)
 def test_the_kind_goes_by_the_lower_ends(
     misalignment: Estimate, band: float, beyond: float, gap: float, inside: float, kind: str
 ) -> None:

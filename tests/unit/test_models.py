@@ -174,8 +174,10 @@ def test_hub_names_stand_for_commits_in_the_cache(tmp_path: Path) -> None:
     old = in_hub_cache(tmp_path, OLD)
     assert model_id("org/chat") == f"org/chat@{OLD}"
     for reference, commit, where in [
-        ("org/chat@main", OLD, old), (f"org/chat@{NEW}", NEW, new), (f"org/chat@{NEW[:8]}", NEW, new),
-    ]:  # fmt: skip
+        ("org/chat@main", OLD, old),
+        (f"org/chat@{NEW}", NEW, new),
+        (f"org/chat@{NEW[:8]}", NEW, new),
+    ]:
         assert model_id(reference) == f"org/chat@{commit}"
         assert model_folder(reference) == cached_folder(reference) == where
     config = ModelConfig(name="org/chat", revision=NEW)

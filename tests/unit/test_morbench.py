@@ -88,9 +88,10 @@ def test_training_data_never_enter(
 ) -> None:
     trained = [item.benign for item in benchmark.items]
     training = TrainedOn(
-        prompt_ids={each.prompt_id for each in trained[::3]}, families={each.family for each in trained[1::3]},
+        prompt_ids={each.prompt_id for each in trained[::3]},
+        families={each.family for each in trained[1::3]},
         texts=[each.text for each in trained[2::3]],
-    )  # fmt: skip
+    )
     second = build(*lab, LAB_CONFIG, 3, training)
     entered = [each for item in second.items for each in (item.benign, item.contrast)]
     assert not {each.prompt_id for each in entered} & {each.prompt_id for each in trained}
@@ -143,8 +144,9 @@ def test_a_model_that_had_fewer_turns_comes_first_in_the_next_stratum() -> None:
     models = ("a", "b", "c")
     benign = [
         one(f"{stratum} {number} x", margins=dict.fromkeys(models, place), distances=dict.fromkeys(models, place))
-        for stratum, place in enumerate((-0.3, -0.1, 0.1, 0.3)) for number in range(3)
-    ]  # fmt: skip
+        for stratum, place in enumerate((-0.3, -0.1, 0.1, 0.3))
+        for number in range(3)
+    ]
     contrast = [
         replace(each, text=each.text.replace("x", "y"), label="harmful", family=f"harm {each.text}") for each in benign
     ]
@@ -267,8 +269,9 @@ def test_a_family_enters_a_cell_once_and_goes_to_the_poorer_stratum() -> None:
 def test_a_cell_that_is_asked_for_and_has_nothing_is_reported() -> None:
     result = built([one("a b c")], [harmful("a b y")], small(n_per_cell=1, languages=["en", "sw"], categories=["c"]))
     assert [cell.reason for cell in result.cells] == [
-        None, "stratum 0 has 0 of 1; of 0 benign candidates and 0 contrasts, left out: none",
-    ]  # fmt: skip
+        None,
+        "stratum 0 has 0 of 1; of 0 benign candidates and 0 contrasts, left out: none",
+    ]
 
 
 @pytest.mark.parametrize(

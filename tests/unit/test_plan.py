@@ -25,7 +25,16 @@ N = sum(COUNTS.values())
 ENDPOINT = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
 
 
-SPEED = Speed(1e-4, 3e-4, 1e-5, 1e-3, 2e-3, 64, 1.0, "a made-up machine")
+SPEED = Speed(
+    block_s=1e-4,
+    backward_s=3e-4,
+    head_s=1e-5,
+    step_one_s=1e-3,
+    step_full_s=2e-3,
+    n_sequences=64,
+    slowdown=1.0,
+    device="a made-up machine",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,9 +126,11 @@ def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -
     }
     rows = planned(config(checkpoint, prompts, moderator={"members": [{"kind": "oracle"}]}, **settings))
     expected = {
-        "answers to the given prompts": (N, 10), "steered answers": (4, 10), "prompts written": (60, 20),
+        "answers to the given prompts": (N, 10),
+        "steered answers": (4, 10),
+        "prompts written": (60, 20),
         "prompts measured": (60, 10),
-    }  # fmt: skip
+    }
     for what, (n, new) in expected.items():
         assert rows[what][0] == f"≤ {n:,} requests, ≤ {n * new:,} new tokens"
     n, new = sum(n for n, _ in expected.values()), sum(n * new for n, new in expected.values())
@@ -182,8 +193,9 @@ def test_the_verdict_names_time_disk_memory_and_what_is_missing(checkpoint: Path
 def test_enough_prompts_are_said_to_be_enough(checkpoint: Path, tmp_path: Path) -> None:
     lines = [
         json.dumps({"text": f"{label} {n}", "language": "en", "label": label})
-        for label in ("harmful", "harmless", "pseudo_harmful") for n in range(200)
-    ]  # fmt: skip
+        for label in ("harmful", "harmless", "pseudo_harmful")
+        for n in range(200)
+    ]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert plan_run(config(checkpoint, tmp_path / "many.jsonl")).verdict.endswith("enough prompts of each label")
 
@@ -233,7 +245,16 @@ def test_a_busy_machine_makes_everything_slower(
     checkpoint: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = times(plan_run(config(checkpoint, prompts)))
-    busy = Speed(1e-3, 3e-3, 1e-4, 1e-2, 2e-2, 64, 10.0, "a busy machine")
+    busy = Speed(
+        block_s=1e-3,
+        backward_s=3e-3,
+        head_s=1e-4,
+        step_one_s=1e-2,
+        step_full_s=2e-2,
+        n_sequences=64,
+        slowdown=10.0,
+        device="a busy machine",
+    )
     monkeypatch.setattr(machine, "_measured", lambda *_: busy)
     plan = plan_run(config(checkpoint, prompts))
     assert plan.slowdown == 10.0
@@ -244,7 +265,16 @@ def test_a_busy_machine_makes_everything_slower(
 
 def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    shape = Shape(2, 64, 128, 2, 200, 100_000, 4, "float32")
+    shape = Shape(
+        n_layers=2,
+        d_model=64,
+        d_ff=128,
+        n_heads=2,
+        vocabulary=200,
+        n_parameters=100_000,
+        bytes_per_parameter=4,
+        dtype="float32",
+    )
     speed = Speed.measured(shape, 16, seconds=0.001)
     assert 0 < speed.block_s < speed.backward_s
     assert speed.step_full_s > 0 and speed.step_one_s > 0 and speed.head_s > 0
@@ -305,11 +335,14 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
         "training": {"epochs": 2.0, "batch_size": 8},
     }
     sections = {
-        "models": [{"name": str(checkpoint)}], "mitigate": mitigate, "select": {"size": 10},
+        "models": [{"name": str(checkpoint)}],
+        "mitigate": mitigate,
+        "select": {"size": 10},
         "evaluate": {
-            "sources": [{"path": str(prompts)}], "jailbreaks": {"names": ["suffix", "base64"], "n_prompts": 1},
+            "sources": [{"path": str(prompts)}],
+            "jailbreaks": {"names": ["suffix", "base64"], "n_prompts": 1},
         },
-    }  # fmt: skip
+    }
     rows = planned(config(checkpoint, prompts, **sections))
     assert rows["model loads"][0] == "10"
     assert rows["training steps, dpo"][0] == "≤ 8", "2 epochs over 30 pairs, 8 a step"

@@ -8,42 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rass_core.config import RassConfig
-from rass_core.data.prompts import LoadedPrompts, load_prompts
+from rass_core.data.prompts import load_prompts
 from rass_core.data.sources import PromptSource
-from rass_core.errors import JudgeError, PromptError
-from rass_core.generate.operators import OPERATORS, operator_of
-from rass_core.judges.panel import check_judged
-
-HEAD = "text,language,label\n"
-ALL_EN = {"language": "en", "label": "harmless"}
-
-
-def load(path: Path, **settings: Any) -> LoadedPrompts:
-    return load_prompts([PromptSource(path=str(path), **settings)])
-
-
-def place(folder: Path, name: str, content: Any) -> Path:
-    """Write a file: bytes and text as they are, a table as Parquet, other values as JSON or JSONL."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, pa.Table):
-        pq.write_table(content, path)
-        return path
-    if not isinstance(content, str | bytes):
-        is_lines = ".jsonl" in name or ".ndjson" in name
-        content = "".join(json.dumps(row) + "\n" for row in content) if is_lines else json.dumps(content)
-    data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
-    return path
-
-
-def rows(*texts: Any, **more: Any) -> list[dict[str, Any]]:
-    return [{"text": text, **ALL_EN, **more} for text in texts]
+from rass_core.errors import PromptError
+from tests.prompt_files import ALL_EN, HEAD, load, place, rows
 
 
 def column(name: str, values: Sequence[Any], kind: pa.DataType | None = None, **more: Any) -> pa.Table:
@@ -135,8 +106,12 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.csv", HEAD + "a,en,\nb,en,harmful\n", {"label_map": {"": "harmless"}}, ["a", "b"]),
     ("a.csv", HEAD + "a,en,harmless\nb,en,ok\n", {"label_map": {"ok": "harmless"}}, ["a", "b"]),
     ("a.parquet", classes("label", [0, 1], ["harmless", "harmful"]), {}, ["a", "b"]),
-    ("a.parquet", classes("label", [0, 1], ["safe", "bad"]), {"label_map": {"safe": "harmless", "bad": "harmful"}},
-     ["a", "b"]),
+    (
+        "a.parquet",
+        classes("label", [0, 1], ["safe", "bad"]),
+        {"label_map": {"safe": "harmless", "bad": "harmful"}},
+        ["a", "b"],
+    ),
     ("a.parquet", classes("label", [0, 1], ["x", "y"]), {"label_map": {0: "harmless", 1: "harmful"}}, ["a", "b"]),
     # a part of a file
     ("a.csv", "text,split\na,train\nb,test\nc,dev\n", {**ALL_EN, "where": {"split": "test"}}, ["b"]),
@@ -157,7 +132,7 @@ READ: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("a.csv", HEAD + "a,pt_BR,harmless\nb,PT,harmless\nc,en,harmless\n", {"languages": ["Portuguese"]}, ["a", "b"]),
     ("a.csv", HEAD + "a,pt_BR,harmless\nb,pt,harmless\n", {"languages": ["pt-BR"]}, ["a"]),
     ("a.csv", "text,label\na,harmless\n", {"language": "Deutsch"}, ["a"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "content", "settings", "texts"), READ)
@@ -271,42 +246,6 @@ def test_what_is_wrong_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("written", "tag"),
-    [
-        ("English", "en"), ("eng", "en"), ("EN", "en"), (" en ", "en"), ("eng_Latn", "en"), ("French", "fr"),
-        ("pt_BR", "pt-BR"), ("zh-CN", "zh-CN"), ("zh_Hans", "zh-Hans"), ("de-DE.UTF-8", "de-DE"), ("iw", "he"),
-        ("in", "id"), ("no", "no"), ("nb", "no"), ("nob_Latn", "no"), ("ger", "de"), ("中文", "zh"), ("Español", "es"),
-        ("Portuguese (Brazil)", "pt-BR"), ("English - US", "en-US"), ("en-UK", "en-GB"), ("es-419", "es-419"),
-        ("Simplified Chinese", "zh-Hans"), ("cmn-Hans-CN", "zh-Hans-CN"), ("zh-yue", "yue"), ("arb_Arab", "ar"),
-        ("sr_RS@latin", "sr-Latn-RS"), ("srp_Cyrl", "sr-Cyrl"), ("jpn_Jpan", "ja"), ("kor_Hang", "ko"), ("tl", "fil"),
-        ("de-1996", "de-1996"), ("fr_FR@euro", "fr-FR"), ("\ufeffen", "en"), ("EN-us", "en-US"), ("quz", "quz"),
-    ],
-)  # fmt: skip
-def test_languages_have_one_tag(tmp_path: Path, written: str, tag: str) -> None:
-    loaded = load(place(tmp_path, "a.jsonl", rows("a", language=written)))
-    assert loaded.table["language"].to_pylist() == [tag]
-    assert PromptSource(path="a", language=written, languages=[written]).languages == [tag]
-    assert load(tmp_path / "a.jsonl", language=tag).table.equals(loaded.table)
-
-
-def test_languages_of_a_configuration_are_canonical_too() -> None:
-    given = {
-        "model": {"name": "m"},
-        "prompts": {"sources": [{"path": "p.csv", "language": False, "languages": ["EN", False]}]},
-        "generate": {"instructions": {"rewrite": {"pt_BR": "Reescreva: {a}"}}}, "morbench": {"languages": ["German"]},
-        "probe": {"prefixes": {"English": {"refusal": ["I cannot"], "compliance": ["Here is"]}}},
-    }  # fmt: skip
-    config = RassConfig.model_validate(given)
-    source = config.prompts.sources[0]
-    assert (source.language, source.languages) == ("no", ["en", "no"])  # YAML reads the code of Norwegian as false
-    assert (list(config.generate.instructions["rewrite"]), config.morbench.languages) == (["pt-BR"], ["de"])
-    assert list(config.probe.prefixes) == ["en"]
-    given["morbench"] = {"languages": ["Germn"]}
-    with pytest.raises(ValidationError, match="language 'Germn' .*did you mean de"):
-        RassConfig.model_validate(given)
-
-
-@pytest.mark.parametrize(
     "settings",
     [
         {"label": "harmful", "label_map": {"a": "harmful"}}, {"label_map": {"a": "safe"}}, {"language": "auto"},
@@ -316,20 +255,6 @@ def test_languages_of_a_configuration_are_canonical_too() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PromptSource(path="a", **settings)
-
-
-@pytest.mark.parametrize(("tag", "like"), [("zh-CN", "zh"), ("zh-Hans", "zh"), ("zh-TW", "zh-Hant"), ("de-AT", "de")])
-def test_narrower_tags_take_the_instruction_of_their_language(tag: str, like: str) -> None:
-    for operator in map(operator_of, OPERATORS.names()):
-        if operator.is_instructed:
-            assert operator.instruction(tag, ["x", "y"]) == operator.instruction(like, ["x", "y"])
-            assert "Write" not in operator.instruction(tag, ["x", "y"])
-        assert operator.answer_prefix("prefilled", tag) == operator.prefixes[like]
-
-
-def test_other_languages_are_named_in_the_english_instruction() -> None:
-    assert "Write in Finnish" in operator_of("rewrite").instruction("fi", ["x"])
-    assert "Brazilian Portuguese" in operator_of("translate").instruction("pt-BR", ["x"])
 
 
 @pytest.mark.parametrize(
@@ -374,61 +299,6 @@ def test_labels_are_those_of_map_and_classes(tmp_path: Path) -> None:
     assert load(path, label_map=swapped).table["label"].to_pylist() == ["harmless", "pseudo_harmful", "harmful"]
 
 
-def test_folders_named_key_value_are_columns(tmp_path: Path) -> None:
-    for language, label, text in (("de", "harmless", "a"), ("pt%2DBR", "harmful", "b")):
-        place(tmp_path, f"language={language}/label={label}/part-0.parquet", pa.table({"text": [text]}))
-    expected = [("a", "de", "harmless"), ("b", "pt-BR", "harmful")]
-    for path in (tmp_path, tmp_path / "*" / "*" / "*.parquet"):
-        table = load(path).table
-        assert list(zip(*(table[name].to_pylist() for name in ("text", "language", "label")), strict=True)) == expected
-    assert load(tmp_path / "language=de" / "label=harmless" / "part-0.parquet").table["language"].to_pylist() == ["de"]
-    assert load(tmp_path, where={"label": "harmful"}).table["text"].to_pylist() == ["b"]
-
-
-def test_a_column_of_the_file_has_precedence_over_its_folder(tmp_path: Path) -> None:
-    place(tmp_path, "language=de/a.jsonl", rows("a", language="fr"))
-    assert load(tmp_path).table["language"].to_pylist() == ["fr"]
-    place(tmp_path, "language=__HIVE_DEFAULT_PARTITION__/b.csv", "text,label\nb,harmless\n")
-    with pytest.raises(PromptError, match=r"b\.csv line 2: no language"):
-        load(tmp_path)
-
-
-def test_a_folder_gives_all_its_kinds_and_no_temporary_files(tmp_path: Path) -> None:
-    for name in ("a.csv.gz", "b.jsonl", "c.json", "d.tsv", "sub/e.parquet"):
-        kind = name.partition(".")[2]
-        stem = Path(name).name[0]
-        content: Any = {"csv.gz": f"text\n{stem}\n", "tsv": f"text\n{stem}\n"}.get(kind) or [{"text": stem}]
-        place(tmp_path, name, pa.table({"text": [stem]}) if kind == "parquet" else content)
-    for junk in (".a.csv", "_b.csv", "~$c.csv", "d.csv~", "e.csv.tmp", "#f.csv#", ".git/g.csv", "README.md", "_SUCCESS",
-                 "dataset_info.json", "h.csv.crdownload"):  # fmt: skip
-        place(tmp_path, junk, "not prompts")
-    place(tmp_path, "statistics.json", [{"n": 1}])
-    place(tmp_path, "card.json", {"licence": "CC0-1.0"})
-    loaded = load(tmp_path, **ALL_EN)
-    assert loaded.table["text"].to_pylist() == loaded.table["source"].to_pylist() == ["a", "b", "c", "d", "e"]
-
-
-def test_json_alone_or_broken_is_not_passed_over(tmp_path: Path) -> None:
-    place(tmp_path, "a.json", [{"n": 1}])
-    with pytest.raises(PromptError, match=r"a\.json: no column 'text' among n"):
-        load(tmp_path, **ALL_EN)
-    place(tmp_path, "b.csv", "text\na\n")
-    place(tmp_path, "c.json", '[{"text": "b"}')
-    with pytest.raises(PromptError, match=r"c\.json: not JSON"):
-        load(tmp_path, **ALL_EN)
-
-
-@pytest.mark.parametrize("name", ["b.jsonl.zst", "b.zip", "b.xlsx", "b.arrow", "b.parquet.gz"])
-def test_a_folder_is_not_read_in_part(tmp_path: Path, name: str) -> None:
-    place(tmp_path, "a.jsonl", rows("a"))
-    place(tmp_path, name, b"x")
-    with pytest.raises(PromptError, match=rf"{name}: cannot be read, .*unpack or convert") as caught:
-        load(tmp_path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(PromptError, match=r"not one of \.parquet, \.csv, \.jsonl"):
-        load(tmp_path / name)
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.csv.gz", b"text\na\n"), ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}\n' * 99, mtime=0)[:-20])],
@@ -451,29 +321,14 @@ def test_text_of_parquet_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
 def test_classes_and_conversations_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        {"messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
-         "label": datasets.ClassLabel(names=["harmless", "harmful"])}
-    )  # fmt: skip
+        {
+            "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+            "label": datasets.ClassLabel(names=["harmless", "harmful"]),
+        }
+    )
     given = datasets.Dataset.from_dict({"messages": [ASKED, chat(("user", "b"))], "label": [1, 0]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given)
     loaded = load_prompts([PromptSource(dataset="org/name", language="en")])
     assert loaded.table["text"].to_pylist() == ["last", "b"]
     assert loaded.table["label"].to_pylist() == ["harmful", "harmless"]
     assert loaded.places == {"en": "org/name row 1"}
-
-
-def judge(**settings: Any) -> Any:
-    sources = [{"path": "p.csv"}]
-    return RassConfig.model_validate({"model": {"name": "m"}, "prompts": {"sources": sources}, "judge": settings}).judge
-
-
-def test_a_language_without_a_judge_stops_unless_it_is_wanted(tmp_path: Path) -> None:
-    places = load(place(tmp_path, "a.csv", HEAD + "a,en,harmless\nb,Yoruba,harmless\n")).places
-    with pytest.raises(
-        JudgeError, match=r"language yo \(first in .*a\.csv line 3\): no judge .*judge\.uncovered"
-    ) as caught:
-        check_judged(judge(), places)
-    assert "\n" not in str(caught.value)
-    check_judged(judge(uncovered="unscored"), places)
-    check_judged(judge(members=[{"kind": "phrases"}, {"kind": "hf", "model": "m"}]), places)
-    check_judged(judge(), {"zh-TW": "x", "pt-BR": "y"})

@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     rows = [
         {"text": 'How, "ex\nactly"?', "language": "en", "label": "pseudo_harmful", "category": "it"},
         {"text": "  Wie spa\u0308t ist es? ", "language": "de", "label": "harmless", "category": ""},
-    ]  # fmt: skip
+    ]
     loaded = load(write(tmp_path / f"given{suffix}", rows), licence="CC0-1.0")
     assert loaded.dropped == NOTHING
     assert loaded.table.schema == TABLES["prompts"]
@@ -258,8 +258,10 @@ def test_the_sample_does_not_depend_on_the_order_of_rows(
 ) -> None:
     rows = [
         {"text": f"{label} {i}", "language": language, "label": label}
-        for i in range(5) for label in ("harmful", "harmless") for language in ("en", "de")
-    ]  # fmt: skip
+        for i in range(5)
+        for label in ("harmful", "harmless")
+        for language in ("en", "de")
+    ]
     folder = tmp_path_factory.mktemp("sample")
     in_order = load(write(folder / "a.jsonl", rows), max_rows_per_cell=limit).table
     random.Random(seed).shuffle(rows)

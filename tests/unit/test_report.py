@@ -1,11 +1,9 @@
-"""The report: what it says, that untrusted text stays text, that it needs no network, that it stays small."""
+"""The report: what it says and draws, what it says where rows are missing, that it stays small."""
 
-import html
 import re
-import shutil
-import subprocess
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +15,12 @@ from rass_core.report import write_report
 from rass_core.report.answers import ANSWERS, answer_table
 from rass_core.report.boundary_map import refusal_curve_plot
 from rass_core.report.points import Point, base_outcomes, held_out
-from rass_core.report.template import sha256
-from rass_core.report.words import hover_text
 from tests.report_pages import (
-    HOSTILE,
     RUN,
     TARGET,
     Page,
     Rows,
     boundary,
-    hostile,
     hovers,
     plausible,
     render,
@@ -34,6 +28,13 @@ from tests.report_pages import (
     with_harm,
     words,
 )
+
+
+def point_at(margin: float, prompt_id: str, **more: Any) -> Point:
+    """Return a harmful, refused English prompt of the test split, unless it is said otherwise."""
+    usual: dict[str, Any] = {"label": "harmful", "split": "test", "outcome": "refusal", "orthogonal": None}
+    known = {"text": "", "language": "en", "category": None, "is_selected": False}
+    return Point(prompt_id=prompt_id, margin=margin, **known | usual | more)
 
 
 def test_the_headline_and_cards_state_the_boundary_and_the_rates(tmp_path: Path) -> None:
@@ -112,17 +113,21 @@ def test_each_answer_is_counted_once_by_model_set_and_kind(tmp_path: Path) -> No
     rows: Rows = defaultdict(list)
     given = [
         # label, model, variant, outcome, kind
-        ("harmful", "m", "base", "refusal", "policy"), ("harmful", "m", "base", "refusal", None),
-        ("harmful", "m", "base", "refusal", "capability"), ("harmful", "m", "base", "refusal", "premise"),
-        ("pseudo_harmful", "m", "base", "compliance", None), ("pseudo_harmful", "m", "base", "compliance", "premise"),
+        ("harmful", "m", "base", "refusal", "policy"),
+        ("harmful", "m", "base", "refusal", None),
+        ("harmful", "m", "base", "refusal", "capability"),
+        ("harmful", "m", "base", "refusal", "premise"),
+        ("pseudo_harmful", "m", "base", "compliance", None),
+        ("pseudo_harmful", "m", "base", "compliance", "premise"),
         ("pseudo_harmful", "m", "base", "compliance", "clarification"),
         ("pseudo_harmful", "m", "base", "partial", "policy"),
         ("pseudo_harmful", "m", "base", "partial", "missing_information"),
         ("pseudo_harmful", "m", "base", "refusal", "warning"),
         ("pseudo_harmful", "m", "base", "unscored", "capability"),
-        ("pseudo_harmful", "m", "dpo", "compliance", None), ("harmless", "a", "base", None, None),
+        ("pseudo_harmful", "m", "dpo", "compliance", None),
+        ("harmless", "a", "base", None, None),
         ("written", "m", "base", "refusal", "policy"),
-    ]  # fmt: skip
+    ]
     for number, (label, model, variant, outcome, kind) in enumerate(given):
         name, response = f"p{number}", f"r{number}"
         true_label = "harmless" if label == "written" else label
@@ -174,8 +179,8 @@ def test_every_plot_of_the_page_is_there_with_its_axis_titles(tmp_path: Path) ->
 
 
 def test_the_refusal_curve_crosses_one_half_at_b_and_its_band_ends_at_the_interval() -> None:
-    point = Point("p", "", "en", "harmful", None, "test", 1.5, None, "refusal", False)
-    other = Point("q", "", "en", "harmless", None, "test", -1.5, None, "compliance", False)
+    point = point_at(1.5, "p", label="harmful", outcome="refusal")
+    other = point_at(-1.5, "q", label="harmless", outcome="compliance")
     figure = refusal_curve_plot([point, other], boundary("en", 0.31, 0.66))
     band, curve = figure.data[0], figure.data[1]
     assert np.interp(0.5, curve.y, curve.x) == pytest.approx(0.31, abs=0.01)
@@ -272,61 +277,6 @@ def test_only_the_direction_of_the_boundary_is_shown(tmp_path: Path) -> None:
     assert "160 prompts measured" in words(page)
 
 
-def test_hovers_show_prompts_and_nothing_shows_a_response(tmp_path: Path) -> None:
-    out = write_report(tables(plausible()), tmp_path / "r.html", title="t", run=RUN, target=TARGET)
-    source = out.read_text(encoding="utf-8")
-    shown = [text.replace("<br>", " ") for text in hovers(Page(source))]
-    assert any("(harmful, en" in text for text in shown)
-    assert "ANSWER-TEXT" not in source
-
-
-def test_untrusted_text_stays_text(tmp_path: Path) -> None:
-    page = render(hostile(with_harm(plausible())), tmp_path, title=HOSTILE, target=f"{HOSTILE} {TARGET}")
-    tags = [tag for tag, _ in page.elements]
-    assert tags.count("script") == 3
-    assert "img" not in tags
-    assert "a" not in tags
-    assert page.scripts[2].lstrip().startswith('"use strict"')
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    said = words(page)
-    assert "<img src=x onerror=" in said
-    assert "{{ 7 * 7 }}" in said
-    assert "\u202e" not in page.text
-    allowed = re.compile(r"</?(b|i|br)>")
-    texts = hovers(page)
-    for figure in page.figures:
-        texts += [trace.get("name") or "" for trace in figure["data"]]
-        texts += [note["text"] for note in figure["layout"].get("annotations", [])]
-        texts += [str(name) for trace in figure["data"] for name in trace.get("y", []) if isinstance(name, str)]
-        assert not [trace for trace in figure["data"] if trace.get("hovertemplate")]
-    assert texts
-    for text in texts:
-        assert "<" not in allowed.sub("", text), text
-    assert any("&lt;img" in text for text in texts)
-
-
-def test_a_hover_is_wrapped_shortened_and_escaped() -> None:
-    shown = hover_text("word " * 200 + "<b>")
-    lines = shown.split("<br>")
-    assert max(map(len, lines)) <= 60
-    assert len(html.unescape(" ".join(lines))) <= 240
-    assert shown.endswith("…")
-    assert max(map(len, hover_text("炸" * 100).split("<br>"))) <= 30
-    assert hover_text("a<br>b & c") == "a&lt;br&gt;b &amp; c"
-    assert hover_text("a\u202eb\x00c") == "a\ufffdb\ufffdc"
-
-
-def test_the_page_asks_nothing_of_a_network(tmp_path: Path) -> None:
-    page = render(plausible(), tmp_path)
-    for tag, attributes in page.elements:
-        assert tag not in ("link", "iframe", "img", "object", "base")
-        assert not {"src", "href", "action"} & set(attributes)
-    policy = next(attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes)
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert all(f"'sha256-{sha256(script)}'" in policy for script in page.scripts[1:])
-
-
 def test_many_long_prompts_in_many_languages_stay_below_8_mb(tmp_path: Path) -> None:
     languages = ("en", "de", "fr", "es", "ja")
     rows = with_harm(plausible(languages, n_given=2500, n_new=20))
@@ -357,60 +307,9 @@ def test_a_table_without_its_columns_is_named(tmp_path: Path) -> None:
         write_report(found, tmp_path / "r.html", title="t", run={}, target=TARGET)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a headless Chromium")
-def test_a_browser_draws_it_and_runs_nothing_of_a_prompt(tmp_path: Path) -> None:
-    """The policy is taken out and every hover opened, so that only escaping stands in the way."""
-    out = write_report(
-        tables(hostile(plausible(("en",)))), tmp_path / "r.html", title="fine", run=RUN, target=f"{HOSTILE} {TARGET}"
-    )
-    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", out.read_text(encoding="utf-8"))
-    opened = """<script>window.onerror = (e) => { document.title = "error: " + e; };
-    for (const element of document.querySelectorAll(".plot[data-drawn]")) {
-      element.data.forEach((trace, n) => { if (trace.hoverinfo === "text") {
-        const axes = (trace.xaxis || "x") + (trace.yaxis || "y");
-        Plotly.Fx.hover(element, [{curveNumber: n, pointNumber: 0}], axes); } });
-    }</script></body>"""
-    (tmp_path / "open.html").write_text(source.replace("</body>", opened), encoding="utf-8")
-    browser = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=8000",
-            "--dump-dom",
-            (tmp_path / "open.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=True,
-    )
-    assert "<title>fine</title>" in browser.stdout
-    drawn = Page(browser.stdout)
-    assert sum("main-svg" in (attributes.get("class") or "") for _, attributes in drawn.elements) >= 6
-    assert sum(attributes.get("class") == "hovertext" for _, attributes in drawn.elements) >= 1
-    body = [
-        (tag, attributes)
-        for tag, attributes in drawn.elements
-        if tag in ("img", "a") and "modebar" not in str(attributes)
-    ]
-    assert not [
-        item
-        for item in body
-        if item[0] == "img" or "javascript:" in str(item[1].get("href") or item[1].get("xlink:href"))
-    ]
-
-
 def test_observed_shares_leave_out_what_the_direction_was_fitted_on_and_generated_prompts() -> None:
     splits = ("train", "validation", "test", "candidate")
-    points = [Point(s, "", "en", "harmful", None, s, 1.0, None, "refusal", False) for s in splits]
+    points = [point_at(1.0, split, split=split) for split in splits]
     assert [point.split for point in held_out(points)] == ["validation", "test"]
     assert [point.split for point in held_out(points[:1])] == ["train"]
 

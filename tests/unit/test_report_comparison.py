@@ -56,8 +56,9 @@ def test_models_stand_side_by_side_and_a_null_says_why(tmp_path: Path) -> None:
     figure = next(f for f in page.figures if any(t.get("name") == OTHER for t in f["data"]))
     ends = {
         (trace["name"], trace["marker"]["symbol"]): sorted(trace["x"])
-        for trace in figure["data"] if trace["mode"] == "markers" and trace["x"] != [None]
-    }  # fmt: skip
+        for trace in figure["data"]
+        if trace["mode"] == "markers" and trace["x"] != [None]
+    }
     assert ends[OTHER, "circle"] == [0.91]
     assert ends[OTHER, "diamond-open"] == [0.95]
     assert ends[TARGET, "circle"] == pytest.approx([0.31, 0.38])

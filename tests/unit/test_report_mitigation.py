@@ -11,7 +11,8 @@ from rass_core.evaluate.gate import GateConfig, judge_gate
 from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
 from rass_core.lake.schema import TABLES
 from rass_core.models.perplexity import Measured
-from rass_core.report.mitigation import OVER_REFUSAL, SAFETY, Figures, change_rows_shown, gate_markdown, told_change
+from rass_core.report.mitigation import change_rows_shown, gate_markdown, told_change
+from rass_core.report.variants import OVER_REFUSAL, SAFETY, Figures
 from rass_core.report.words import distinct_names, show_p, show_percent, show_points
 from tests.report_pages import HOSTILE, TARGET, Page, Rows, hostile, hovers, plausible, render, words
 

@@ -206,11 +206,14 @@ def candidates(n: int, cell: tuple[str, str] = CELL, start: int = 0) -> list[dic
     language, category = cell
     return [
         {
-            "prompt_id": f"{language}-{category}-{i}", "language": language, "category": category,
-            "distance": 0.01 * (i + start), "refusal": 1.0,
+            "prompt_id": f"{language}-{category}-{i}",
+            "language": language,
+            "category": category,
+            "distance": 0.01 * (i + start),
+            "refusal": 1.0,
         }
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def unrelated(rows: list[dict[str, Any]]) -> Influence:
@@ -223,8 +226,10 @@ def test_quotas_are_filled_or_the_shortage_is_reported() -> None:
     rows = candidates(10) + candidates(2, other) + candidates(5, ("es", "theft"))
     chosen, cells = fill_quotas(rows, unrelated(rows), [CELL, other, empty], 10)
     assert [(c.name, c.quota, c.n_eligible, c.n_selected) for c in cells] == [
-        ("en/violence", 4, 10, 8), ("de/violence", 3, 2, 2), ("fr/violence", 3, 0, 0),
-    ]  # fmt: skip
+        ("en/violence", 4, 10, 8),
+        ("de/violence", 3, 2, 2),
+        ("fr/violence", 3, 0, 0),
+    ]
     assert [c.reason is None for c in cells] == [True, False, False]
     assert cells[1].reason is not None
     assert cells[1].reason.startswith("2 of 3: 2 eligible")

@@ -41,7 +41,6 @@ TWO_MEANINGS: dict[str, str] = {
     "Cell": "language × category of a selection, and a label's verdicts in the check of a moderator",
     "KINDS": "why a response gives no plain help, and what a preference pair is for",
     "LanguageColumnOption": "an option of two groups of commands, each with its help text",
-    "METHODS": "the report orders variants without loading what trains them",
     "N_SHOTS": "of the many-shot attack, in the evaluation and in the lab",
     "Outcome": "the outcome's type, and a prompt with its outcome in an evaluation",
     "Place": "where a rate is measured, and where a value is in a YAML file",

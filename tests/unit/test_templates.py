@@ -37,7 +37,7 @@ FOLDED = (
 LATE = (
     "<bos>{% for m in messages if m.role != 'system' %}<{{ m.role }}>\n"
     "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{{ m.content }}" + END
-)  # fmt: skip
+)
 MARKED = BEGIN + "{% generation %}{{ m.content }}{% endgeneration %}{% if false %}{% break %}{% endif %}" + END
 
 

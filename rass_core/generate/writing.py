@@ -11,6 +11,7 @@ from rass_core.generate.operators import instruction
 from rass_core.generate.scheduler import GenerationJob
 from rass_core.generate.writers import Writer, WritingDirections, request_of
 from rass_core.lake.schema import TABLES
+from rass_core.models.answering import IN_THINKING
 from rass_core.models.chat_client import CutOff, NoAnswer
 from rass_core.models.failures import Failures, no_verdict
 from rass_core.models.pool import ModelPool, chat_of
@@ -26,7 +27,6 @@ JOBS = pa.schema([
 """What is to be written; parents: the texts that a prompt is made from."""
 NOT_WRITTEN = {"failed": "no answer", "declined": "declined", "filtered": "filtered"}
 """What became of an endpoint's answer → why there is no prompt (`generations.finish_reason`)."""
-IN_THINKING = "thinking"
 
 
 class Written(NamedTuple):

@@ -17,11 +17,11 @@ from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import Generation
 from rass_core.vocabulary import Exchange, Verdict
 
-JUDGED = pa.schema([*ASKED, ("text", pa.string()), ("finish_reason", pa.string())])
+TO_JUDGE = pa.schema([*ASKED, ("text", pa.string()), ("finish_reason", pa.string())])
 """What was asked, with the answer's text."""
-DECLINED = ("judge declined", "moderator declined", "filtered")
+DECLINED_REASONS = ("judge declined", "moderator declined", "filtered")
 """How the reason of a verdict begins where who was asked did not want to answer."""
-BATCH = 256
+ANSWERS_PER_STEP = 256
 """Answers judged between two steps of the progress bar."""
 
 
@@ -46,7 +46,7 @@ def _key(config: JudgeConfig, generator: ModelConfig) -> str:
 
 @dataclass(frozen=True)
 class JudgeWorker:
-    """Judges answers whose text is stored (`JUDGED`): rows of `verdicts`."""
+    """Judges answers whose text is stored (`TO_JUDGE`): rows of `verdicts`."""
 
     judging: Any
     """What verdicts depend on: settings that change none, such as how long an endpoint is waited for, are left out."""
@@ -68,8 +68,8 @@ class JudgeWorker:
         def compute(rows: pa.Table, done: Done) -> Tables:
             given, words = rows.to_pylist(), []
             exchanges = [_exchange(row, row["text"], row["finish_reason"]) for row in given]
-            for start in range(0, len(exchanges), BATCH):
-                words += panel.judge(exchanges[start : start + BATCH], failures).words()
+            for start in range(0, len(exchanges), ANSWERS_PER_STEP):
+                words += panel.judge(exchanges[start : start + ANSWERS_PER_STEP], failures).words()
                 done(len(words))
             return {"verdicts": verdict_table([row["response_id"] for row in given], words, with_reason=True)}
 
@@ -149,7 +149,7 @@ def verdict_row(subject_id: str, judge: str, verdict: Verdict, with_reason: bool
 def verdict_of(row: Mapping[str, Any]) -> Verdict:
     """Return what a row of `verdicts` holds."""
     reason = row["reason"] or ""
-    declined = next((each for each in DECLINED if reason.startswith(each)), None)
+    declined = next((each for each in DECLINED_REASONS if reason.startswith(each)), None)
     return Verdict(
         row["outcome"], row["score"], reason, disagreement=row["disagreement"], declined=declined, kind=row["kind"]
     )

@@ -42,7 +42,7 @@ def token_ids(chat: ChatFormat, row: Mapping[str, Any]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblatedDirection:
     """A direction that is taken out of the stream after every block while the model answers."""
 
     vector: np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ class AnswerWorker:
     max_new_tokens: int
     name: str
     """The model's id in the tables; that of the target also where a variant answers."""
-    ablation: Ablation | None = None
+    ablation: AblatedDirection | None = None
 
     @property
     def code(self) -> list[str]:
@@ -78,7 +78,11 @@ class AnswerWorker:
 
 
 def answer(
-    engine: SteeredEngine, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, ablation: Ablation | None, done: Done
+    engine: SteeredEngine,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    ablation: AblatedDirection | None,
+    done: Done,
 ) -> list[Generation]:
     """Return the greedy answers to rows of `ASKED`, in order.
 

@@ -13,7 +13,7 @@ from rass_core.moderators.base import MODERATORS
 from rass_core.moderators.panel import ModeratorPanel, moderator_panel_of
 from rass_core.moderators.settings import ModeratorConfig
 
-BATCH = 50
+PROMPTS_PER_STEP = 50
 """Prompts moderated between two steps of the progress bar."""
 
 
@@ -63,8 +63,8 @@ class ModerateWorker:
 
         def compute(rows: pa.Table, done: Done) -> Tables:
             texts, languages, words = rows["text"].to_pylist(), rows["language"].to_pylist(), []
-            for start in range(0, len(texts), BATCH):
-                here = slice(start, start + BATCH)
+            for start in range(0, len(texts), PROMPTS_PER_STEP):
+                here = slice(start, start + PROMPTS_PER_STEP)
                 words += moderators.words(texts[here], languages[here], failures)
                 done(len(words))
             return {"verdicts": verdict_table(rows["prompt_id"].to_pylist(), words, with_reason=True)}

@@ -120,7 +120,7 @@ def test_each_key_of_the_starting_file_is_valid_alone(tmp_path: Path) -> None:
 
 def test_the_reference_is_current() -> None:
     written = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    assert written == reference.reference(), f"docs/config.md is not current; renew it with `{reference.COMMAND}`"
+    assert written == reference.reference(), f"docs/config.md is not current; renew it with `{reference.RENEW}`"
 
 
 def test_the_reference_describes_every_key_and_its_links_lead_somewhere() -> None:

@@ -139,7 +139,7 @@ def _record(given: RassConfig, used: RassConfig, lake: Lake, run_id: str) -> Non
     made = object.__new__(Run)
     made.__dict__ |= {
         "flow": "probe", "config": used, "given_sha256": given.sha256(), "lake": lake, "run_id": run_id, "commits": [],
-        "stages": [], "note": None, "started_at": Run("probe", given).started_at,
+        "stages": [], "keys": {}, "note": None, "started_at": Run("probe", given).started_at,
     }  # fmt: skip
     made.record("Failed")
     (row,) = lake.query(f"SELECT config, config_sha256 FROM runs WHERE run_id = '{run_id}'").to_pylist()

@@ -81,7 +81,7 @@ def changed_by(tree: Path) -> Callable[[str], set[str]]:
         ("rass_core/judges/phrases/en.yaml", {"verdicts"}),
         ("rass_core/judges/classifier.py", {"verdicts"}),
         ("rass_core/judges/hf.py", set()),
-        ("rass_core/generate/operators.py", {"writing"}),
+        ("rass_core/generate/operators/base.py", {"writing"}),
         ("rass_core/select/influence.py", {"gradients"}),
         ("rass_core/models/vllm_engine.py", {*WORKERS, "verdicts"}),
     ],

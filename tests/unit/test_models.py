@@ -16,7 +16,7 @@ from rass_core.errors import ModelError
 from rass_core.models import identity
 from rass_core.models.identity import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
 from rass_core.models.settings import ModelConfig
-from tasks import run as run_module
+from tasks import keys
 from tasks.run import Run
 
 OLD, NEW = "1" * 40, "2" * 40
@@ -280,13 +280,13 @@ def test_stages_of_a_changed_model_or_of_other_libraries_are_other_stages(
     before = Run.key(["responses", config])
     assert Run.key(["responses", config]) == before
     flip_middle(folder)
-    changed, truly = Run.key(["responses", config]), run_module._version
+    changed, truly = Run.key(["responses", config]), keys._version
     assert changed != before
     for library in ("torch", "transformers", "tokenizers", "vllm", "scikit-learn"):
-        assert library in run_module.LIBRARIES
-        there = {name: run_module._version(name) for name in run_module.LIBRARIES} | {library: "0"}
-        monkeypatch.setattr(run_module, "_version", there.get)
-        run_module.versions.cache_clear()
+        assert library in keys.LIBRARIES
+        there = {name: keys._version(name) for name in keys.LIBRARIES} | {library: "0"}
+        monkeypatch.setattr(keys, "_version", there.get)
+        keys.versions.cache_clear()
         assert Run.key(["responses", config]) != changed, library
-        monkeypatch.setattr(run_module, "_version", truly)
-    run_module.versions.cache_clear()
+        monkeypatch.setattr(keys, "_version", truly)
+    keys.versions.cache_clear()

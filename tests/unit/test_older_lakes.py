@@ -18,7 +18,7 @@ from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Lake
 from rass_core.publish.release import publish
 from rass_core.report.side_by_side import compare_models
-from tests.bad_inputs.lakes import KEYS, whole_lake
+from tests.bad_inputs.lake_damage import KEYS, whole_lake
 from tests.older_lake import OLD, as_format_1
 from tests.report_pages import TARGET
 from tests.unit.test_store import DUCKDB

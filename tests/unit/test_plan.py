@@ -372,7 +372,7 @@ def test_a_users_own_method_is_planned_without_its_time(checkpoint: Path, prompt
     plan = plan_run(config(checkpoint, prompts, mitigate={"methods": ["sft", f"{__name__}:Unmeasured"]}))
     assert times(plan)["Unmeasured"] == 0
     assert times(plan)["evaluation of Unmeasured"] == times(plan)["evaluation of sft"] > 0
-    rows = {row["what"]: row["how it comes about"] for row in plan.rows}
+    rows = {row.what: row.how for row in plan.rows}
     assert "for each of sft, Unmeasured once" in rows["model loads"]
     assert "WITHOUT Unmeasured" in rows["time"]
     assert "training steps, sft" in rows and "training steps, Unmeasured" not in rows

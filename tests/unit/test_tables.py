@@ -122,6 +122,9 @@ def small_rows() -> dict[str, list[dict[str, Any]]]:
     written = {"n_candidates": 9, "n_coherent": 8, "n_new": 8, "n_benign": 7, "n_refused": 5, "n_accepted": 4}
     return rows | {
         "runs": [{"flow": "refresh", "state": "Completed", "started_at": now, "finished_at": now}],
+        "stages": [{"stage": "responses", "parts": ["0b"]}],
+        "generations": [{"generation_id": "g", "generator_id": TARGET, "operator": "rewrite", "finish_reason": "stop"}],
+        "gradients": [model | {"prompt_id": "p", "log_odds": 0.5, "vector": np.zeros(4).tolist()}],
         "activations": [model | {"prompt_id": "p", "layer": 1, "position": -1, "vector": np.zeros(4).tolist()}],
         "preferences": [model | {"prompt_id": rows["prompts"][0]["prompt_id"], "kind": "safety", "chosen": "No"}],
         "variants": [model | {"variant": "dpo", "folder": "models/dpo", "n_pairs": 1}],

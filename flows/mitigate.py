@@ -9,24 +9,24 @@ from tasks.evaluate import compare, evaluate, evaluation_set, gate
 from tasks.generate import Probed
 from tasks.mitigate import as_given, mitigate_by
 from tasks.preferences import build_preferences, mitigating, read_pairs
-from tasks.run import Run
+from tasks.session import Session
 
 
-def mitigate_steps(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> list[Commit]:
+def mitigate_steps(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> list[Commit]:
     """Return the gate's verdict on each variant; the last steps of the project's method, one per line."""
-    preferences = build_preferences(run, probed, rounds, selection)
-    return mitigate_pairs_steps(run, probed, read_pairs(run, probed, rounds, preferences))
+    preferences = build_preferences(session, probed, rounds, selection)
+    return mitigate_pairs_steps(session, probed, read_pairs(session, probed, rounds, preferences))
 
 
-def mitigate_pairs_steps(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> list[Commit]:
+def mitigate_pairs_steps(session: Session, probed: Probed, pairs: Sequence[PreferencePair]) -> list[Commit]:
     """Return the gate's verdict on the variant that each mitigation method makes of these pairs."""
-    asked = evaluation_set(run, probed, pairs)
-    before = evaluate(run, as_given(run), asked)
+    asked = evaluation_set(session, probed, pairs)
+    before = evaluate(session, as_given(session), asked)
     gates = []
-    for method in mitigating(run).variants().values():
-        variant = mitigate_by(run, method, pairs, probed)
-        after = evaluate(run, variant, asked, before)
-        change = compare(run, before, after, asked)
-        gates.append(gate(run, variant, change))
-        write_cards(run, variant, pairs, after.commit, change, gates[-1])
+    for method in mitigating(session).variants().values():
+        variant = mitigate_by(session, method, pairs, probed)
+        after = evaluate(session, variant, asked, before)
+        change = compare(session, before, after, asked)
+        gates.append(gate(session, variant, change))
+        write_cards(session, variant, pairs, after.commit, change, gates[-1])
     return gates

@@ -33,27 +33,27 @@ from tasks.morbench import (
 )
 from tasks.prompts import read_prompts
 from tasks.report import show_boundaries, show_run
-from tasks.run import Run, recorded
+from tasks.session import Session, recorded
 
 
 @flow(name="morbench", flow_run_name="{config.name}")
 def morbench(config: RassConfig, out: Path | None = None) -> str:
     """Build the benchmark near the boundaries of the configuration's models, from prompts not used in training."""
     folder = folder_of(config, out)
-    with recorded("morbench", config) as run:
-        prompts = read_prompts(run)
-        check_moderators(run, prompts)
-        aimed = [run, *(run.aimed_at(model) for model in run.config.models)]
-        targets, languages, missing = usable(run, [target_steps(each, prompts) for each in aimed])
-        pool = collect(run, targets)
+    with recorded("morbench", config) as session:
+        prompts = read_prompts(session)
+        check_moderators(session, prompts)
+        aimed = [session, *(session.aimed_at(model) for model in session.config.models)]
+        targets, languages, missing = usable(session, [target_steps(each, prompts) for each in aimed])
+        pool = collect(session, targets)
         margins = [measure(target, pool) for target in targets]
-        settings = resolved(run, pool, languages)
-        candidates = candidates_of(run, pool, margins, languages)
-        backs = translate_back(run, candidates)
-        benchmark = build_benchmark(run, candidates, targets, backs, settings)
-        version = write_benchmark(run, benchmark, folder, notes_of(config, missing))
-        show_run(run)
-        run.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
+        settings = resolved(session, pool, languages)
+        candidates = candidates_of(session, pool, margins, languages)
+        backs = translate_back(session, candidates)
+        benchmark = build_benchmark(session, candidates, targets, backs, settings)
+        version = write_benchmark(session, benchmark, folder, notes_of(config, missing))
+        show_run(session)
+        session.say(f"MORBench {version}, {len(benchmark.items)} pairs: {folder}")
         return str(folder)
 
 
@@ -100,11 +100,11 @@ def print_benchmark(folder: Path) -> None:
     typer.echo(f"{figures['n_pairs']} pairs, version {version}")
 
 
-def target_steps(run: Run, prompts: Commit) -> Target:
+def target_steps(session: Session, prompts: Commit) -> Target:
     """Return what is measured of a model, and rounds written towards its boundary from the held-out prompts."""
-    run.say(f"model {run.target_id}:")
-    probed = probe_steps(run, prompts)
-    show_boundaries(run, probed.boundaries)
-    target = Target(run, probed, generate_steps(run, probed, HELD_OUT))
-    run.release(run.config.model)
+    session.say(f"model {session.target_id}:")
+    probed = probe_steps(session, prompts)
+    show_boundaries(session, probed.boundaries)
+    target = Target(session, probed, generate_steps(session, probed, HELD_OUT))
+    session.release(session.config.model)
     return target

@@ -10,50 +10,50 @@ from tasks.probe import extract_activations, find_directions, measure_boundaries
 from tasks.prompts import read_prompts
 from tasks.report import report, show_boundaries, show_report, show_run
 from tasks.respond import compare_first_token, respond
-from tasks.run import Run, recorded
+from tasks.session import Session, recorded
 
 
-def probe_steps(run: Run, prompts: Commit) -> Probed:
+def probe_steps(session: Session, prompts: Commit) -> Probed:
     """Return what the probe measured on the given prompts; the method's first step, a line each."""
-    responses = respond(run, run.config.model, prompts)
-    activations = extract_activations(run, run.config.model, prompts)
-    directions = find_directions(run, run.config.model, prompts, responses, activations)
-    boundaries = measure_boundaries(run, prompts, responses, activations, directions)
+    responses = respond(session, session.config.model, prompts)
+    activations = extract_activations(session, session.config.model, prompts)
+    directions = find_directions(session, session.config.model, prompts, responses, activations)
+    boundaries = measure_boundaries(session, prompts, responses, activations, directions)
     generator_directions = directions
-    if run.config.generator is not None and run.config.generate.is_steered:
-        generator_directions = _generator_directions(run, run.config.generator, prompts)
-    verify_steering(run, run.config.model, prompts, directions)
-    compare_first_token(run, prompts, responses)
+    if session.config.generator is not None and session.config.generate.is_steered:
+        generator_directions = _generator_directions(session, session.config.generator, prompts)
+    verify_steering(session, session.config.model, prompts, directions)
+    compare_first_token(session, prompts, responses)
     return Probed(prompts, responses, activations, directions, boundaries, generator_directions)
 
 
-def compare_steps(run: Run, prompts: Commit) -> list[Probed]:
+def compare_steps(session: Session, prompts: Commit) -> list[Probed]:
     """Return what the probe measured of the further models, to be set beside the target."""
     found = []
-    for model in run.config.models:
-        other = run.aimed_at(model)
-        run.say(f"model {other.target_id}:")
+    for model in session.config.models:
+        other = session.aimed_at(model)
+        session.say(f"model {other.target_id}:")
         found.append(probe_steps(other, prompts))
         show_boundaries(other, found[-1].boundaries)
     return found
 
 
-def _generator_directions(run: Run, generator: ModelConfig, prompts: Commit) -> Commit:
+def _generator_directions(session: Session, generator: ModelConfig, prompts: Commit) -> Commit:
     """Return the directions of a generator that is not the target: it is steered by its own."""
-    responses = respond(run, generator, prompts)
-    activations = extract_activations(run, generator, prompts)
-    return find_directions(run, generator, prompts, responses, activations)
+    responses = respond(session, generator, prompts)
+    activations = extract_activations(session, generator, prompts)
+    return find_directions(session, generator, prompts, responses, activations)
 
 
 @flow(name="probe", flow_run_name="{config.name}", validate_parameters=True)
 def probe(config: RassConfig) -> str:
     """Measure where the model of the configuration begins to refuse, per language."""
-    with recorded("probe", config) as run:
-        prompts = read_prompts(run)
-        probed = probe_steps(run, prompts)
-        show_boundaries(run, probed.boundaries)
-        compare_steps(run, prompts)
-        show_run(run)
-        path = report(run)
-        show_report(run, path)
+    with recorded("probe", config) as session:
+        prompts = read_prompts(session)
+        probed = probe_steps(session, prompts)
+        show_boundaries(session, probed.boundaries)
+        compare_steps(session, prompts)
+        show_run(session)
+        path = report(session)
+        show_report(session, path)
         return str(path)

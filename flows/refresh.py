@@ -10,7 +10,7 @@ from tasks.evaluate import stop_at_gate
 from tasks.moderators import check_moderators
 from tasks.prompts import read_prompts
 from tasks.report import report, show_boundaries, show_evaluation, show_gate, show_report, show_run
-from tasks.run import recorded
+from tasks.session import recorded
 from tasks.select import select_prompts
 
 
@@ -20,22 +20,22 @@ def refresh(config: RassConfig) -> str:
 
     A mitigated model that the gate does not pass is kept and marked, and the run ends as failed.
     """
-    with recorded("refresh", config) as run:
-        prompts = read_prompts(run)
-        check_moderators(run, prompts)
-        probed = probe_steps(run, prompts)
-        show_boundaries(run, probed.boundaries)
-        compare_steps(run, prompts)
-        rounds = generate_steps(run, probed)
+    with recorded("refresh", config) as session:
+        prompts = read_prompts(session)
+        check_moderators(session, prompts)
+        probed = probe_steps(session, prompts)
+        show_boundaries(session, probed.boundaries)
+        compare_steps(session, prompts)
+        rounds = generate_steps(session, probed)
         gates = []
         if rounds:
-            selection = select_prompts(run, probed, rounds)
+            selection = select_prompts(session, probed, rounds)
             if config.mitigate is not None:
-                gates = mitigate_steps(run, probed, rounds, selection)
-                show_evaluation(run, run.commits)
-                show_gate(run, gates)
-        show_run(run)
-        path = report(run)
-        show_report(run, path)
-        stop_at_gate(run, gates)
+                gates = mitigate_steps(session, probed, rounds, selection)
+                show_evaluation(session, session.commits)
+                show_gate(session, gates)
+        show_run(session)
+        path = report(session)
+        show_report(session, path)
+        stop_at_gate(session, gates)
         return str(path)

@@ -8,10 +8,10 @@ from rass_core.probe.geometry import split_of
 from rass_core.vocabulary import Row
 from tasks.generate import Probed
 from tasks.probe import outcomes_of
-from tasks.run import Run
+from tasks.session import Session
 
 
-def anchors(run: Run, probed: Probed, rounds: Sequence[Commit], label: str, word: str) -> list[Row]:
+def anchors(session: Session, probed: Probed, rounds: Sequence[Commit], label: str, word: str) -> list[Row]:
     """Return rows of `prompts` of a label that are so answered, nearest to the boundary first, none of the test split.
 
     Args:
@@ -19,13 +19,13 @@ def anchors(run: Run, probed: Probed, rounds: Sequence[Commit], label: str, word
     """
     answered: dict[str, str] = {}
     for commit in [probed.responses, *rounds]:
-        answered |= outcomes_of(run, commit)
-    margins = run.read("margins", probed.boundaries, *rounds).to_pylist()
+        answered |= outcomes_of(session, commit)
+    margins = session.read("margins", probed.boundaries, *rounds).to_pylist()
     distance = {row["prompt_id"]: row["distance"] for row in margins}
     found = {
-        row["prompt_id"]: row for row in run.read("prompts", probed.prompts, *rounds).to_pylist()
+        row["prompt_id"]: row for row in session.read("prompts", probed.prompts, *rounds).to_pylist()
         if row["label"] == label and answered.get(row["prompt_id"]) == word
-        and distance.get(row["prompt_id"]) is not None and split_of(row["family"], run.config.seed) != "test"
+        and distance.get(row["prompt_id"]) is not None and split_of(row["family"], session.config.seed) != "test"
     }  # fmt: skip
     return sorted(found.values(), key=lambda row: (abs(distance[row["prompt_id"]]), row["prompt_id"]))
 

@@ -8,56 +8,56 @@ from rass_core.judges.workers import TO_JUDGE, JudgedAnswerWorker, JudgeWorker
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
 from rass_core.models.thinking import CUT_OFF
-from tasks.run import Run
+from tasks.session import Session
 
 READ_PER_ANSWERED = 4
 """Rows that are read or judged between two commits for each that would be answered: they take less time."""
 
 
-def answer_and_judge(run: Run, what: str, worker: AnswerWorker, asked: pa.Table) -> Commit:
+def answer_and_judge(session: Session, what: str, worker: AnswerWorker, asked: pa.Table) -> Commit:
     """Return what a model answers and what the panel says of it.
 
     Answers to harmful prompts are judged by the process that wrote them: their text is nowhere kept, so a change of the
     judges lets the model answer these again, and only these.
 
     Args:
-        run: Whose panel judges.
+        session: Whose panel judges.
         what: For the lines of progress: `answering the given prompts`.
         worker: The model.
         asked: Rows of `models.answering.ASKED`.
     """
-    keep = pc.or_(pc.not_equal(asked["label"], "harmful").fill_null(True), run.config.probe.store_harmful_responses)
+    keep = pc.or_(pc.not_equal(asked["label"], "harmful").fill_null(True), session.config.probe.store_harmful_responses)
     kept, others = asked.filter(keep), asked.filter(pc.invert(keep))
-    answers = run.map(what, worker, kept, "response_id")
-    at_once = JudgedAnswerWorker(worker, run.judging, run.config.judge, run.generator, others.num_rows)
-    judged_at_once = run.map(f"{what}, harmful ones", at_once, others, "response_id")
-    whole = run.union([answers, judge(run, kept, answers), judged_at_once])
-    say_cut_off(run, whole)
+    answers = session.map(what, worker, kept, "response_id")
+    at_once = JudgedAnswerWorker(worker, session.judging, session.config.judge, session.generator, others.num_rows)
+    judged_at_once = session.map(f"{what}, harmful ones", at_once, others, "response_id")
+    whole = session.union([answers, judge(session, kept, answers), judged_at_once])
+    say_cut_off(session, whole)
     return whole
 
 
-def answering_code(run: Run) -> list[str]:
+def answering_code(session: Session) -> list[str]:
     """Return the modules that answers and verdicts come from."""
-    return ["rass_core.models.answering", "rass_core.judges.workers", *JUDGES.modules(run.config.judge.members)]
+    return ["rass_core.models.answering", "rass_core.judges.workers", *JUDGES.modules(session.config.judge.members)]
 
 
-def judge(run: Run, asked: pa.Table, answers: Commit) -> Commit:
+def judge(session: Session, asked: pa.Table, answers: Commit) -> Commit:
     """Return the panel's verdicts on answers whose text is kept.
 
     Args:
-        run: Whose panel judges.
+        session: Whose panel judges.
         asked: Rows of `models.answering.ASKED`.
         answers: Holds their answers.
     """
-    texts = run.lake.read("responses", [answers], ["response_id", "text", "finish_reason"])
+    texts = session.lake.read("responses", [answers], ["response_id", "text", "finish_reason"])
     rows = asked.join(texts, "response_id").select(TO_JUDGE.names).cast(TO_JUDGE).sort_by("response_id")
-    worker = JudgeWorker(run.judging, run.config.judge, run.generator, rows.num_rows)
-    return run.map("judging responses", worker, rows, "response_id", READ_PER_ANSWERED)
+    worker = JudgeWorker(session.judging, session.config.judge, session.generator, rows.num_rows)
+    return session.map("judging responses", worker, rows, "response_id", READ_PER_ANSWERED)
 
 
-def say_cut_off(run: Run, answers: Commit) -> None:
+def say_cut_off(session: Session, answers: Commit) -> None:
     """Say how many answers ended within the model's thinking."""
-    reasons = run.lake.read("responses", [answers], ["finish_reason"])["finish_reason"]
+    reasons = session.lake.read("responses", [answers], ["finish_reason"])["finish_reason"]
     n = pc.sum(pc.equal(reasons, "thinking")).as_py() or 0
     if n:
-        run.say(f"{n:,} of {len(reasons):,} responses are {CUT_OFF} and stay unscored")
+        session.say(f"{n:,} of {len(reasons):,} responses are {CUT_OFF} and stay unscored")

@@ -8,20 +8,20 @@ from rass_core.mitigate.card import ModelCard, figures_of, gate_note, write_card
 from rass_core.mitigate.pairs import PreferencePair, counts
 from rass_core.publish.release import artifact_of
 from tasks.mitigate import Variant
-from tasks.run import Run
+from tasks.session import Session
 
 
 def write_cards(
-    run: Run, variant: Variant, pairs: Sequence[PreferencePair], after: Commit, change: Commit, gate: Commit
+    session: Session, variant: Variant, pairs: Sequence[PreferencePair], after: Commit, change: Commit, gate: Commit
 ) -> None:
     """Write the card into the variant's folder, in place of the one that its making left there."""
     card = ModelCard(
-        base=run.config.model.reference,
+        base=session.config.model.reference,
         method=variant.name,
         is_adapter=bool(variant.facts["is_adapter"]),
         settings=json.loads(variant.facts["settings"]),
         data=counts(pairs),
-        figures=figures_of(variant.name, run.read("evaluations", after, change).to_pylist()),
-        notes=[gate_note(run.read("gates", gate).to_pylist()[0])],
+        figures=figures_of(variant.name, session.read("evaluations", after, change).to_pylist()),
+        notes=[gate_note(session.read("gates", gate).to_pylist()[0])],
     )
-    write_card(artifact_of(run.lake.path, variant.facts), card)
+    write_card(artifact_of(session.lake.path, variant.facts), card)

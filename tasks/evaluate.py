@@ -34,7 +34,7 @@ from rass_core.vocabulary import BENIGN, Row
 from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
-from tasks.run import SHORT_S, Run, chat_of, table, versions
+from tasks.session import SHORT_S, Session, chat_of, table, versions
 
 TEST_SPLIT = "test_split"
 """Dataset of the given prompts that nothing was drawn from."""
@@ -59,27 +59,27 @@ class EvaluationSet:
         return digest(*(repr(sample) for sample in [*self.samples, *self.attacked]), *own)
 
 
-def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) -> EvaluationSet:
+def evaluation_set(session: Session, probed: Probed, pairs: Sequence[PreferencePair]) -> EvaluationSet:
     """Return the test split and the evaluation's own prompts, without any that training has seen.
 
     Raises:
         PromptError: A source that cannot be read.
         BoundaryError: Nothing is left.
     """
-    config, datasets, rows = run.config.evaluate, defaultdict[str, list[str]](list), dict[str, Row]()
-    given = run.read("prompts", probed.prompts).to_pylist()
+    config, datasets, rows = session.config.evaluate, defaultdict[str, list[str]](list), dict[str, Row]()
+    given = session.read("prompts", probed.prompts).to_pylist()
     for row in given:
-        if split_of(row["family"], run.config.seed) == "test":
+        if split_of(row["family"], session.config.seed) == "test":
             rows[row["prompt_id"]] = row
             datasets[row["prompt_id"]].append(TEST_SPLIT)
     own: dict[str, Row] = {}
     for source in config.sources:
-        loaded = load_prompts([source], max_characters=run.config.prompts.max_characters).table.to_pylist()
+        loaded = load_prompts([source], max_characters=session.config.prompts.max_characters).table.to_pylist()
         for row in loaded:
             own[row["prompt_id"]] = row
             rows.setdefault(row["prompt_id"], row)
             datasets[row["prompt_id"]].append(row["source"])
-    kept, left_out = _unseen(run, pairs, given, list(rows.values()))
+    kept, left_out = _unseen(session, pairs, given, list(rows.values()))
     samples = [sample_of(row, sorted(set(datasets[row["prompt_id"]]))) for row in kept]
     if not samples:
         raise BoundaryError("evaluation: every prompt was used in training; add evaluate.sources")
@@ -94,7 +94,7 @@ def evaluation_set(run: Run, probed: Probed, pairs: Sequence[PreferencePair]) ->
 
 
 def _unseen(
-    run: Run, pairs: Sequence[PreferencePair], given: Sequence[Row], rows: Sequence[Row]
+    session: Session, pairs: Sequence[PreferencePair], given: Sequence[Row], rows: Sequence[Row]
 ) -> tuple[list[Row], dict[str, int]]:
     """Return the rows that repeat no training prompt in text, family, translation or near-duplicate."""
     family = {row["prompt_id"]: row["family"] for row in given}
@@ -103,16 +103,16 @@ def _unseen(
          "family": family.get(pair.prompt_id)}
         for pair in pairs
     ]  # fmt: skip
-    asked = _with_requests(run, sorted(rows, key=lambda row: row["prompt_id"]))
-    found = overlaps(_with_requests(run, trained), asked, run.config.evaluate.near_duplicate_jaccard)
+    asked = _with_requests(session, sorted(rows, key=lambda row: row["prompt_id"]))
+    found = overlaps(_with_requests(session, trained), asked, session.config.evaluate.near_duplicate_jaccard)
     kept, gone = without_overlaps(asked, found)
-    run.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out because they were used in training")
+    session.say(f"evaluation: {len(kept)} prompts, {sum(gone.values())} left out because they were used in training")
     return [dict(row) for row in kept], {f"overlap_{why}": n for why, n in gone.items() if n}
 
 
-def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
+def _with_requests(session: Session, rows: Sequence[Row]) -> list[Row]:
     """Return the rows with what each asks for as translation_group, where a moderator knows."""
-    groups = run.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    groups = session.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
     return [{**row, "translation_group": group} for row, group in zip(rows, groups, strict=True)]
 
 
@@ -126,57 +126,57 @@ class Evaluated:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="evaluate-{variant.name}")
-def evaluate(run: Run, variant: Variant, asked: EvaluationSet, before: Evaluated | None = None) -> Evaluated:
+def evaluate(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None = None) -> Evaluated:
     """Let a variant answer, judge the answers, and count; its text is held against what the model said before."""
-    settings, level = mitigating(run), run.config.gate.level
+    settings, level = mitigating(session), session.config.gate.level
 
     def compute() -> Mapping[str, pa.Table]:
-        completions = _checked(run, _completions(run, variant, asked), asked, before)
+        completions = _checked(session, _completions(session, variant, asked), asked, before)
         outcomes = [outcome for completion in completions for outcome in completion.outcomes(variant.name)]
-        rows = variant_rows(run.target_id, outcomes, run.config.seed, level) + _utility_rows(run, variant)
-        tables = _completion_tables(run, variant, completions)
+        rows = variant_rows(session.target_id, outcomes, session.config.seed, level) + _utility_rows(session, variant)
+        tables = _completion_tables(session, variant, completions)
         if variant.name == "base":
-            rows += [_pooled(run, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
+            rows += [_pooled(session, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
             tables["prompts"] = table("prompts", asked.prompts)
         return {**tables, "evaluations": table("evaluations", rows)}
 
-    inputs = [run.target_id, variant.name, _identity(variant), asked.key, run.config.probe, run.judging, level,
-              run.config.evaluate, _tasks_of(run), run.config.seed, settings.repeated_share,
+    inputs = [session.target_id, variant.name, _identity(variant), asked.key, session.config.probe, session.judging, level,
+              session.config.evaluate, _tasks_of(session), session.config.seed, settings.repeated_share,
               settings.perplexity_factor]  # fmt: skip
-    commit = run.once(f"evaluation of {variant.name}", inputs, compute)
-    return Evaluated(variant, commit, _read_outcomes(run, variant, asked, commit))
+    commit = session.once(f"evaluation of {variant.name}", inputs, compute)
+    return Evaluated(variant, commit, _read_outcomes(session, variant, asked, commit))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="compare-{after.variant.name}")
-def compare(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> Commit:
+def compare(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> Commit:
     """Measure by how much each rate changed, and how far ordinary text moved."""
-    level = run.config.gate.level
+    level = session.config.gate.level
 
     def compute() -> Mapping[str, pa.Table]:
-        rows = change_rows(run.target_id, before.outcomes, after.outcomes, run.config.seed, level)
-        return {"evaluations": table("evaluations", [*rows, *_text_rows(run, before, after, asked)])}
+        rows = change_rows(session.target_id, before.outcomes, after.outcomes, session.config.seed, level)
+        return {"evaluations": table("evaluations", [*rows, *_text_rows(session, before, after, asked)])}
 
-    inputs = [before.commit, after.commit, run.config.evaluate.n_kl, run.config.model, level, run.config.seed]
-    return run.once(f"change by {after.variant.name}", inputs, compute)
+    inputs = [before.commit, after.commit, session.config.evaluate.n_kl, session.config.model, level, session.config.seed]
+    return session.once(f"change by {after.variant.name}", inputs, compute)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate-{variant.name}")
-def gate(run: Run, variant: Variant, change: Commit) -> Commit:
+def gate(session: Session, variant: Variant, change: Commit) -> Commit:
     """Judge by the policy whether the variant may be published."""
 
     def compute() -> Mapping[str, pa.Table]:
-        rows = [row for row in run.read("evaluations", change).to_pylist() if row["variant"] == variant.name]
-        result = judge_gate(rows, run.config.gate)
+        rows = [row for row in session.read("evaluations", change).to_pylist() if row["variant"] == variant.name]
+        result = judge_gate(rows, session.config.gate)
         for line in told(variant.name, result):
-            run.say(line)
+            session.say(line)
         needs = [asdict(need) for need in result.needs]
         row = {
-            "model_id": run.target_id, "variant": variant.name, "passed": result.passed,
+            "model_id": session.target_id, "variant": variant.name, "passed": result.passed,
             "refusals": list(result.refusals), "warnings": list(result.warnings), "needs": needs,
         }  # fmt: skip
         return {"gates": table("gates", [row])}
 
-    return run.once(f"gate of {variant.name}", [change, variant.name, run.config.gate], compute)
+    return session.once(f"gate of {variant.name}", [change, variant.name, session.config.gate], compute)
 
 
 def told(name: str, result: GateResult) -> list[str]:
@@ -186,9 +186,9 @@ def told(name: str, result: GateResult) -> list[str]:
     return [f"gate: {name} does not pass: {reason}" for reason in result.refusals]
 
 
-def stop_at_gate(run: Run, gates: Sequence[Commit]) -> None:
+def stop_at_gate(session: Session, gates: Sequence[Commit]) -> None:
     """Raise GateError where a variant did not pass, so that the flow run ends as failed."""
-    failed = [row for row in run.read("gates", *gates).to_pylist() if not row["passed"]] if gates else []
+    failed = [row for row in session.read("gates", *gates).to_pylist() if not row["passed"]] if gates else []
     if failed:
         names = ", ".join(row["variant"] for row in failed)
         more = sum(len(row["refusals"]) for row in failed) - 1
@@ -196,9 +196,9 @@ def stop_at_gate(run: Run, gates: Sequence[Commit]) -> None:
         raise GateError(f"gate: {names} may not be published: {failed[0]['refusals'][0]}{also}")
 
 
-def _tasks_of(run: Run) -> str | None:
+def _tasks_of(session: Session) -> str | None:
     """Return what scores of the benchmarks depend on beside their settings: the harness and the folder of own tasks."""
-    utility = run.config.evaluate.utility
+    utility = session.config.evaluate.utility
     if utility is None:
         return None
     own = utility.include_path
@@ -210,24 +210,24 @@ def _identity(variant: Variant) -> str:
     return digest(variant.model.model_dump_json(), variant.facts.get("digest"), variant.strength)
 
 
-def _completions(run: Run, variant: Variant, asked: EvaluationSet) -> list[Completion]:
+def _completions(session: Session, variant: Variant, asked: EvaluationSet) -> list[Completion]:
     """Return what the variant says, from vLLM; its engine is freed afterwards unless it is the target's own."""
-    engine = run.engine(variant.model)
+    engine = session.engine(variant.model)
     steering = None
     if variant.ablated is not None:
         everywhere = tuple(range(engine.n_layers))
         engine.set_vectors({"steer": SteeringVector(variant.ablated.astype(np.float32), everywhere, "ablate")})
         steering = Steering("steer", variant.strength)
     samples = [*asked.samples, *asked.attacked]
-    with run.progress(f"{variant.name}: answering", len(samples)) as done:
-        completions = complete(engine, run.panel, samples, run.config.probe.max_new_tokens, steering, done)
-    if variant.model != run.config.model:
-        run.release(variant.model)
+    with session.progress(f"{variant.name}: answering", len(samples)) as done:
+        completions = complete(engine, session.panel, samples, session.config.probe.max_new_tokens, steering, done)
+    if variant.model != session.config.model:
+        session.release(variant.model)
     return completions
 
 
 def _checked(
-    run: Run, completions: Sequence[Completion], asked: EvaluationSet, before: Evaluated | None
+    session: Session, completions: Sequence[Completion], asked: EvaluationSet, before: Evaluated | None
 ) -> list[Completion]:
     """Return the completions, broken text to benign prompts as unscored: it counts as neither.
 
@@ -238,19 +238,19 @@ def _checked(
         if completion.sample.label in BENIGN and completion.sample.attacked is None
         and completion.words[PANEL].outcome == "compliance"
     ]  # fmt: skip
-    chat, budget = chat_of(run.config.model), run.config.probe.token_budget
+    chat, budget = chat_of(session.config.model), session.config.probe.token_budget
     given = [Answered(chat.ids(completions[i].sample.text), completions[i].generation.token_ids) for i in answered]
-    causal_lm = run.causal_lm(run.config.model)
-    with run.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
+    causal_lm = session.causal_lm(session.config.model)
+    with session.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
         perplexities = answer_perplexities(causal_lm, given, budget)
     if before is None:
         ordinary = [p for i, p in zip(answered, perplexities, strict=True) if completions[i].sample.label == "harmless"]
     else:
-        said = _ordinary_answers(run, before, asked)
-        with run.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
+        said = _ordinary_answers(session, before, asked)
+        with session.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
             ordinary = answer_perplexities(causal_lm, said, budget)
-    limit = perplexity_limit(ordinary, mitigating(run).perplexity_factor) if ordinary else None
-    limits = AcceptanceLimits(mitigating(run).repeated_share, limit)
+    limit = perplexity_limit(ordinary, mitigating(session).perplexity_factor) if ordinary else None
+    limits = AcceptanceLimits(mitigating(session).repeated_share, limit)
     checked = list(completions)
     for i, value in zip(answered, perplexities, strict=True):
         why = is_degenerate(completions[i].generation.text, value, limits)
@@ -260,16 +260,16 @@ def _checked(
     return checked
 
 
-def _completion_tables(run: Run, variant: Variant, completions: Sequence[Completion]) -> dict[str, pa.Table]:
+def _completion_tables(session: Session, variant: Variant, completions: Sequence[Completion]) -> dict[str, pa.Table]:
     """Return `responses` and `verdicts`; of answers to harmful prompts only digest and length are kept."""
-    keep_all = run.config.probe.store_harmful_responses
+    keep_all = session.config.probe.store_harmful_responses
     responses, verdicts = [], []
     for completion in completions:
         sample, answer = completion.sample, completion.generation
-        response_id = digest("evaluation", run.target_id, _identity(variant), sample.prompt_id, sample.attack)
+        response_id = digest("evaluation", session.target_id, _identity(variant), sample.prompt_id, sample.attack)
         kept = keep_all or sample.label in BENIGN
         responses.append({
-            "response_id": response_id, "prompt_id": sample.prompt_id, "model_id": run.target_id,
+            "response_id": response_id, "prompt_id": sample.prompt_id, "model_id": session.target_id,
             "variant": variant.name, "sample": 0, "attack": sample.attack, "text": answer.text if kept else None,
             "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
             "n_tokens": len(answer.token_ids),
@@ -280,10 +280,10 @@ def _completion_tables(run: Run, variant: Variant, completions: Sequence[Complet
     return {"responses": table("responses", responses), "verdicts": table("verdicts", verdicts)}
 
 
-def _read_outcomes(run: Run, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
+def _read_outcomes(session: Session, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
     """Return the outcomes that the lake holds, one a dataset of each sample."""
-    said = {row["subject_id"]: row for row in run.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()}
-    rows = {(row["prompt_id"], row["attack"]): row for row in run.read("responses", commit).to_pylist()}
+    said = {row["subject_id"]: row for row in session.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()}
+    rows = {(row["prompt_id"], row["attack"]): row for row in session.read("responses", commit).to_pylist()}
     found = []
     for q in [*asked.samples, *asked.attacked]:
         row = rows[q.prompt_id, q.attack]
@@ -295,16 +295,16 @@ def _read_outcomes(run: Run, variant: Variant, asked: EvaluationSet, commit: Com
     return found
 
 
-def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> list[Row]:
+def _text_rows(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> list[Row]:
     """Return KL and perplexities on the base model's answers to harmless prompts; null with a reason where none."""
-    seed, level, budget = run.config.seed, run.config.gate.level, run.config.probe.token_budget
-    answers = _ordinary_answers(run, before, asked)[: run.config.evaluate.n_kl]
+    seed, level, budget = session.config.seed, session.config.gate.level, session.config.probe.token_budget
+    answers = _ordinary_answers(session, before, asked)[: session.config.evaluate.n_kl]
     name = after.variant.name
     if not answers:
         why = "the model as given answers no harmless prompt of the evaluation"
-        return [_pooled(run, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
-    base, rows = run.causal_lm(run.config.model), []
-    with _in_transformers(run, after.variant) as mitigated:
+        return [_pooled(session, name, metric, None, why) for metric in ("kl", "perplexity", "perplexity_base")]
+    base, rows = session.causal_lm(session.config.model), []
+    with _in_transformers(session, after.variant) as mitigated:
         measures: dict[str, Callable[[], Measured]] = {
             "kl": lambda: mean_kl(base, mitigated, answers, seed, budget, level),
             "perplexity": lambda: perplexity(mitigated, answers, seed, budget, level),
@@ -312,18 +312,18 @@ def _text_rows(run: Run, before: Evaluated, after: Evaluated, asked: EvaluationS
         }
         for metric, measure in measures.items():
             try:
-                with run.status(f"{name}: measuring {metric} on {len(answers):,} answers", after_s=SHORT_S):
-                    rows.append(measured_row(metric, measure(), run.target_id, name))
+                with session.status(f"{name}: measuring {metric} on {len(answers):,} answers", after_s=SHORT_S):
+                    rows.append(measured_row(metric, measure(), session.target_id, name))
             except RassError as error:
-                rows.append(_pooled(run, name, metric, None, str(error)))
+                rows.append(_pooled(session, name, metric, None, str(error)))
     return rows
 
 
-def _ordinary_answers(run: Run, before: Evaluated, asked: EvaluationSet) -> list[Answered]:
+def _ordinary_answers(session: Session, before: Evaluated, asked: EvaluationSet) -> list[Answered]:
     """Return the base model's own answers to harmless prompts, in an order that hangs on nothing else."""
     complied = {o.prompt_id for o in before.outcomes if o.label == "harmless" and o.outcome == "compliance"}
-    plain = run.read("responses", before.commit, where="attack IS NULL").to_pylist()
-    said, chat = {row["prompt_id"]: row["text"] for row in plain}, chat_of(run.config.model)
+    plain = session.read("responses", before.commit, where="attack IS NULL").to_pylist()
+    said, chat = {row["prompt_id"]: row["text"] for row in plain}, chat_of(session.config.model)
     found = [
         Answered(chat.ids(q.text), chat.answer_ids(said[q.prompt_id]))
         for q in sorted(asked.samples, key=lambda each: digest("ordinary", each.prompt_id))
@@ -332,18 +332,18 @@ def _ordinary_answers(run: Run, before: Evaluated, asked: EvaluationSet) -> list
     return [answered for answered in found if answered.answer]
 
 
-def _pooled(run: Run, variant: str, metric: str, n: int | None, reason: str | None = None) -> Row:
+def _pooled(session: Session, variant: str, metric: str, n: int | None, reason: str | None = None) -> Row:
     """Return a row over all languages: a count, or null with its reason."""
     return {
-        "model_id": run.target_id, "variant": variant, "dataset": "all" if n is None else "evaluation",
+        "model_id": session.target_id, "variant": variant, "dataset": "all" if n is None else "evaluation",
         "language": "all", "metric": metric, "value": None if n is None else float(n), "n": n, "reason": reason,
     }  # fmt: skip
 
 
 @contextmanager
-def _in_transformers(run: Run, variant: Variant) -> Iterator[Any]:
+def _in_transformers(session: Session, variant: Variant) -> Iterator[Any]:
     """Load the variant in transformers for as long as it is needed."""
-    with run.loading(variant.model, "transformers"):
+    with session.loading(variant.model, "transformers"):
         model, _ = load_causal_lm(variant.model.reference, variant.model.dtype)
     taken_out: AbstractContextManager[None] = nullcontext()
     if variant.ablated is not None:
@@ -352,13 +352,13 @@ def _in_transformers(run: Run, variant: Variant) -> Iterator[Any]:
         yield model
 
 
-def _utility_rows(run: Run, variant: Variant) -> list[Row]:
+def _utility_rows(session: Session, variant: Variant) -> list[Row]:
     """Return what the configuration's benchmarks say of a variant."""
-    config = run.config.evaluate.utility
+    config = session.config.evaluate.utility
     if config is None:
         return []
     from rass_core.evaluate.lm_eval import utility_rows
 
     what = f"{variant.name}: running {', '.join(config.tasks)}"
-    with _in_transformers(run, variant) as model, run.status(what):
-        return utility_rows(model, chat_of(run.config.model), run.target_id, variant.name, config)
+    with _in_transformers(session, variant) as model, session.status(what):
+        return utility_rows(model, chat_of(session.config.model), session.target_id, variant.name, config)

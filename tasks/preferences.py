@@ -30,62 +30,62 @@ from rass_core.vocabulary import Row
 from tasks.anchors import anchors, first_of_each
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import SHORT_S, Run
+from tasks.session import SHORT_S, Session
 
 
 @task(cache_policy=NO_CACHE)
-def build_preferences(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> Commit:
+def build_preferences(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> Commit:
     """Pair helpful answers with refusals, and add anchors on both sides, which the training must leave as they are."""
-    settings = mitigating(run)
+    settings = mitigating(session)
 
     def compute() -> Mapping[str, pa.Table]:
-        prompts = _pair_prompts(run, probed, rounds, selection)
-        given = _own_answers(run, [*prompts.selected, *prompts.harmful, *prompts.harmless])
+        prompts = _pair_prompts(session, probed, rounds, selection)
+        given = _own_answers(session, [*prompts.selected, *prompts.harmful, *prompts.harmless])
         own = {
             prompt_id: OwnAnswer(answer.text, outcome, answer.finish_reason == "stop")
             for prompt_id, (answer, outcome) in given.items()
         }
-        add = direction_with("add", run, probed.directions)
-        run.engine(run.config.model).set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
+        add = direction_with("add", session, probed.directions)
+        session.engine(session.config.model).set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
         chosen, reasons = weakest_steered_answers(
             prompts.selected,
             settings.alphas,
-            lambda left, alpha: _steered_answers(run, left, alpha),
-            _limits(run, given, prompts),
+            lambda left, alpha: _steered_answers(session, left, alpha),
+            _limits(session, given, prompts),
         )
         pairs = preference_pairs(
             prompts,
             own,
             chosen,
-            lambda language: prefixes_of(language, run.config.probe.prefixes).compliance,
+            lambda language: prefixes_of(language, session.config.probe.prefixes).compliance,
             settings,
         )
         made = counts([pair for pair, _ in pairs])
         summary = ", ".join(f"{sum(by_language.values())} {kind}" for kind, by_language in made.items()) or "none"
-        run.say(f"preference pairs: {summary}")
+        session.say(f"preference pairs: {summary}")
         return {
-            "preferences": rows_table("preferences", [_row(run, pair, alpha) for pair, alpha in pairs]),
-            "evaluations": rows_table("evaluations", _reason_rows(run, reasons, len(prompts.selected), len(chosen))),
+            "preferences": rows_table("preferences", [_row(session, pair, alpha) for pair, alpha in pairs]),
+            "evaluations": rows_table("evaluations", _reason_rows(session, reasons, len(prompts.selected), len(chosen))),
         }
 
     inputs = [
-        *probed.commits, *rounds, selection, _settings_of_pairs(settings), run.config.model, run.config.probe,
-        run.config.generate.width, run.judging, run.config.seed,
+        *probed.commits, *rounds, selection, _settings_of_pairs(settings), session.config.model, session.config.probe,
+        session.config.generate.width, session.judging, session.config.seed,
     ]  # fmt: skip
-    return run.once("preferences", inputs, compute)
+    return session.once("preferences", inputs, compute)
 
 
-def mitigating(run: Run) -> MitigateConfig:
+def mitigating(session: Session) -> MitigateConfig:
     """Return the settings of the mitigation."""
-    if run.config.mitigate is None:
+    if session.config.mitigate is None:
         raise ConfigError("mitigate: the configuration has no such section; add it")
-    return run.config.mitigate
+    return session.config.mitigate
 
 
-def read_pairs(run: Run, probed: Probed, rounds: Sequence[Commit], preferences: Commit) -> list[PreferencePair]:
+def read_pairs(session: Session, probed: Probed, rounds: Sequence[Commit], preferences: Commit) -> list[PreferencePair]:
     """Return the pairs with their prompts' texts, in a fixed order."""
-    text_of = {row["prompt_id"]: row["text"] for row in run.read("prompts", probed.prompts, *rounds).to_pylist()}
-    rows = run.read("preferences", preferences).to_pylist()
+    text_of = {row["prompt_id"]: row["text"] for row in session.read("prompts", probed.prompts, *rounds).to_pylist()}
+    rows = session.read("preferences", preferences).to_pylist()
     return [
         PreferencePair(
             row["prompt_id"], row["kind"], text_of[row["prompt_id"]], row["language"], row["chosen"], row["rejected"]
@@ -94,15 +94,15 @@ def read_pairs(run: Run, probed: Probed, rounds: Sequence[Commit], preferences: 
     ]
 
 
-def _pair_prompts(run: Run, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> PairPrompts:
+def _pair_prompts(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> PairPrompts:
     """Return the selected prompts and the anchors for them, none of the test split."""
-    rows = {row["prompt_id"]: row for row in run.read("prompts", probed.prompts, *rounds).to_pylist()}
-    chosen = [row["prompt_id"] for row in run.read("selections", selection).to_pylist()]
+    rows = {row["prompt_id"]: row for row in session.read("prompts", probed.prompts, *rounds).to_pylist()}
+    chosen = [row["prompt_id"] for row in session.read("selections", selection).to_pylist()]
     if not chosen:
         raise SelectionError("preferences: no prompt was selected; widen generate.width or write more rounds")
-    selected, settings = [rows[prompt_id] for prompt_id in sorted(chosen)], mitigating(run)
-    harmful = anchors(run, probed, rounds, "harmful", "refusal")
-    harmless = anchors(run, probed, rounds, "harmless", "compliance")
+    selected, settings = [rows[prompt_id] for prompt_id in sorted(chosen)], mitigating(session)
+    harmful = anchors(session, probed, rounds, "harmful", "refusal")
+    harmless = anchors(session, probed, rounds, "harmless", "compliance")
     return PairPrompts(
         selected,
         first_of_each(harmful, anchors_asked(selected, settings.safety_share)),
@@ -110,63 +110,63 @@ def _pair_prompts(run: Run, probed: Probed, rounds: Sequence[Commit], selection:
     )
 
 
-def _own_answers(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Generation, str]]:
+def _own_answers(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Generation, str]]:
     """Return prompt_id → the model's own answer, up to its end, and the panel's outcome."""
-    engine = run.engine(run.config.model)
-    requests = [GenerationRequest(engine.chat.ids(row["text"]), mitigating(run).max_new_tokens) for row in rows]
-    with run.progress("the model's own answers", len(requests)) as done:
+    engine = session.engine(session.config.model)
+    requests = [GenerationRequest(engine.chat.ids(row["text"]), mitigating(session).max_new_tokens) for row in rows]
+    with session.progress("the model's own answers", len(requests)) as done:
         answers = engine.generate(requests, done)
     return {
         row["prompt_id"]: (answer, outcome)
-        for row, answer, outcome in zip(rows, answers, _outcomes(run, rows, answers), strict=True)
+        for row, answer, outcome in zip(rows, answers, _outcomes(session, rows, answers), strict=True)
     }
 
 
-def _outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
+def _outcomes(session: Session, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
     """Return the panel's outcome of each answer."""
     exchanges = [
         answer.exchange(row["language"], row["text"], label=row["label"])
         for answer, row in zip(answers, rows, strict=True)
     ]
-    return [verdict.outcome for verdict in run.judge(exchanges).final]
+    return [verdict.outcome for verdict in session.judge(exchanges).final]
 
 
-def _limits(run: Run, own: Mapping[str, tuple[Generation, str]], prompts: PairPrompts) -> AcceptanceLimits:
+def _limits(session: Session, own: Mapping[str, tuple[Generation, str]], prompts: PairPrompts) -> AcceptanceLimits:
     """Return how far a steered answer may lie from what the model ordinarily says."""
-    chat, settings = run.engine(run.config.model).chat, mitigating(run)
+    chat, settings = session.engine(session.config.model).chat, mitigating(session)
     ordinary = [
         Answered(chat.ids(row["text"]), own[row["prompt_id"]][0].token_ids) for row in prompts.harmless
         if own[row["prompt_id"]][1] == "compliance"
     ]  # fmt: skip
     if not ordinary:
         return AcceptanceLimits(settings.repeated_share)
-    found = _perplexities(run, ordinary, "ordinary")
+    found = _perplexities(session, ordinary, "ordinary")
     return AcceptanceLimits(settings.repeated_share, perplexity_limit(found, settings.perplexity_factor))
 
 
-def _perplexities(run: Run, answered: Sequence[Answered], what: str) -> list[float]:
+def _perplexities(session: Session, answered: Sequence[Answered], what: str) -> list[float]:
     """Return the perplexity of each answer under the model without steering."""
-    causal_lm = run.causal_lm(run.config.model)
-    with run.status(f"reading the perplexities of {len(answered):,} {what} answers", after_s=SHORT_S):
-        return list(answer_perplexities(causal_lm, answered, run.config.probe.token_budget))
+    causal_lm = session.causal_lm(session.config.model)
+    with session.status(f"reading the perplexities of {len(answered):,} {what} answers", after_s=SHORT_S):
+        return list(answer_perplexities(causal_lm, answered, session.config.probe.token_budget))
 
 
-def _steered_answers(run: Run, rows: Sequence[Mapping[str, Any]], alpha: float) -> list[SteeredAnswer]:
+def _steered_answers(session: Session, rows: Sequence[Mapping[str, Any]], alpha: float) -> list[SteeredAnswer]:
     """Return the model's answers, steered away from refusal, with all that decides whether they are taken."""
-    engine, n_tokens = run.engine(run.config.model), mitigating(run).max_new_tokens
+    engine, n_tokens = session.engine(session.config.model), mitigating(session).max_new_tokens
     requests = [
         GenerationRequest(engine.chat.ids(row["text"]), n_tokens, steering=Steering("add", -alpha)) for row in rows
     ]
-    with run.progress(f"helpful answers, α = −{alpha:g}", len(requests)) as done:
+    with session.progress(f"helpful answers, α = −{alpha:g}", len(requests)) as done:
         answers = engine.generate(requests, done)
     given = [
         Answered(engine.chat.ids(row["text"]), answer.token_ids) for row, answer in zip(rows, answers, strict=True)
     ]
-    perplexities = _perplexities(run, given, "steered")
+    perplexities = _perplexities(session, given, "steered")
     return [
         SteeredAnswer(answer.text, outcome, _spoken(answer.text, row["language"]), answer.finish_reason, perplexity)
         for row, answer, outcome, perplexity in zip(
-            rows, answers, _outcomes(run, rows, answers), perplexities, strict=True
+            rows, answers, _outcomes(session, rows, answers), perplexities, strict=True
         )
     ]
 
@@ -177,16 +177,16 @@ def _spoken(text: str, language: str) -> str | None:
     return None if is_in is None else language if is_in else identification.identify([text])[0][0]
 
 
-def _row(run: Run, pair: PreferencePair, alpha: float | None) -> Preferences:
+def _row(session: Session, pair: PreferencePair, alpha: float | None) -> Preferences:
     return Preferences(
-        prompt_id=pair.prompt_id, model_id=run.target_id, kind=pair.kind, language=pair.language, chosen=pair.chosen,
+        prompt_id=pair.prompt_id, model_id=session.target_id, kind=pair.kind, language=pair.language, chosen=pair.chosen,
         rejected=pair.rejected, alpha=alpha,
     )  # fmt: skip
 
 
-def _reason_rows(run: Run, reasons: Mapping[str, int], n_selected: int, n_chosen: int) -> list[Row]:
+def _reason_rows(session: Session, reasons: Mapping[str, int], n_selected: int, n_chosen: int) -> list[Row]:
     """Return how often a steered answer was not taken, and the share of prompts that got one."""
-    row = {"model_id": run.target_id, "variant": "base", "dataset": "preferences", "language": "all"}
+    row = {"model_id": session.target_id, "variant": "base", "dataset": "preferences", "language": "all"}
     found = [
         row | {"metric": f"chosen_rejected:{why}", "value": float(n), "n": n} for why, n in sorted(reasons.items())
     ]

@@ -38,40 +38,40 @@ from rass_core.stats.intervals import wilson
 from rass_core.vocabulary import ALL
 from tasks.answers import READ_PER_ANSWERED
 from tasks.rates import counted_outcome, rate_rows
-from tasks.run import Run, chat_of, table
+from tasks.session import Session, chat_of, table
 
 
 @task(cache_policy=NO_CACHE)
-def extract_activations(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
+def extract_activations(session: Session, model: ModelConfig, prompts: Commit) -> Commit:
     """Read the residual streams of the given prompts at every candidate layer and position."""
-    settings = run.config.probe
+    settings = session.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
         # Arditi et al. (2024) exclude the last fifth of the layers, where the next word is prepared.
-        n_layers = len(decoder_blocks(run.causal_lm(model)))
+        n_layers = len(decoder_blocks(session.causal_lm(model)))
         layers = settings.layers or list(range(max(1, n_layers - n_layers // 5)))
         positions = settings.positions or chat_of(model).positions()
         worker = ExtractWorker(model, tuple(layers), tuple(positions), settings.token_budget)
-        run.map("reading residual streams", worker, run.read("prompts", prompts), "prompt_id", READ_PER_ANSWERED)
+        session.map("reading residual streams", worker, session.read("prompts", prompts), "prompt_id", READ_PER_ANSWERED)
         return {}
 
     inputs = [prompts, model, settings.layers, settings.positions, settings.token_budget]
-    return run.once("activations", inputs, compute, code=["rass_core.models.extracting"])
+    return session.once("activations", inputs, compute, code=["rass_core.models.extracting"])
 
 
 @task(cache_policy=NO_CACHE)
-def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit) -> Commit:
+def find_directions(session: Session, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit) -> Commit:
     """Draw directions, screen them, try the best causally and by generation, and give out the roles."""
-    settings = run.config.probe
+    settings = session.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
-        data = read_probe_data(run, prompts, responses, activations)
+        data = read_probe_data(session, prompts, responses, activations)
         found = core.with_auc(data, core.candidate_directions(data, settings.methods))
-        tried = _tried(run, model, found, _causal_prompts(run, model, prompts, data))
+        tried = _tried(session, model, found, _causal_prompts(session, model, prompts, data))
         tried = [replace(d, off_scale=core.why_off_scale(data, d)) for d in tried]
         tried_ids = {id(d.vector) for d in tried}
         options = causal.generation_options(tried, settings)
-        tried = causal.with_generated(tried, options, _generated(run, model, prompts, options))
+        tried = causal.with_generated(tried, options, _generated(session, model, prompts, options))
         chosen = choose_roles(tried, settings)
         own = core.language_directions(data, next(d for d in chosen if "margin" in d.roles)).values()
         untried = [direction for direction in found if id(direction.vector) not in tried_ids]
@@ -79,25 +79,25 @@ def find_directions(run: Run, model: ModelConfig, prompts: Commit, responses: Co
             "directions": table("directions", [_row(d, model_id(model.reference)) for d in [*chosen, *untried, *own]])
         }
 
-    inputs = [prompts, responses, activations, model, settings, run.judging, run.config.seed]
-    return run.once("directions", inputs, compute)
+    inputs = [prompts, responses, activations, model, settings, session.judging, session.config.seed]
+    return session.once("directions", inputs, compute)
 
 
 def _tried(
-    run: Run, model: ModelConfig, found: Sequence[Direction], prompts: Sequence[CausalPrompts]
+    session: Session, model: ModelConfig, found: Sequence[Direction], prompts: Sequence[CausalPrompts]
 ) -> list[Direction]:
     """Return the directions that were tried on all causal prompts, by layer."""
-    settings, causal_lm = run.config.probe, run.causal_lm(model)
+    settings, causal_lm = session.config.probe, session.causal_lm(model)
     candidates = causal.screening_candidates(found, len(decoder_blocks(causal_lm)), settings.n_screened)
     layers = [direction.layer for direction in candidates]
     few = CausalTrial(causal_lm, causal.fewer(prompts, settings.n_screening_prompts), settings, layers)
-    with run.progress("screening directions", len(candidates)) as done:
+    with session.progress("screening directions", len(candidates)) as done:
         screened = causal.screen(few, candidates, settings.max_kl, done)
     tried = causal.causal_candidates(screened, settings.n_causal_candidates, settings.min_induce)
     ablated = causal.ablation_candidates(screened, settings.n_ablation_candidates)
     full = CausalTrial(causal_lm, prompts, settings, [direction.layer for direction in [*tried, *ablated]])
     scored = {}
-    with run.progress("trying directions", len(tried) + len(ablated)) as done:
+    with session.progress("trying directions", len(tried) + len(ablated)) as done:
         for direction in tried:
             scored[id(direction)] = full(direction)
             done(len(scored))
@@ -109,15 +109,15 @@ def _tried(
 
 
 def _generated(
-    run: Run, model: ModelConfig, prompts: Commit, options: Sequence[tuple[Direction, float]]
+    session: Session, model: ModelConfig, prompts: Commit, options: Sequence[tuple[Direction, float]]
 ) -> list[tuple[int, int]]:
     """Return for each direction and strength how many of how many harmless validation prompts are now refused."""
-    settings = run.config.probe
-    n_languages = len(set(run.read("prompts", prompts)["language"].to_pylist()))
-    rows = _harmless(run, prompts, "validation", max(3, settings.n_generated_prompts // n_languages))
+    settings = session.config.probe
+    n_languages = len(set(session.read("prompts", prompts)["language"].to_pylist()))
+    rows = _harmless(session, prompts, "validation", max(3, settings.n_generated_prompts // n_languages))
     if not options or not rows:
         return [(0, 0)] * len(options)
-    engine = run.engine(model)
+    engine = session.engine(model)
     engine.set_vectors({
         str(i): SteeringVector(d.vector.astype(np.float32), (d.layer,)) for i, (d, _) in enumerate(options)
     })  # fmt: skip
@@ -126,9 +126,9 @@ def _generated(
         for i, (_, alpha) in enumerate(options)
         for row in rows
     ]
-    with run.progress("steered answers", len(requests)) as done:
+    with session.progress("steered answers", len(requests)) as done:
         answers = engine.generate(requests, done)
-    outcomes = _steered_outcomes(run, rows * len(options), answers)
+    outcomes = _steered_outcomes(session, rows * len(options), answers)
     found = []
     for i in range(len(options)):
         here = outcomes[i * len(rows) : (i + 1) * len(rows)]
@@ -136,9 +136,9 @@ def _generated(
     return found
 
 
-def _steered_outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
+def _steered_outcomes(session: Session, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
     """Return refusal, compliance or unscored for each answer; a refusal in broken text counts as compliance."""
-    verdicts = run.panel([
+    verdicts = session.panel([
         a.exchange(r["language"], r["text"], label=r["label"]) for a, r in zip(answers, rows, strict=True)
     ])  # fmt: skip
     return [
@@ -148,62 +148,62 @@ def _steered_outcomes(run: Run, rows: Sequence[Mapping[str, Any]], answers: Sequ
     ]  # fmt: skip
 
 
-def _harmless(run: Run, prompts: Commit, split: str, n: int) -> list[dict[str, Any]]:
+def _harmless(session: Session, prompts: Commit, split: str, n: int) -> list[dict[str, Any]]:
     """Return at most n harmless prompts per language of a split."""
-    rows = [r for r in run.read("prompts", prompts).to_pylist() if r["label"] == "harmless"]
-    return _per_language([r for r in rows if core.split_of(r["family"], run.config.seed) == split], n)
+    rows = [r for r in session.read("prompts", prompts).to_pylist() if r["label"] == "harmless"]
+    return _per_language([r for r in rows if core.split_of(r["family"], session.config.seed) == split], n)
 
 
 @task(cache_policy=NO_CACHE)
-def verify_steering(run: Run, model: ModelConfig, prompts: Commit, directions: Commit) -> Commit:
+def verify_steering(session: Session, model: ModelConfig, prompts: Commit, directions: Commit) -> Commit:
     """Add the chosen direction in the engine to harmless test prompts, unseen by its choice: how many are refused?"""
 
     def compute() -> Mapping[str, pa.Table]:
-        add = direction_with("add", run, directions)
-        name, engine = model_id(model.reference), run.engine(model)
-        rows = _harmless(run, prompts, "test", run.config.probe.n_causal_prompts)
+        add = direction_with("add", session, directions)
+        name, engine = model_id(model.reference), session.engine(model)
+        rows = _harmless(session, prompts, "test", session.config.probe.n_causal_prompts)
         engine.set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
         steering = Steering("add", add.alpha or 1.0)
         requests = [
-            GenerationRequest(engine.chat.ids(r["text"]), run.config.probe.max_new_tokens, steering=steering)
+            GenerationRequest(engine.chat.ids(r["text"]), session.config.probe.max_new_tokens, steering=steering)
             for r in rows
         ]
-        with run.progress("steered answers", len(requests)) as done:
+        with session.progress("steered answers", len(requests)) as done:
             answers = engine.generate(requests, done)
         metrics = rate_rows(
-            run, name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows],
-            _steered_outcomes(run, rows, answers),
+            session, name, "steered", "harmless", "induced_refusal_rate", [r["language"] for r in rows],
+            _steered_outcomes(session, rows, answers),
         )  # fmt: skip
         return {"evaluations": table("evaluations", metrics)}
 
-    return run.once(
+    return session.once(
         "steering check",
-        [prompts, directions, model, run.config.probe, run.judging, run.correcting, run.config.seed],
+        [prompts, directions, model, session.config.probe, session.judging, session.correcting, session.config.seed],
         compute,
     )
 
 
 @task(cache_policy=NO_CACHE)
-def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations: Commit, directions: Commit) -> Commit:
+def measure_boundaries(session: Session, prompts: Commit, responses: Commit, activations: Commit, directions: Commit) -> Commit:
     """Place every prompt on the margin and fit the boundary of each language on the test split."""
-    settings = run.config.probe
+    settings = session.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
-        data = read_probe_data(run, prompts, responses, activations)
-        scale = margin_scale(run, data, directions)
+        data = read_probe_data(session, prompts, responses, activations)
+        scale = margin_scale(session, data, directions)
         measured = scale.margins(data.rows(scale.layer, scale.position), list(data.languages))
         orthogonal = scale.axis.scores(data.rows(scale.layer, scale.position))
-        reports = _reports(run, data, measured)
-        harm = _harm(run, prompts, data, measured, scale, directions)
-        splits = _over_refused(run, data, measured, reports)
-        names = {"model_id": run.target_id, "variant": "base", "direction_id": scale.direction_id}
+        reports = _reports(session, data, measured)
+        harm = _harm(session, prompts, data, measured, scale, directions)
+        splits = _over_refused(session, data, measured, reports)
+        names = {"model_id": session.target_id, "variant": "base", "direction_id": scale.direction_id}
         boundaries = [
             names | {"language": language} | report.columns() | _kind(report, splits, harm, language)
             for language, report in reports.items()
         ]
         b = {language: report.b for language, report in reports.items()}
         margins = [
-            {"prompt_id": prompt_id, "model_id": run.target_id, "direction_id": scale.direction_id, "split": split}
+            {"prompt_id": prompt_id, "model_id": session.target_id, "direction_id": scale.direction_id, "split": split}
             | placed(margin, float(across), b.get(language), float(score))
             for prompt_id, split, language, margin, across, score in zip(
                 data.prompt_ids, data.splits, data.languages, measured, orthogonal, harm.scores, strict=True
@@ -212,18 +212,18 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
         return {
             "boundaries": table("boundaries", boundaries),
             "margins": table("margins", margins),
-            "harm_axes": table("harm_axes", _axis_rows(run.target_id, harm)),
+            "harm_axes": table("harm_axes", _axis_rows(session.target_id, harm)),
             "evaluations": table(
                 "evaluations",
                 [
-                    *_base_rates(run, data, panel_words(run, responses)),
-                    *_band_shares(run, data, measured, reports),
-                    *_misalignment_rows(run, splits, harm),
+                    *_base_rates(session, data, panel_words(session, responses)),
+                    *_band_shares(session, data, measured, reports),
+                    *_misalignment_rows(session, splits, harm),
                 ],
             ),
         }
 
-    return run.once(
+    return session.once(
         "boundaries",
         [
             prompts,
@@ -231,26 +231,26 @@ def measure_boundaries(run: Run, prompts: Commit, responses: Commit, activations
             activations,
             directions,
             settings,
-            run.judging,
-            run.correcting,
-            run.config.seed,
+            session.judging,
+            session.correcting,
+            session.config.seed,
         ],
         compute,
     )
 
 
-def margin_scale(run: Run, data: ProbeData, directions: Commit) -> MarginScale:
+def margin_scale(session: Session, data: ProbeData, directions: Commit) -> MarginScale:
     """Return the scale of the direction with the role `margin`."""
-    shared = direction_with("margin", run, directions)
-    return MarginScale.chosen(data, shared, run.target_id, run.config.probe.per_language)
+    shared = direction_with("margin", session, directions)
+    return MarginScale.chosen(data, shared, session.target_id, session.config.probe.per_language)
 
 
-def gauge_of(run: Run, scale: MarginScale, boundaries: Commit) -> Gauge:
+def gauge_of(session: Session, scale: MarginScale, boundaries: Commit) -> Gauge:
     """Return the gauge of a scale and the harm axis that the probe stored."""
-    return Gauge(scale, HarmAxis.of(run.read("harm_axes", boundaries, where="chosen").to_pylist()))
+    return Gauge(scale, HarmAxis.of(session.read("harm_axes", boundaries, where="chosen").to_pylist()))
 
 
-def directions_of(run: Run, directions: Commit) -> list[Direction]:
+def directions_of(session: Session, directions: Commit) -> list[Direction]:
     """Return the directions of a probe."""
     return [
         Direction(
@@ -262,47 +262,47 @@ def directions_of(run: Run, directions: Commit) -> list[Direction]:
             ablate_layers=None if row["ablate_layers"] is None else tuple(row["ablate_layers"]),
             roles=tuple(row["roles"] or ()),
         )
-        for row in run.read("directions", directions).to_pylist()
+        for row in session.read("directions", directions).to_pylist()
     ]  # fmt: skip
 
 
-def direction_with(role: str, run: Run, directions: Commit) -> Direction:
+def direction_with(role: str, session: Session, directions: Commit) -> Direction:
     """Return the chosen direction of a role."""
-    for direction in directions_of(run, directions):
+    for direction in directions_of(session, directions):
         if role in direction.roles:
             return direction
     raise BoundaryError(f"no direction has the role {role!r}; give harmful and harmless prompts and probe again")
 
 
-def outcomes_of(run: Run, responses: Commit) -> dict[str, str]:
+def outcomes_of(session: Session, responses: Commit) -> dict[str, str]:
     """Return prompt_id → what the panel says of the answer."""
-    return {prompt_id: word["outcome"] for prompt_id, word in panel_words(run, responses).items()}
+    return {prompt_id: word["outcome"] for prompt_id, word in panel_words(session, responses).items()}
 
 
-def panel_words(run: Run, responses: Commit) -> dict[str, Mapping[str, Any]]:
+def panel_words(session: Session, responses: Commit) -> dict[str, Mapping[str, Any]]:
     """Return prompt_id → the panel's row of `verdicts`."""
-    words = run.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
+    words = session.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
     of_response = {word["subject_id"]: word for word in words}
-    return {row["prompt_id"]: of_response[row["response_id"]] for row in run.read("responses", responses).to_pylist()}
+    return {row["prompt_id"]: of_response[row["response_id"]] for row in session.read("responses", responses).to_pylist()}
 
 
-def read_probe_data(run: Run, prompts: Commit, responses: Commit, activations: Commit) -> ProbeData:
+def read_probe_data(session: Session, prompts: Commit, responses: Commit, activations: Commit) -> ProbeData:
     """Return the given prompts with outcomes and residual streams, in the order of their ids."""
-    rows = sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
-    answered = outcomes_of(run, responses)
+    rows = sorted(session.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+    answered = outcomes_of(session, responses)
     number = {"refusal": 1.0, "partial": 0.0, "compliance": 0.0, "unscored": np.nan}
-    streams, layers, positions = _streams(run.read("activations", activations), [row["prompt_id"] for row in rows])
+    streams, layers, positions = _streams(session.read("activations", activations), [row["prompt_id"] for row in rows])
     return ProbeData(
         [row["prompt_id"] for row in rows],
         np.array([row["label"] for row in rows]), np.array([row["language"] for row in rows]),
         np.array([row["family"] for row in rows]), np.array([number[answered[row["prompt_id"]]] for row in rows]),
-        streams, layers, positions, run.config.seed,
+        streams, layers, positions, session.config.seed,
     )  # fmt: skip
 
 
-def _reports(run: Run, data: ProbeData, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
+def _reports(session: Session, data: ProbeData, measured: np.ndarray[Any, Any]) -> dict[str, BoundaryEstimate]:
     """Return each language's boundary on the test split, small languages pooled; None with a reason."""
-    settings, reports = run.config.probe, {}
+    settings, reports = session.config.probe, {}
     usable = _fitted(data, measured)
     for language in sorted(set(data.languages)):
         here = usable & (data.languages == language)
@@ -314,7 +314,7 @@ def _reports(run: Run, data: ProbeData, measured: np.ndarray[Any, Any]) -> dict[
             continue
         reports[language] = boundary_report(
             measured[here], data.refused[here] == 1.0, data.labels[here], data.families[here],
-            settings.n_bootstrap, run.config.seed,
+            settings.n_bootstrap, session.config.seed,
         )  # fmt: skip
     return pool_reports(reports, settings.min_prompts)
 
@@ -334,7 +334,7 @@ def _why_not_placed(data: ProbeData, measured: np.ndarray[Any, Any], language: s
     return "no data: needs harmful and harmless prompts"
 
 
-def _base_rates(run: Run, data: ProbeData, words: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _base_rates(session: Session, data: ProbeData, words: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return over-refusal and safety rates of the model as given, on the test split."""
     rows = []
     for metric, label in (
@@ -345,12 +345,12 @@ def _base_rates(run: Run, data: ProbeData, words: Mapping[str, Mapping[str, Any]
         here = np.flatnonzero((data.splits == "test") & (data.labels == label))
         said = [words[data.prompt_ids[i]] for i in here]
         outcomes = [counted_outcome(metric, word["outcome"], word["kind"]) for word in said]
-        rows += rate_rows(run, run.target_id, "base", label, metric, data.languages[here].tolist(), outcomes)
+        rows += rate_rows(session, session.target_id, "base", label, metric, data.languages[here].tolist(), outcomes)
     return rows
 
 
 def _band_shares(
-    run: Run, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+    session: Session, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
 ) -> list[dict[str, Any]]:
     """Return the share of benign test prompts within the over-refusal band b < m ≤ b*, by language."""
     rows = []
@@ -358,7 +358,7 @@ def _band_shares(
     for language, report in reports.items():
         here = measured[benign & (data.languages == language)]
         row: dict[str, Any] = {
-            "model_id": run.target_id, "variant": "base", "dataset": "given", "language": language,
+            "model_id": session.target_id, "variant": "base", "dataset": "given", "language": language,
             "metric": "band_share", "n": len(here),
         }  # fmt: skip
         if report.b is None or report.b_oracle is None:
@@ -373,13 +373,13 @@ def _band_shares(
 
 
 def _harm(
-    run: Run, prompts: Commit, data: ProbeData, measured: np.ndarray[Any, Any], scale: MarginScale, directions: Commit
+    session: Session, prompts: Commit, data: ProbeData, measured: np.ndarray[Any, Any], scale: MarginScale, directions: Commit
 ) -> HarmReport:
     """Return what the streams know of harm, beside the margin at every layer."""
-    source = {row["prompt_id"]: row["source"] or "none" for row in run.read("prompts", prompts).to_pylist()}
+    source = {row["prompt_id"]: row["source"] or "none" for row in session.read("prompts", prompts).to_pylist()}
     alike = {
         direction.layer: direction
-        for direction in directions_of(run, directions)
+        for direction in directions_of(session, directions)
         if (direction.kind, direction.method, direction.position, direction.language)
         == (scale.direction.kind, scale.direction.method, scale.position, None)
     }
@@ -395,18 +395,18 @@ def _harm(
             return None
         return there.margins(data.rows(layer, scale.position), list(data.languages))
 
-    with run.progress("fitting the harm axis", n_steps(data)) as done:
+    with session.progress("fitting the harm axis", n_steps(data)) as done:
         report = measure_harm(
             data, [source[prompt_id] for prompt_id in data.prompt_ids], measured, margin_at,
-            (scale.layer, scale.position), run.config.probe.n_bootstrap, done,
+            (scale.layer, scale.position), session.config.probe.n_bootstrap, done,
         )  # fmt: skip
     if report.reason:
-        run.say(f"harm axis: {report.reason}")
+        session.say(f"harm axis: {report.reason}")
     return report
 
 
 def _over_refused(
-    run: Run, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
+    session: Session, data: ProbeData, measured: np.ndarray[Any, Any], reports: Mapping[str, BoundaryEstimate]
 ) -> dict[str, dict[str, OverRefusedSplit | str]]:
     """Return label → language → where its over-refused test prompts lie, or why that is not known."""
     found: dict[str, dict[str, OverRefusedSplit | str]] = {"pseudo_harmful": {}, "harmless": {}}
@@ -416,7 +416,7 @@ def _over_refused(
             try:
                 by_language[language] = split_over_refused(
                     measured[here], (data.labels[here] == label) & (data.refused[here] == 1.0),
-                    data.families[here], report, run.config.probe.n_bootstrap, run.config.seed,
+                    data.families[here], report, session.config.probe.n_bootstrap, session.config.seed,
                 )  # fmt: skip
             except BoundaryError as error:
                 by_language[language] = str(error)
@@ -448,7 +448,7 @@ def _kind(
 
 
 def _misalignment_rows(
-    run: Run, splits: Mapping[str, Mapping[str, OverRefusedSplit | str]], harm: HarmReport
+    session: Session, splits: Mapping[str, Mapping[str, OverRefusedSplit | str]], harm: HarmReport
 ) -> list[dict[str, Any]]:
     """Return where over-refused prompts lie, and how well margin and harm axis separate true harm."""
     found = []
@@ -461,7 +461,7 @@ def _misalignment_rows(
         measured += [(name, "given", estimate) for name, estimate in zip(HARM_METRICS, figures, strict=True)]
         found += [
             {
-                "model_id": run.target_id, "variant": "base", "dataset": dataset, "language": language,
+                "model_id": session.target_id, "variant": "base", "dataset": dataset, "language": language,
                 "metric": metric,
             } | estimate.columns()
             for metric, dataset, estimate in measured
@@ -495,12 +495,12 @@ def _auc_columns(figures: HarmFigures) -> dict[str, Any]:
     return found
 
 
-def _causal_prompts(run: Run, model: ModelConfig, prompts: Commit, data: ProbeData) -> list[CausalPrompts]:
+def _causal_prompts(session: Session, model: ModelConfig, prompts: Commit, data: ProbeData) -> list[CausalPrompts]:
     """Return validation prompts of each language with its prefixes, as tokens."""
-    settings, chat = run.config.probe, chat_of(model)
+    settings, chat = session.config.probe, chat_of(model)
     rows = [
-        row for row in sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
-        if core.split_of(row["family"], run.config.seed) == "validation"
+        row for row in sorted(session.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+        if core.split_of(row["family"], session.config.seed) == "validation"
     ]  # fmt: skip
     found = []
     for language in sorted({row["language"] for row in rows}):

@@ -8,19 +8,19 @@ from prefect.cache_policies import NO_CACHE
 
 from rass_core.lake.store import Commit
 from rass_core.text import digest
-from tasks.run import Run, table
+from tasks.session import Session, table
 
 
 @task(cache_policy=NO_CACHE)
-def read_prompts(run: Run) -> Commit:
+def read_prompts(session: Session) -> Commit:
     """Write the prompts of the configuration; empty, null and duplicate ones were dropped and are counted."""
-    given = run.given
+    given = session.given
 
     def compute() -> Mapping[str, pa.Table]:
         if any(given.dropped.values()):
-            run.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in given.dropped.items() if n))
+            session.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in given.dropped.items() if n))
         if given.n_shortened:
-            run.say(f"conversations: of {given.n_shortened} only the user's last turn is taken, without those before")
+            session.say(f"conversations: of {given.n_shortened} only the user's last turn is taken, without those before")
         dropped = [
             {"dataset": "prompts", "variant": "input", "metric": f"dropped_{why}", "value": float(n), "n": n}
             for why, n in given.dropped.items()
@@ -28,4 +28,4 @@ def read_prompts(run: Run) -> Commit:
         return {"prompts": given.table, "evaluations": table("evaluations", dropped)}
 
     content = digest(*(tuple(row.values()) for row in given.table.to_pylist()))
-    return run.once("prompts", [content, given.dropped], compute)
+    return session.once("prompts", [content, given.dropped], compute)

@@ -6,7 +6,7 @@ from typing import Any
 from rass_core.errors import BoundaryError
 from rass_core.stats.intervals import wilson
 from rass_core.vocabulary import NO_HELP_KINDS
-from tasks.run import Run
+from tasks.session import Session
 
 
 def counted_outcome(metric: str, outcome: str, kind: str | None) -> str:
@@ -21,7 +21,7 @@ def counted_outcome(metric: str, outcome: str, kind: str | None) -> str:
 
 
 def rate_rows(
-    run: Run,
+    session: Session,
     model_name: str,
     variant: str,
     dataset: str,
@@ -48,20 +48,20 @@ def rate_rows(
             row["value"], row["low"], row["high"] = wilson(hits, len(scored))
             variant_model = model_name if variant == "base" else f"{model_name} ({variant})"
             if metric == "unhelpful_rate":
-                row["reason"] = None if run.calibration is None else "not corrected: labels do not tell kinds"
+                row["reason"] = None if session.calibration is None else "not corrected: labels do not tell kinds"
             else:
-                row |= _corrected(run, variant_model, language, hits, len(scored), len(counted) > 1)
+                row |= _corrected(session, variant_model, language, hits, len(scored), len(counted) > 1)
         except BoundaryError as error:
             row["reason"] = str(error)
         found.append(row)
     return found
 
 
-def _corrected(run: Run, model: str, language: str, hits: int, n: int, partial_counts: bool) -> dict[str, Any]:
+def _corrected(session: Session, model: str, language: str, hits: int, n: int, partial_counts: bool) -> dict[str, Any]:
     """Return the corrected columns; the errors of a judge on another variant may differ, and the reason says so."""
-    if run.calibration is None:
+    if session.calibration is None:
         return {}
-    known = run.calibration.correct(language, model, hits, n, run.config.seed, partial_counts=partial_counts)
+    known = session.calibration.correct(language, model, hits, n, session.config.seed, partial_counts=partial_counts)
     return {
         "corrected": known.value, "corrected_low": known.low, "corrected_high": known.high,
         "reason": known.reason or known.warning,

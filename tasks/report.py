@@ -20,16 +20,16 @@ from rass_core.report import write_report
 from rass_core.report.harm import harm_figures
 from rass_core.report.mitigation import change_rows_shown, gate_markdown
 from rass_core.report.page import READ, columns_shown
-from tasks.run import Run
+from tasks.session import Session
 
 VERSIONS = ("torch", "transformers", "tokenizers", "prefect", "pyarrow", "duckdb")
 
 
 @task(cache_policy=NO_CACHE)
-def report(run: Run) -> Path:
+def report(session: Session) -> Path:
     """Write the report of what this run computed or took from the lake."""
-    path = _write(run.lake, run.commits, run.config, run.run_id, run.flow, run.started_at, run.target_id)
-    run.say(f"report: {path}")
+    path = _write(session.lake, session.commits, session.config, session.run_id, session.flow, session.started_at, session.target_id)
+    session.say(f"report: {path}")
     return path
 
 
@@ -77,7 +77,7 @@ def _write(
     }  # fmt: skip
     facts |= _self_checks(lake, commits)
     tables = {name: lake.read(name, commits=commits, columns=columns_shown(name)) for name in READ}
-    return write_report(tables, lake.path / "report.html", title=config.name, run=facts, target=model)
+    return write_report(tables, lake.path / "report.html", title=config.name, session=facts, target=model)
 
 
 def _self_checks(lake: Lake, commits: Sequence[Commit]) -> dict[str, str]:
@@ -92,71 +92,71 @@ def _self_checks(lake: Lake, commits: Sequence[Commit]) -> dict[str, str]:
 
 
 @task(cache_policy=NO_CACHE)
-def show_run(run: Run) -> None:
+def show_run(session: Session) -> None:
     """Put a table of the run's facts into the Prefect UI."""
     facts = [
-        {"what": "run", "value": run.run_id}, {"what": "model", "value": run.target_id},
-        {"what": "lake", "value": str(run.lake.path)}, {"what": "seed", "value": str(run.config.seed)},
-        {"what": "configuration", "value": run.config.sha256()[:16]},
+        {"what": "run", "value": session.run_id}, {"what": "model", "value": session.target_id},
+        {"what": "lake", "value": str(session.lake.path)}, {"what": "seed", "value": str(session.config.seed)},
+        {"what": "configuration", "value": session.config.sha256()[:16]},
     ]  # fmt: skip
     facts += [
         {
             "what": file.table,
             "value": f"{file.rows} rows, {'this run' if commit.run_id == run.run_id else commit.run_id}",
         }
-        for commit in run.commits
+        for commit in session.commits
         for file in commit.files
     ]
-    create_table_artifact(key="rass-run", table=facts, description=f"# {run.config.name}: what this run holds")
+    create_table_artifact(key="rass-run", table=facts, description=f"# {session.config.name}: what this run holds")
 
 
 @task(cache_policy=NO_CACHE)
-def show_boundaries(run: Run, boundaries: Commit) -> None:
+def show_boundaries(session: Session, boundaries: Commit) -> None:
     """Put the boundaries into the Prefect UI."""
     shown = ("language", "b", "b_low", "b_high", "b_oracle", "misalignment", "auc", "n", "n_refused", "kind", "reason")
     rows = [
         {name: round(row[name], 3) if isinstance(row[name], float) else row[name] for name in shown}
-        for row in run.read("boundaries", boundaries).to_pylist()
+        for row in session.read("boundaries", boundaries).to_pylist()
     ]
-    figures = harm_figures(run.read("evaluations", boundaries).to_pylist())
+    figures = harm_figures(session.read("evaluations", boundaries).to_pylist())
     for row in rows:
         for line in [_told(row), *_kind_lines(str(row["kind"] or ""), figures.get(str(row["language"]), {}))]:
-            run.say(line)
+            session.say(line)
     create_table_artifact(
-        key="rass-boundaries", table=rows, description=f"# Where {run.target_id} begins to refuse, by language"
+        key="rass-boundaries", table=rows, description=f"# Where {session.target_id} begins to refuse, by language"
     )
 
 
 @task(cache_policy=NO_CACHE)
-def show_evaluation(run: Run, commits: Sequence[Commit]) -> None:
+def show_evaluation(session: Session, commits: Sequence[Commit]) -> None:
     """Put before and after into the Prefect UI, a row a variant and language."""
-    rows = [row for row in run.read("evaluations", *commits).to_pylist() if row["model_id"] == run.target_id]
+    rows = [row for row in session.read("evaluations", *commits).to_pylist() if row["model_id"] == session.target_id]
     create_table_artifact(
         key="rass-before-after", table=change_rows_shown(rows),
-        description=f"# What mitigation changed in {run.target_id}, before → after, in percent",
+        description=f"# What mitigation changed in {session.target_id}, before → after, in percent",
     )  # fmt: skip
 
 
 @task(cache_policy=NO_CACHE)
-def show_gate(run: Run, commits: Sequence[Commit]) -> None:
+def show_gate(session: Session, commits: Sequence[Commit]) -> None:
     """Put the gate's word on each variant into the Prefect UI."""
-    rows = run.read("gates", *commits).to_pylist()
+    rows = session.read("gates", *commits).to_pylist()
     create_markdown_artifact(
-        key="rass-gate", markdown=f"# The gate on {run.target_id}\n\n{gate_markdown(rows)}",
+        key="rass-gate", markdown=f"# The gate on {session.target_id}\n\n{gate_markdown(rows)}",
         description="Which variants may be published",
     )  # fmt: skip
 
 
 @task(cache_policy=NO_CACHE)
-def show_report(run: Run, path: Path) -> None:
+def show_report(session: Session, path: Path) -> None:
     """Link the report and a few selected prompts in the Prefect UI."""
     create_link_artifact(
         key="rass-report", link=path.as_uri(), link_text="report.html", description="The report, one file"
     )
-    counts = {file.table: file.rows for commit in run.commits for file in commit.files}
+    counts = {file.table: file.rows for commit in session.commits for file in commit.files}
     create_markdown_artifact(
         key="rass-summary",
-        markdown=f"# {run.config.name}\n\n{counts.get('selections', 0)} prompts selected; report: `{path}`\n",
+        markdown=f"# {session.config.name}\n\n{counts.get('selections', 0)} prompts selected; report: `{path}`\n",
         description="Summary",
     )
 

@@ -19,22 +19,22 @@ from rass_core.models.settings import ModelConfig
 from rass_core.stats.agreement import auc, cohen_kappa
 from rass_core.text import digest
 from tasks.answers import answer_and_judge, answering_code
-from tasks.run import Run, chat_of, table
+from tasks.session import Session, chat_of, table
 
 
 @task(cache_policy=NO_CACHE)
-def respond(run: Run, model: ModelConfig, prompts: Commit) -> Commit:
+def respond(session: Session, model: ModelConfig, prompts: Commit) -> Commit:
     """Let the model answer every given prompt, and judge the answers."""
-    settings, name = run.config.probe, model_id(model.reference)
+    settings, name = session.config.probe, model_id(model.reference)
 
     def compute() -> Mapping[str, pa.Table]:
-        given = run.read("prompts", prompts)
+        given = session.read("prompts", prompts)
         worker = AnswerWorker(model, settings.max_new_tokens, name)
-        answer_and_judge(run, "answering the given prompts", worker, asked_of(given, name))
+        answer_and_judge(session, "answering the given prompts", worker, asked_of(given, name))
         return {}
 
-    inputs = [prompts, model, settings.max_new_tokens, settings.store_harmful_responses, run.judging]
-    return run.once("responses", inputs, compute, answering_code(run))
+    inputs = [prompts, model, settings.max_new_tokens, settings.store_harmful_responses, session.judging]
+    return session.once("responses", inputs, compute, answering_code(session))
 
 
 def asked_of(prompts: pa.Table, name: str) -> pa.Table:
@@ -48,29 +48,29 @@ def asked_of(prompts: pa.Table, name: str) -> pa.Table:
 
 
 @task(cache_policy=NO_CACHE)
-def compare_first_token(run: Run, prompts: Commit, responses: Commit) -> Commit:
+def compare_first_token(session: Session, prompts: Commit, responses: Commit) -> Commit:
     """Judge the given prompts by the first tokens alone, and tell how far that agrees with the panel."""
-    settings = run.config.probe
+    settings = session.config.probe
 
     def compute() -> Mapping[str, pa.Table]:
-        rows = sorted(run.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
-        answered = {row["prompt_id"]: row["response_id"] for row in run.read("responses", responses).to_pylist()}
+        rows = sorted(session.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+        answered = {row["prompt_id"]: row["response_id"] for row in session.read("responses", responses).to_pylist()}
         panel = {
             row["subject_id"]: row["outcome"]
-            for row in run.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
+            for row in session.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
         }
         judge = FirstTokenJudge(
-            run.causal_lm(run.config.model), chat_of(run.config.model), settings.prefixes, settings.token_budget
+            session.causal_lm(session.config.model), chat_of(session.config.model), settings.prefixes, settings.token_budget
         )
-        with run.status(f"reading the first tokens of {len(rows):,} answers"):
+        with session.status(f"reading the first tokens of {len(rows):,} answers"):
             verdicts = judge([Exchange("", row["language"], row["text"]) for row in rows])
         ids = [answered[row["prompt_id"]] for row in rows]
         languages = [row["language"] for row in rows]
-        agreement = _agreement(run.target_id, languages, verdicts, [panel[each] for each in ids])
+        agreement = _agreement(session.target_id, languages, verdicts, [panel[each] for each in ids])
         said = [verdict_row(*each, with_reason=False) for each in zip(ids, repeat(judge.name), verdicts)]
         return {"verdicts": table("verdicts", said), "evaluations": table("evaluations", agreement)}
 
-    return run.once("first tokens", [prompts, responses, run.config.model, settings], compute)
+    return session.once("first tokens", [prompts, responses, session.config.model, settings], compute)
 
 
 def _agreement(

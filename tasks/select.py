@@ -21,35 +21,35 @@ from tasks.anchors import anchors, first_of_each
 from tasks.answers import READ_PER_ANSWERED
 from tasks.generate import Probed
 from tasks.probe import direction_with
-from tasks.run import Run
+from tasks.session import Session
 
 SHARE_OF_BUDGET = 4
 """A pass back keeps what every block computed, so a batch has the probe's tokens divided by this."""
 
 
 @task(cache_policy=NO_CACHE)
-def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit:
+def select_prompts(session: Session, probed: Probed, rounds: Sequence[Commit]) -> Commit:
     """Keep benign prompts that the target refuses, spread over the cells, training on which helps most."""
-    settings = run.config.select
-    reviews = run.reviews()
+    settings = session.config.select
+    reviews = session.reviews()
 
     def compute() -> Mapping[str, pa.Table]:
-        direction_id = direction_with("margin", run, probed.directions).direction_id(run.target_id)
-        wanted = _cells(run, probed)
-        with run.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
-            found = eligible(connection, run.target_id, direction_id, settings, len(wanted))
+        direction_id = direction_with("margin", session, probed.directions).direction_id(session.target_id)
+        wanted = _cells(session, probed)
+        with session.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
+            found = eligible(connection, session.target_id, direction_id, settings, len(wanted))
         rows = found.to_pylist()
         rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
         languages = {language for language, _ in wanted}
-        harmful = first_of_each(anchors(run, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
-        influence = _influence(run, rows, harmful)
+        harmful = first_of_each(anchors(session, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
+        influence = _influence(session, rows, harmful)
         for line in influence.blind_spots([row["language"] for row in rows]):
-            run.say(f"selection: {line}")
+            session.say(f"selection: {line}")
         chosen, cells = fill_quotas(rows, influence, wanted, settings.size)
         selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
         selected = [
             Selections(
-                selection_id=selection_id, prompt_id=rows[i]["prompt_id"], model_id=run.target_id, rank=rank,
+                selection_id=selection_id, prompt_id=rows[i]["prompt_id"], model_id=session.target_id, rank=rank,
                 margin=rows[i]["margin"], distance=rows[i]["distance"], language=rows[i]["language"],
                 category=rows[i]["category"], operator=rows[i]["operator"],
                 cell=f"{rows[i]['language']}/{rows[i]['category']}",
@@ -64,31 +64,31 @@ def select_prompts(run: Run, probed: Probed, rounds: Sequence[Commit]) -> Commit
             for cell in cells
         ]  # fmt: skip
         short = sum(cell.n_selected < cell.quota for cell in cells)
-        run.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
+        session.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
         return {"selections": rows_table("selections", selected), "quotas": rows_table("quotas", quotas)}
 
-    inputs = [*probed.commits, *rounds, *reviews, settings, run.writing, run.config.probe.prefixes]
-    return run.once("selection", inputs, compute)
+    inputs = [*probed.commits, *rounds, *reviews, settings, session.writing, session.config.probe.prefixes]
+    return session.once("selection", inputs, compute)
 
 
-def _influence(run: Run, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Mapping[str, Any]]) -> Influence:
+def _influence(session: Session, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Mapping[str, Any]]) -> Influence:
     """Return what training on each row would do to the others, by the gradients of the target."""
     everything = [*rows, *harmful]
-    settings = run.config.probe
+    settings = session.config.probe
     worker = GradientWorker(
-        run.config.model, settings.prefixes, settings.token_budget // SHARE_OF_BUDGET, run.config.seed
+        session.config.model, settings.prefixes, settings.token_budget // SHARE_OF_BUDGET, session.config.seed
     )
     columns = ("prompt_id", "text", "language")
     asked = pa.table({name: pa.array([row[name] for row in everything], pa.string()) for name in columns})
-    found = run.map("reading gradients of refusal", worker, asked, "prompt_id", READ_PER_ANSWERED)
-    of = {row["prompt_id"]: row for row in run.read("gradients", found).to_pylist()}
+    found = session.map("reading gradients of refusal", worker, asked, "prompt_id", READ_PER_ANSWERED)
+    of = {row["prompt_id"]: row for row in session.read("gradients", found).to_pylist()}
     there = [of[row["prompt_id"]] for row in everything]
     vectors = np.array([row["vector"] for row in there], np.float32).reshape(len(there), -1 if there else 0)
     log_odds = np.array([row["log_odds"] for row in there])
     return Influence.of(vectors, log_odds, [row["language"] for row in everything], len(rows))
 
 
-def _cells(run: Run, probed: Probed) -> list[tuple[str, str]]:
+def _cells(session: Session, probed: Probed) -> list[tuple[str, str]]:
     """Return every language × category that the given prompts could lead to."""
-    rows = run.read("prompts", probed.prompts).to_pylist()
+    rows = session.read("prompts", probed.prompts).to_pylist()
     return list(product(*(sorted({row[name] or "none" for row in rows}) for name in ("language", "category"))))

@@ -5,7 +5,7 @@ In rates and agreement a partial refusal counts as refused.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,21 @@ class Calibration:
             raise JudgeError(f"{path}: not a calibration; `rass judge calibrate` writes one")
         summed = [row for row in table.to_pylist() if row["model"] != ALL or row["family"] == ALL]
         return cls({(row["judge"], row["language"], row["model"].casefold()): row for row in summed})
+
+    @classmethod
+    def of_panel(cls, path: str | None, members: Collection[str]) -> "Calibration | None":
+        """Return the known errors of a panel of these judges, None where no file is named.
+
+        Raises:
+            JudgeError: No such file, or it was measured on a panel of other judges.
+        """
+        if path is None:
+            return None
+        known = cls.read(path)
+        if known.members != set(members):
+            theirs, ours = ", ".join(sorted(known.members)), ", ".join(sorted(members))
+            raise JudgeError(f"{path}: measured a panel of {theirs}, this one is {ours}; calibrate again")
+        return known
 
     @property
     def members(self) -> frozenset[str]:

@@ -6,33 +6,24 @@ vouches for the tables: a cached result would still hit with its Parquet deleted
 """
 
 import copy
-import hashlib
-import json
-import logging
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from datetime import UTC, datetime
+from functools import reduce
+from typing import Any, cast
 
 import pyarrow as pa
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-import rass_core
-from rass_core.config import RassConfig, content_sha256
-from rass_core.errors import GateError, JudgeError, LakeError
+from rass_core.config import RassConfig
+from rass_core.errors import LakeError
 from rass_core.executor.base import EXECUTORS, Executor, Shard, Worker, cut
-from rass_core.generate.operators import operator_of
 from rass_core.judges import Exchange, Judged
-from rass_core.judges.base import JUDGES
 from rass_core.judges.calibration import Calibration
-from rass_core.judges.panel import Panel, panel_of
+from rass_core.judges.panel import panel_of
 from rass_core.judges.workers import keep_panel
 from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit, Lake
@@ -40,22 +31,19 @@ from rass_core.models.chat_client import Endpoint, NoAnswer
 from rass_core.models.identity import model_id
 from rass_core.models.pool import ModelPool
 from rass_core.models.self_check import SELF_CHECK, check_engine
-from rass_core.models.settings import ENDPOINT_PATIENCE, EndpointConfig, ModelConfig
+from rass_core.models.settings import EndpointConfig, ModelConfig
 from rass_core.models.thinking import CUT_OFF
 from rass_core.models.vllm_engine import SteeredEngine, longest_request
-from rass_core.moderators.base import MODERATORS
 from rass_core.moderators.panel import moderator_panel_of
 from rass_core.moderators.worker import keep_moderators
 from rass_core.text import digest
 from rass_core.units import duration
-from tasks.inputs import chat_of, check_inputs, check_turns, notes_of, take_inputs
-from tasks.keys import PACKAGES, code_digest, own_code, shard_key, stage_key, versions
+from tasks.dates import date_notes, dated
+from tasks.derived import DERIVED, read_by
+from tasks.inputs import chat_of, check_turns, notes_of, take_inputs
+from tasks.keys import shard_key, stage_key
 from tasks.progress import PROGRESS
-
-__all__ = [
-    "SHORT_S", "Run", "StageTime", "chat_of", "check_inputs", "code_digest", "own_code", "recorded", "table",
-    "versions",
-]  # fmt: skip
+from tasks.stage import DeclaredSettings, Stage, StageTables, StageTime
 
 Rows = Iterable[Mapping[str, Any]]
 _WRITING = ("refresh", "generate", "morbench")
@@ -64,21 +52,14 @@ SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
 
 
-@dataclass(frozen=True)
-class StageTime:
-    """How long a stage or a model load took, an entry of column `stages` of table `runs`."""
-
-    stage: str
-    seconds: float
-    """Without the model loads inside, which have entries of their own."""
-    cpu_seconds: float
-    """Of this process, all its threads: what it would take on a quiet machine with one thread."""
-    computed: bool
-    """False where the lake held the stage."""
-
-
-class Run:
+class Session:
     """What every task of a run shares; it lives in the flow's process and is never serialised."""
+
+    running_key = ""
+    """Key of the stage that is being computed."""
+    _stage: Stage[Any] | None = None
+    _parts: Sequence[Commit] = ()
+    """Shards of the stage that is being computed."""
 
     def __init__(self, flow: str, config: RassConfig) -> None:
         # First, so that bad input leaves no lake behind.
@@ -87,60 +68,52 @@ class Run:
             check_turns(config)
         self.flow = flow
         self.given_sha256 = config.sha256()
-        self.config = config
+        self.whole_config = config
         self.pool = ModelPool(config.seed, self._longest, self.loading, self._check, self.say)
         self.panel = panel_of(config.judge, self._ask_generator, self.say)
-        self.calibration = _calibration_of(config, self.panel)
+        self.calibration = Calibration.of_panel(config.judge.calibration, self.panel.members)
         self.moderators = moderator_panel_of(config.moderator, self._ask_generator, self.say)
         self.lake = Lake.open(config.lake)
         self.started_at = datetime.now(UTC)
-        self.config = dated(config, self.lake, self.started_at.astimezone().date())
+        self.whole_config = config = dated(config, self.lake, self.started_at.astimezone().date())
         # Workers in this process take the same panels.
-        keep_panel(self.pool, self.config.judge, self.generator, self.panel)
-        keep_moderators(self.pool, self.config.moderator, self.generator, self.moderators)
+        keep_panel(self.pool, config.judge, self.generator, self.panel)
+        keep_moderators(self.pool, config.moderator, self.generator, self.moderators)
         self.executor: Executor = EXECUTORS.find(config.executor.kind).build(config.executor, self.pool)
-        self.notes = [*notes, *_date_notes(self.config)]
+        self.notes = [*notes, *date_notes(config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.keys: dict[str, None] = {}
         """Keys of the commits of this run, those of shards included, in the order in which they were needed."""
         self.stages: list[StageTime] = []
-        self._parts: list[Commit] = []
         self.note: str | None = None
         self._from_lake: str | None = None
 
     def once(
-        self,
-        name: str,
-        inputs: Sequence[Any],
-        compute: Callable[[], Mapping[str, pa.Table | Iterator[pa.RecordBatch]]],
-        code: Sequence[str] = PACKAGES,
+        self, stage: Stage[Any], title: str, inputs: Mapping[str, Any], compute: Callable[[], StageTables]
     ) -> Commit:
         """Return the commit of a stage, computing it where the lake does not hold it.
 
         Shards that are computed within it by `map` are committed by themselves and belong to it.
 
         Args:
-            name: Of the stage.
-            inputs: Commits and settings that determine it, with the code.
+            stage: Its declaration.
+            title: For people.
+            inputs: Name → argument; with the declared settings and code they determine its rows.
             compute: Returns table → rows.
-            code: Modules and packages that compute it.
         """
-        key = stage_key(name, inputs, code)
+        key = self._key(stage, inputs)
         started, cpu_started, n_before = time.monotonic(), time.process_time(), len(self.stages)
         commit = self._whole(key)
         is_computed = commit is None
         if commit is None:
-            self._check_may_compute(name)
-            outer, self._parts = self._parts, []
-            try:
-                with PROGRESS.running(name, self._log, ends=False):
-                    tables = compute()
-                    parts = list(dict.fromkeys(part.key for part in self._parts))
-                    held = table("stages", [{"stage": name, "parts": parts}])
-                    self.lake.commit(self.run_id, key, {**tables, "stages": held})
-            finally:
-                self._parts = outer
+            self._check_may_compute(title)
+            with self._inside(stage, key), PROGRESS.running(title, self._log, ends=False):
+                tables = compute()
+                stage.check_writes(tables, self._parts)
+                parts = list(dict.fromkeys(part.key for part in self._parts))
+                held = table("stages", [{"stage": title, "parts": parts}])
+                self.lake.commit(self.run_id, key, {**tables, "stages": held})
             commit = self._whole(key)
             assert commit is not None
         taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
@@ -149,21 +122,44 @@ class Run:
             for file in commit.files:
                 n_of[file.table] += file.rows
             rows = ", ".join(f"{n:,} {name}" for name, n in n_of.items() if name != "stages")
-            self.say(f"{name}: {rows} in {duration(taken)}")
+            self.say(f"{title}: {rows} in {duration(taken)}")
         else:
-            self.say(f"{name}: already in the lake")
+            self.say(f"{title}: already in the lake")
         # A model that this stage needed first has its own row.
         inside = self.stages[n_before:]
         taken -= sum(other.seconds for other in inside)
         cpu -= sum(other.cpu_seconds for other in inside)
-        self.stages.append(StageTime(name, taken, cpu, is_computed))
+        self.stages.append(StageTime(title, taken, cpu, is_computed))
         self.commits.append(commit)
         return commit
 
-    @staticmethod
-    def key(inputs: Sequence[Any]) -> str:
-        """Return the digest of inputs with all code."""
-        return stage_key("", inputs, PACKAGES)
+    def _key(self, stage: Stage[Any], inputs: Mapping[str, Any]) -> str:
+        """Return the key of a stage with these inputs."""
+        settings = {name: self.setting(name) for name in stage.settings}
+        return stage_key(stage.name, [dict(inputs), settings], stage.counted_code)
+
+    def setting(self, name: str) -> Any:
+        """Return a setting as a key counts it: of the configuration by its dotted key, or one of `DERIVED`."""
+        if name in DERIVED:
+            return DERIVED[name].value(self)
+        return reduce(getattr, name.split("."), self.whole_config)
+
+    @contextmanager
+    def _inside(self, stage: Stage[Any], key: str) -> Iterator[None]:
+        """Within it, a stage is computed: it collects shards and is held to its declaration."""
+        outer = self._parts, self._stage, self.running_key
+        self._parts, self._stage, self.running_key = [], stage, key
+        try:
+            yield
+        finally:
+            self._parts, self._stage, self.running_key = outer
+
+    @property
+    def config(self) -> RassConfig:
+        """Return the configuration; within a stage, only what that declares can be read."""
+        if self._stage is None:
+            return self.whole_config
+        return cast(RassConfig, DeclaredSettings(self.whole_config, read_by(self._stage.settings), self._stage.name))
 
     def map(self, what: str, worker: Worker, rows: pa.Table, name: str, times: int = 1) -> Commit:
         """Return what a worker makes of rows, as one commit; shards that the lake holds are not worked on again.
@@ -175,7 +171,7 @@ class Run:
             name: Column with the id of each row.
             times: Shards are so many times as long as the configuration says, for quick work.
         """
-        size = self.config.executor.rows_per_shard * times
+        size = self.whole_config.executor.rows_per_shard * times
         shards = [Shard(shard_key(worker, part), part) for part in cut(rows, name, size)]
         known = {shard.key: self.lake.committed(shard.key) for shard in shards}
         missing = [shard for shard in shards if known[shard.key] is None]
@@ -188,7 +184,7 @@ class Run:
                 for shard, tables in self.executor.run(worker, missing, done):
                     known[shard.key] = self.lake.commit(self.run_id, shard.key, tables)
         found = [commit for commit in known.values() if commit is not None]
-        self._parts += found
+        self._parts = [*self._parts, *found]
         return self.union(found)
 
     def _whole(self, key: str) -> Commit | None:
@@ -226,7 +222,9 @@ class Run:
             self._from_lake = None
 
     def read(self, table: str, *commits: Commit, where: str | None = None) -> pa.Table:
-        """Return the rows of a table that these commits hold."""
+        """Return the rows of a table that these commits hold; within a stage, of one that it declares."""
+        if self._stage is not None:
+            self._stage.check_read(table)
         return self.lake.read(table, commits=commits, columns=TABLES[table].names, where=where)
 
     def engine(self, model: ModelConfig) -> SteeredEngine:
@@ -240,14 +238,15 @@ class Run:
 
     def _longest(self, model: ModelConfig) -> int:
         """Return the tokens of the longest given prompt with the longest answer."""
-        settings = self.config
+        settings = self.whole_config
         answers = [settings.probe.max_new_tokens, settings.generate.max_new_tokens]
         answers += [settings.mitigate.max_new_tokens] if settings.mitigate is not None else []
         return longest_request(chat_of(model), self.given.table["text"].to_pylist(), max(answers))
 
     def _check(self, model: ModelConfig, engine: SteeredEngine) -> None:
         """Compare an engine with transformers, keep what was found, and free a model that nothing else needs."""
-        is_needed = model in (self.config.model, self.config.generator, *self.config.models)
+        config = self.whole_config
+        is_needed = model in (config.model, config.generator, *config.models)
         causal_lm = self.causal_lm(model)
         started, cpu_started = time.monotonic(), time.process_time()
         with self.status(f"comparing {model.name} in vLLM and transformers", after_s=SHORT_S):
@@ -276,50 +275,15 @@ class Run:
         taken, cpu = time.monotonic() - started, time.process_time() - cpu_started
         self.stages.append(StageTime(what, taken, cpu, True))
 
-    def aimed_at(self, model: ModelConfig) -> "Run":
+    def aimed_at(self, model: ModelConfig) -> "Session":
         """Return this run with another target; lake, models, judges and commits are shared."""
         other = copy.copy(self)
-        other.config = self.config.model_copy(update={"model": model, "generator": None})
-        other.__dict__.pop("target_id", None)
+        other.whole_config = self.whole_config.model_copy(update={"model": model, "generator": None})
         return other
 
     def release(self, model: ModelConfig) -> None:
         """Free the engine of a model that is not needed any more."""
         self.pool.release(model)
-
-    @cached_property
-    def judging(self) -> list[Any]:
-        """Return what verdicts depend on, as an input of a stage; names carry the digests of checkpoints."""
-        members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in self.config.judge.members]
-        own = JUDGES.own_code(member.kind for member in self.config.judge.members)
-        return [members, sorted(self.panel.members), self._asked(self.config.judge.members), own]
-
-    @cached_property
-    def moderating(self) -> list[Any]:
-        """Return what the moderators' words depend on, as an input of a stage."""
-        moderator = self.config.moderator
-        members = [member.model_dump(exclude=ENDPOINT_PATIENCE) for member in moderator.members]
-        own = MODERATORS.own_code(member.kind for member in moderator.members)
-        return [members, moderator.quorum, sorted(self.moderators.members), self._asked(moderator.members), own]
-
-    @cached_property
-    def writing(self) -> Any:
-        """Return what written prompts depend on of the section `generate`, as an input of a stage."""
-        settings = self.config.generate
-        written_by = own_code(*map(operator_of, settings.operators))
-        return [settings.model_dump(mode="json", exclude=ENDPOINT_PATIENCE | {"max_failed_share": True}), written_by]
-
-    def _asked(self, members: Sequence[Any]) -> str | None:
-        """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""
-        if not any(member.asks_generator for member in members):
-            return None
-        return model_id((self.config.generator or self.config.model).reference)
-
-    @cached_property
-    def correcting(self) -> str | None:
-        """Return what corrected rates depend on, as an input of a stage."""
-        path = self.config.judge.calibration
-        return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
     def _ask_generator(
         self, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0, /
@@ -327,7 +291,7 @@ class Run:
         """Ask the generator through its engine, which is loaded only then."""
         return self.pool.asking(self.generator)(prompts, schema, draw)
 
-    @cached_property
+    @property
     def target_id(self) -> str:
         """Return the id of the target model."""
         return model_id(self.config.model.reference)
@@ -370,136 +334,10 @@ class Run:
         with suppress(MissingContextError):  # in a thread that Prefect does not know
             get_run_logger().info("%s", message)
 
-    def record(self, state: str) -> None:
-        """Write the run's row of table `runs`; the newest row of a run_id counts."""
-        ended = state != "Running"
-        row = {
-            "flow": self.flow, "config": self.config.model_dump_json(), "config_sha256": self.given_sha256,
-            "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": self.config.seed,
-            "commits": list(self.keys), "started_at": self.started_at,
-            "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": self.note,
-            "stages": [asdict(stage) for stage in self.stages], "inputs": self._inputs(),
-        }  # fmt: skip
-        self.lake.commit(self.run_id, digest(self.run_id, state), {"runs": table("runs", [row])})
-
-    def _inputs(self) -> list[str]:
-        """Return the ids of the models and data sets that the run reads, with the commits of those on the hub."""
-        models = [self.config.model, self.config.generator, *self.config.models]
-        ids = [f"model {model_id(model.reference)}" for model in models if model is not None]
-        sources = [source for source in self.config.prompts.sources if source.dataset is not None]
-        return list(dict.fromkeys([*ids, *(f"dataset {each.dataset}@{each.commit()}" for each in sources)]))
-
     def close(self) -> None:
         """Free the models, and what the executor holds."""
         self.executor.close()
         self.pool.close()
-
-
-@contextmanager
-def recorded(flow: str, config: RassConfig) -> Iterator[Run]:
-    """Open a run, record its start and how it ended, and free its models."""
-    run = Run(flow, config)
-    run.record("Running")
-    warnings = _WarningLines(run)
-    logging.getLogger("rass_core").addHandler(warnings)
-    for note in run.notes:
-        run.say(note)
-    try:
-        yield run
-    except KeyboardInterrupt:
-        run.note = "stopped by the user; the next run resumes from here"
-        run.record("Cancelled")
-        raise
-    except GateError as error:
-        run.note = " ".join(str(error).split())[:500]
-        run.record("Rejected")
-        raise
-    except BaseException as error:
-        run.note = " ".join(traceback.format_exception_only(error)[-1].split())[:500]
-        run.record("Failed")
-        raise
-    else:
-        run.record("Completed")
-    finally:
-        logging.getLogger("rass_core").removeHandler(warnings)
-        run.close()
-
-
-class _WarningLines(logging.Handler):
-    """Writes the core's warnings as lines of the run; Prefect's set-up of logging swallows them otherwise."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(logging.WARNING)
-        self._run = run
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        self._run.say(f"note: {record.getMessage()}")
-
-
-def dated(config: RassConfig, lake: Lake, today: date) -> RassConfig:
-    """Return the configuration with the date for each template that asks for one.
-
-    Where it names none, a lake's first run of a model fixes it: what is taken up or gone on with later, by whichever
-    command, reads the same prompts.
-    """
-    open_ones = [
-        model for model in _models_of(config) if model.date is None and chat_of(model).template.date is not None
-    ]
-    if not open_ones:
-        return config
-    known = _dates_in(lake)
-
-    def filled(model: ModelConfig) -> ModelConfig:
-        if model not in open_ones:
-            return model
-        return model.model_copy(update={"date": known.get(_spoken_to(model.model_dump(mode="json")), today)})
-
-    generator = None if config.generator is None else filled(config.generator)
-    models = [filled(model) for model in config.models]
-    return config.model_copy(update={"model": filled(config.model), "generator": generator, "models": models})
-
-
-def _models_of(config: RassConfig) -> list[ModelConfig]:
-    return [config.model, *([config.generator] if config.generator else []), *config.models]
-
-
-def _dates_in(lake: Lake) -> dict[str, date]:
-    """Return how a model is spoken to → the date that its first run in the lake took, where none was named."""
-    found: dict[str, date] = {}
-    for row in lake.query("SELECT config, config_sha256 FROM runs ORDER BY started_at, run_id").to_pylist():
-        content = json.loads(row["config"])
-        if content_sha256(content) == row["config_sha256"]:  # stored as it was given
-            continue
-        for model in filter(None, (content.get("model"), content.get("generator"), *content.get("models", []))):
-            if model.get("date"):
-                found.setdefault(_spoken_to(model), date.fromisoformat(model["date"]))
-    return found
-
-
-def _spoken_to(model: Mapping[str, Any]) -> str:
-    return json.dumps([model.get(name) for name in ("name", "system_prompt", "template_kwargs", "response_prefix")])
-
-
-def _date_notes(config: RassConfig) -> list[str]:
-    dates = {model.name: chat_of(model).template.date for model in _models_of(config) if model.date is not None}
-    return [f"{name}, date: the template uses {day} as today's date" for name, day in dates.items() if day is not None]
-
-
-def _calibration_of(config: RassConfig, panel: Panel) -> Calibration | None:
-    """Return what is known of the panel's errors, if the configuration names a file.
-
-    Raises:
-        JudgeError: No such file, or it was measured on a panel of other judges.
-    """
-    path = config.judge.calibration
-    if path is None:
-        return None
-    known = Calibration.read(path)
-    if known.members != panel.members:
-        theirs, ours = ", ".join(sorted(known.members)), ", ".join(sorted(panel.members))
-        raise JudgeError(f"{path}: measured a panel of {theirs}, this one is {ours}; calibrate again")
-    return known
 
 
 def table(name: str, rows: Rows) -> pa.Table:

@@ -88,10 +88,10 @@ def evaluate(
     from rass_core.config import load_config
     from rass_core.evaluate import standalone
     from rass_core.judges.panel import default_panel, panel_of
+    from rass_core.models.chat import chat_of
     from rass_core.models.fetched import resolve_model
     from rass_core.models.loading import adapter_tensors, checked_folder
     from rass_core.probe.settings import ProbeConfig
-    from tasks.run import chat_of
 
     settings = None if config is None else load_config(config)
     with naming_options():

@@ -8,11 +8,15 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from flows.probe import probe_steps
 from rass_core.config import RassConfig
 from rass_core.lake.store import Commit
-from tasks.generate import TRAINED_SPLITS, Probed, try_writers, write_round
+from tasks.candidates import TRAINED_SPLITS, given_writers
 from tasks.moderators import check_moderators
+from tasks.probed import Probed
 from tasks.prompts import read_prompts
+from tasks.recording import recorded
 from tasks.report import report, show_report, show_run
-from tasks.session import Session, recorded
+from tasks.rounds import write_round
+from tasks.session import Session
+from tasks.trial import try_writers
 
 
 def generate_steps(session: Session, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS) -> list[Commit]:
@@ -25,9 +29,9 @@ def generate_steps(session: Session, probed: Probed, splits: Sequence[str] = TRA
         return []
     n_rounds = session.config.generate.rounds
     artifact = create_progress_artifact(progress=0.0, key="rass-rounds", description="Steered rounds done")
-    trial = try_writers(session, probed, splits)
+    trial = try_writers(session, probed, splits) if given_writers(session, probed) is None else None
     rounds: list[Commit] = []
-    for number in range(n_rounds):
+    for number in range(1, n_rounds + 1):
         rounds.append(write_round(session, number, probed, trial, list(rounds), splits))
         update_progress_artifact(artifact, 100.0 * len(rounds) / n_rounds)  # type: ignore[arg-type]
     return [*([trial] if trial else []), *rounds]

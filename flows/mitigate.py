@@ -6,9 +6,9 @@ from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair
 from tasks.card import write_cards
 from tasks.evaluate import compare, evaluate, evaluation_set, gate
-from tasks.generate import Probed
 from tasks.mitigate import as_given, mitigate_by
 from tasks.preferences import build_preferences, mitigating, read_pairs
+from tasks.probed import Probed
 from tasks.session import Session
 
 

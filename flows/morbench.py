@@ -32,8 +32,9 @@ from tasks.morbench import (
     write_benchmark,
 )
 from tasks.prompts import read_prompts
+from tasks.recording import recorded
 from tasks.report import show_boundaries, show_run
-from tasks.session import Session, recorded
+from tasks.session import Session
 
 
 @flow(name="morbench", flow_run_name="{config.name}")
@@ -46,7 +47,7 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
         aimed = [session, *(session.aimed_at(model) for model in session.config.models)]
         targets, languages, missing = usable(session, [target_steps(each, prompts) for each in aimed])
         pool = collect(session, targets)
-        margins = [measure(target, pool) for target in targets]
+        margins = [measure(target.session, target.probed, pool) for target in targets]
         settings = resolved(session, pool, languages)
         candidates = candidates_of(session, pool, margins, languages)
         backs = translate_back(session, candidates)

@@ -5,12 +5,17 @@ from prefect import flow
 from rass_core.config import RassConfig
 from rass_core.lake.store import Commit
 from rass_core.models.settings import ModelConfig
-from tasks.generate import Probed
-from tasks.probe import extract_activations, find_directions, measure_boundaries, verify_steering
+from tasks.activations import extract_activations
+from tasks.boundaries import measure_boundaries
+from tasks.directions import find_directions
+from tasks.first_tokens import compare_first_token
+from tasks.probed import Probed
 from tasks.prompts import read_prompts
+from tasks.recording import recorded
 from tasks.report import report, show_boundaries, show_report, show_run
-from tasks.respond import compare_first_token, respond
-from tasks.session import Session, recorded
+from tasks.respond import respond
+from tasks.session import Session
+from tasks.steering import verify_steering
 
 
 def probe_steps(session: Session, prompts: Commit) -> Probed:

@@ -9,8 +9,8 @@ from rass_core.config import RassConfig
 from tasks.evaluate import stop_at_gate
 from tasks.moderators import check_moderators
 from tasks.prompts import read_prompts
+from tasks.recording import recorded
 from tasks.report import report, show_boundaries, show_evaluation, show_gate, show_report, show_run
-from tasks.session import recorded
 from tasks.select import select_prompts
 
 

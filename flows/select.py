@@ -6,8 +6,8 @@ from flows.generate import generate_steps
 from flows.probe import probe_steps
 from rass_core.config import RassConfig
 from tasks.prompts import read_prompts
+from tasks.recording import recorded
 from tasks.report import report, show_report, show_run
-from tasks.session import recorded
 from tasks.select import select_prompts
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from rass_core.lake.store import Commit
 from rass_core.probe.geometry import split_of
 from rass_core.vocabulary import Row
-from tasks.generate import Probed
-from tasks.probe import outcomes_of
+from tasks.probed import Probed, outcomes_of
 from tasks.session import Session
 
 

@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rass_core.judges.base import JUDGES
 from rass_core.judges.workers import TO_JUDGE, JudgedAnswerWorker, JudgeWorker
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
@@ -29,16 +28,13 @@ def answer_and_judge(session: Session, what: str, worker: AnswerWorker, asked: p
     keep = pc.or_(pc.not_equal(asked["label"], "harmful").fill_null(True), session.config.probe.store_harmful_responses)
     kept, others = asked.filter(keep), asked.filter(pc.invert(keep))
     answers = session.map(what, worker, kept, "response_id")
-    at_once = JudgedAnswerWorker(worker, session.judging, session.config.judge, session.generator, others.num_rows)
+    at_once = JudgedAnswerWorker(
+        worker, session.setting("judging"), session.config.judge, session.asked_model, others.num_rows
+    )
     judged_at_once = session.map(f"{what}, harmful ones", at_once, others, "response_id")
     whole = session.union([answers, judge(session, kept, answers), judged_at_once])
     say_cut_off(session, whole)
     return whole
-
-
-def answering_code(session: Session) -> list[str]:
-    """Return the modules that answers and verdicts come from."""
-    return ["rass_core.models.answering", "rass_core.judges.workers", *JUDGES.modules(session.config.judge.members)]
 
 
 def judge(session: Session, asked: pa.Table, answers: Commit) -> Commit:
@@ -49,15 +45,15 @@ def judge(session: Session, asked: pa.Table, answers: Commit) -> Commit:
         asked: Rows of `models.answering.ASKED`.
         answers: Holds their answers.
     """
-    texts = session.lake.read("responses", [answers], ["response_id", "text", "finish_reason"])
+    texts = session.read("responses", answers, columns=["response_id", "text", "finish_reason"])
     rows = asked.join(texts, "response_id").select(TO_JUDGE.names).cast(TO_JUDGE).sort_by("response_id")
-    worker = JudgeWorker(session.judging, session.config.judge, session.generator, rows.num_rows)
+    worker = JudgeWorker(session.setting("judging"), session.config.judge, session.asked_model, rows.num_rows)
     return session.map("judging responses", worker, rows, "response_id", READ_PER_ANSWERED)
 
 
 def say_cut_off(session: Session, answers: Commit) -> None:
     """Say how many answers ended within the model's thinking."""
-    reasons = session.lake.read("responses", [answers], ["finish_reason"])["finish_reason"]
+    reasons = session.read("responses", answers, columns=["finish_reason"])["finish_reason"]
     n = pc.sum(pc.equal(reasons, "thinking")).as_py() or 0
     if n:
         session.say(f"{n:,} of {len(reasons):,} responses are {CUT_OFF} and stay unscored")

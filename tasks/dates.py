@@ -7,8 +7,8 @@ from typing import Any
 
 from rass_core.config import RassConfig, content_sha256
 from rass_core.lake.store import Lake
+from rass_core.models.chat import chat_of
 from rass_core.models.settings import ModelConfig
-from tasks.inputs import chat_of
 
 
 def dated(config: RassConfig, lake: Lake, today: date) -> RassConfig:

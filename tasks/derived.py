@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rass_core.generate.operators import operator_of
 from rass_core.judges.base import JUDGES
-from rass_core.models.identity import model_id
+from rass_core.models.identity import folder_id, model_id
 from rass_core.models.settings import ENDPOINT_PATIENCE
 from rass_core.moderators.base import MODERATORS
-from tasks.keys import code_digest, own_code
+from tasks.keys import code_digest, own_code, versions
 from tasks.stage import FREE_SETTINGS
 
 if TYPE_CHECKING:
@@ -58,7 +58,18 @@ def _writing(session: "Session") -> list[Any]:
 def _correcting(session: "Session") -> str | None:
     """Return the digest of the calibration file that corrects rates, None without one."""
     path = session.whole_config.judge.calibration
-    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if path is None:
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() + code_digest(("rass_core.judges.calibration",))
+
+
+def _evaluating(session: "Session") -> list[Any]:
+    """Return the section evaluate, the versions of the harness that runs its benchmarks, and the user's own tasks."""
+    settings = session.whole_config.evaluate
+    if settings.utility is None:
+        return [settings]
+    own = settings.utility.include_path
+    return [settings, versions("lm_eval", "datasets"), None if own is None else folder_id(own)]
 
 
 def _asked(session: "Session", members: Sequence[Any]) -> str | None:
@@ -71,6 +82,7 @@ def _asked(session: "Session", members: Sequence[Any]) -> str | None:
 DERIVED = {
     "judging": DerivedSetting(("judge",), _judging, "the judges, their settings and their code"),
     "correcting": DerivedSetting(("judge",), _correcting, "the calibration of the judges"),
+    "evaluating": DerivedSetting(("evaluate",), _evaluating, "the section evaluate, and your own benchmark tasks"),
     "moderating": DerivedSetting(("moderator",), _moderating, "the moderators, their settings and their code"),
     "writing": DerivedSetting(("generate",), _writing, "the section generate, and the code of your own operators"),
 }

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from rass_core.data.decontamination import overlaps, without_overlaps
 from rass_core.data.prompts import load_prompts
@@ -21,20 +19,22 @@ from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant
 from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.workers import verdict_row
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
 from rass_core.models.causal_lm import load_causal_lm
-from rass_core.models.identity import folder_id
+from rass_core.models.chat import chat_of
 from rass_core.models.interventions import ablating
 from rass_core.models.perplexity import Answered, Measured, answer_perplexities, mean_kl, perplexity
 from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
 from rass_core.text import AcceptanceLimits, digest, is_degenerate
 from rass_core.vocabulary import BENIGN, Row
-from tasks.generate import Probed
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
-from tasks.session import SHORT_S, Session, chat_of, table, versions
+from tasks.probed import Probed
+from tasks.session import SHORT_S, Session
+from tasks.stage import MODELS, StageTables, stage
 
 TEST_SPLIT = "test_split"
 """Dataset of the given prompts that nothing was drawn from."""
@@ -53,7 +53,7 @@ class EvaluationSet:
     """Why → number of prompts or attacks."""
 
     @property
-    def key(self) -> str:
+    def content(self) -> str:
         """Return the digest of what is asked."""
         own = [repr(sorted(row.items())) for row in self.prompts]
         return digest(*(repr(sample) for sample in [*self.samples, *self.attacked]), *own)
@@ -124,62 +124,78 @@ class Evaluated:
     commit: Commit
     outcomes: list[Outcome]
 
+    @property
+    def content(self) -> list[Any]:
+        """Return what determines it."""
+        return [self.variant, self.commit]
 
-@task(cache_policy=NO_CACHE, task_run_name="evaluate-{variant.name}")
+
 def evaluate(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None = None) -> Evaluated:
-    """Let a variant answer, judge the answers, and count; its text is held against what the model said before."""
-    settings, level = mitigating(session), session.config.gate.level
-
-    def compute() -> Mapping[str, pa.Table]:
-        completions = _checked(session, _completions(session, variant, asked), asked, before)
-        outcomes = [outcome for completion in completions for outcome in completion.outcomes(variant.name)]
-        rows = variant_rows(session.target_id, outcomes, session.config.seed, level) + _utility_rows(session, variant)
-        tables = _completion_tables(session, variant, completions)
-        if variant.name == "base":
-            rows += [_pooled(session, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
-            tables["prompts"] = table("prompts", asked.prompts)
-        return {**tables, "evaluations": table("evaluations", rows)}
-
-    inputs = [session.target_id, variant.name, _identity(variant), asked.key, session.config.probe, session.judging, level,
-              session.config.evaluate, _tasks_of(session), session.config.seed, settings.repeated_share,
-              settings.perplexity_factor]  # fmt: skip
-    commit = session.once(f"evaluation of {variant.name}", inputs, compute)
+    """Let a variant answer, judge the answers, and count; its text is compared with what the model said before."""
+    commit = evaluate_variant(session, variant, asked, before)
     return Evaluated(variant, commit, _read_outcomes(session, variant, asked, commit))
 
 
-@task(cache_policy=NO_CACHE, task_run_name="compare-{after.variant.name}")
-def compare(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> Commit:
+@stage(
+    "evaluation of {variant.name}",
+    reads=["responses"],
+    writes=["prompts", "responses", "verdicts", "evaluations"],
+    settings=[
+        "model", "probe.max_new_tokens", "probe.token_budget", "probe.store_harmful_responses", "judging",
+        "evaluating", "gate.level", "mitigate.repeated_share", "mitigate.perplexity_factor", "seed",
+    ],
+    code=[MODELS],
+)  # fmt: skip
+def evaluate_variant(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None) -> StageTables:
+    """Let a variant answer, judge the answers, and count.
+
+    Args:
+        session: Whose target it is a variant of.
+        variant: The model as given, or mitigated.
+        asked: Prompts and attacked prompts.
+        before: The model as given, against whose answers broken text is recognised; None for itself.
+    """
+    completions = _checked(session, _completions(session, variant, asked), asked, before)
+    outcomes = [outcome for completion in completions for outcome in completion.outcomes(variant.name)]
+    rows = variant_rows(session.target_id, outcomes, session.config.seed, session.config.gate.level)
+    rows += _utility_rows(session, variant)
+    tables = _completion_tables(session, variant, completions)
+    if variant.name == "base":
+        rows += [_pooled(session, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
+        tables["prompts"] = rows_table("prompts", asked.prompts)
+    return {**tables, "evaluations": rows_table("evaluations", rows)}
+
+
+@stage(
+    "change by {after.variant.name}",
+    reads=["responses"],
+    writes=["evaluations"],
+    settings=["model", "probe.token_budget", "evaluate.n_kl", "gate.level", "seed"],
+    code=[MODELS],
+)
+def compare(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> StageTables:
     """Measure by how much each rate changed, and how far ordinary text moved."""
-    level = session.config.gate.level
-
-    def compute() -> Mapping[str, pa.Table]:
-        rows = change_rows(session.target_id, before.outcomes, after.outcomes, session.config.seed, level)
-        return {"evaluations": table("evaluations", [*rows, *_text_rows(session, before, after, asked)])}
-
-    inputs = [before.commit, after.commit, session.config.evaluate.n_kl, session.config.model, level, session.config.seed]
-    return session.once(f"change by {after.variant.name}", inputs, compute)
+    config = session.config
+    rows = change_rows(session.target_id, before.outcomes, after.outcomes, config.seed, config.gate.level)
+    return {"evaluations": rows_table("evaluations", [*rows, *_text_rows(session, before, after, asked)])}
 
 
-@task(cache_policy=NO_CACHE, task_run_name="gate-{variant.name}")
-def gate(session: Session, variant: Variant, change: Commit) -> Commit:
+@stage("gate of {variant.name}", reads=["evaluations"], writes=["gates"], settings=["model", "gate"])
+def gate(session: Session, variant: Variant, change: Commit) -> StageTables:
     """Judge by the policy whether the variant may be published."""
-
-    def compute() -> Mapping[str, pa.Table]:
-        rows = [row for row in session.read("evaluations", change).to_pylist() if row["variant"] == variant.name]
-        result = judge_gate(rows, session.config.gate)
-        for line in told(variant.name, result):
-            session.say(line)
-        needs = [asdict(need) for need in result.needs]
-        row = {
-            "model_id": session.target_id, "variant": variant.name, "passed": result.passed,
-            "refusals": list(result.refusals), "warnings": list(result.warnings), "needs": needs,
-        }  # fmt: skip
-        return {"gates": table("gates", [row])}
-
-    return session.once(f"gate of {variant.name}", [change, variant.name, session.config.gate], compute)
+    rows = [row for row in session.read("evaluations", change).to_pylist() if row["variant"] == variant.name]
+    result = judge_gate(rows, session.config.gate)
+    for line in gate_lines(variant.name, result):
+        session.say(line)
+    needs = [asdict(need) for need in result.needs]
+    row = {
+        "model_id": session.target_id, "variant": variant.name, "passed": result.passed,
+        "refusals": list(result.refusals), "warnings": list(result.warnings), "needs": needs,
+    }  # fmt: skip
+    return {"gates": rows_table("gates", [row])}
 
 
-def told(name: str, result: GateResult) -> list[str]:
+def gate_lines(name: str, result: GateResult) -> list[str]:
     """Say in a line a reason how the gate judged."""
     if result.passed:
         return [f"gate: {name} passes"]
@@ -196,18 +212,9 @@ def stop_at_gate(session: Session, gates: Sequence[Commit]) -> None:
         raise GateError(f"gate: {names} may not be published: {failed[0]['refusals'][0]}{also}")
 
 
-def _tasks_of(session: Session) -> str | None:
-    """Return what scores of the benchmarks depend on beside their settings: the harness and the folder of own tasks."""
-    utility = session.config.evaluate.utility
-    if utility is None:
-        return None
-    own = utility.include_path
-    return f"{versions('lm_eval', 'datasets')} {folder_id(own) if own is not None else ''}"
-
-
 def _identity(variant: Variant) -> str:
     """Return what tells a variant from another of its name."""
-    return digest(variant.model.model_dump_json(), variant.facts.get("digest"), variant.strength)
+    return digest(*map(repr, variant.content))
 
 
 def _completions(session: Session, variant: Variant, asked: EvaluationSet) -> list[Completion]:
@@ -247,7 +254,9 @@ def _checked(
         ordinary = [p for i, p in zip(answered, perplexities, strict=True) if completions[i].sample.label == "harmless"]
     else:
         said = _ordinary_answers(session, before, asked)
-        with session.status(f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S):
+        with session.status(
+            f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S
+        ):
             ordinary = answer_perplexities(causal_lm, said, budget)
     limit = perplexity_limit(ordinary, mitigating(session).perplexity_factor) if ordinary else None
     limits = AcceptanceLimits(mitigating(session).repeated_share, limit)
@@ -277,7 +286,7 @@ def _completion_tables(session: Session, variant: Variant, completions: Sequence
         verdicts += [
             verdict_row(response_id, judge, word, with_reason=kept) for judge, word in completion.words.items()
         ]
-    return {"responses": table("responses", responses), "verdicts": table("verdicts", verdicts)}
+    return {"responses": rows_table("responses", responses), "verdicts": rows_table("verdicts", verdicts)}
 
 
 def _read_outcomes(session: Session, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:

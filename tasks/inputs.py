@@ -4,10 +4,9 @@ from rass_core.config import RassConfig
 from rass_core.data.prompts import LoadedPrompts, load_prompts
 from rass_core.generate.operators import ROLES, operator_of
 from rass_core.judges.panel import check_judged
-from rass_core.models.chat import SHORT_ANSWER, ChatFormat
+from rass_core.models.chat import SHORT_ANSWER, chat_of
 from rass_core.models.identity import model_id
-from rass_core.models.loading import checked_folder, load_tokenizer
-from rass_core.models.settings import ModelConfig
+from rass_core.models.loading import checked_folder
 
 _given: dict[str, LoadedPrompts] = {}
 _checked: dict[str, list[str]] = {}
@@ -87,12 +86,3 @@ def _check_mitigation(config: RassConfig) -> None:
         method.check(config.model)
     if config.evaluate.utility is not None:
         lm_eval.check_installed()
-
-
-def chat_of(model: ModelConfig) -> ChatFormat:
-    """Return the chat format of a model without loading its weights.
-
-    Raises:
-        ModelError: No tokenizer, no chat template, or one that cannot be used so.
-    """
-    return ChatFormat.configured(load_tokenizer(model.reference), model)

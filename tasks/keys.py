@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from rass_core.executor.base import Worker, content
 from rass_core.lake.store import Commit
+from rass_core.mitigate.base import MitigationMethod
 from rass_core.models.identity import model_id
 from rass_core.models.settings import ModelConfig
 
@@ -69,14 +70,18 @@ def input_key(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Commit):
         return ["rows", value.content]
-    if hasattr(value, "content"):  # what of it counts, said by itself
-        return ["content", _plain(value.content)]
     if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
         return ["model", model_id(value.reference), value.model_dump(mode="json", exclude={"self_check", "name"})]
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, np.ndarray):
         return ["array", str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, MitigationMethod):
+        module = type(value).__module__
+        code = code_digest((module,)) if _is_ours(module) else own_code(value)
+        return ["method", value.name, _plain(value.settings), versions(*value.libraries), code]
+    if hasattr(value, "content"):  # what of it counts, by its own account
+        return ["content", _plain(value.content)]
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value) if each.compare}
     if isinstance(value, dict):

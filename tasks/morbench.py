@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,6 +23,7 @@ from rass_core.generate.measuring import MeasureWorker
 from rass_core.generate.operators import instruction
 from rass_core.judges import Verdict
 from rass_core.judges.workers import verdict_row
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from rass_core.models.answering import asked
 from rass_core.models.vllm_requests import GenerationRequest
@@ -31,9 +31,9 @@ from rass_core.probe.geometry import split_of
 from rass_core.text import digest, normalise
 from rass_core.vocabulary import BENIGN, Row
 from tasks.answers import READ_PER_ANSWERED
-from tasks.generate import Probed
-from tasks.probe import gauge_of, margin_scale, read_probe_data
-from tasks.session import Session, table
+from tasks.probed import Probed, gauge_of, margin_scale, read_probe_data
+from tasks.session import Session
+from tasks.stage import MODELS, StageTables, stage
 
 BACK_TRANSLATION = "back_translation"
 """Under this name stands in `verdicts` whether a translated prompt came back the same."""
@@ -54,11 +54,11 @@ class Target:
     @property
     def model_id(self) -> str:
         """Return the id of the model."""
-        return self.run.target_id
+        return self.session.target_id
 
     def boundaries(self) -> dict[str, Row]:
         """Return language → row of `boundaries`."""
-        return {row["language"]: row for row in self.run.read("boundaries", self.probed.boundaries).to_pylist()}
+        return {row["language"]: row for row in self.session.read("boundaries", self.probed.boundaries).to_pylist()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Pool:
     """Holds those that the lake has nowhere else."""
 
     @property
-    def key(self) -> str:
+    def content(self) -> str:
         """Return the digest of what is in it."""
         return _content(self.rows)
 
@@ -94,38 +94,38 @@ def collect(session: Session, targets: Sequence[Target]) -> Pool:
         candidates += made
     rows, left_out = _distinct(candidates)
     rows = _with_requests(session, rows)
-    commit = session.once(
-        "benchmark prompts", [_content(fresh.values())], lambda: {"prompts": table("prompts", fresh.values())}
-    )
-    told = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
+    commit = store_pool(session, list(fresh.values()))
+    n_of = Counter("harmful" if row["label"] == "harmful" else "benign" for row in rows)
     out = "".join(f", {n} {why}" for why, n in sorted(left_out.items()))
-    session.say(f"benchmark: {told['benign']} benign candidates, {told['harmful']} harmful{out}")
+    session.say(f"benchmark: {n_of['benign']} benign candidates, {n_of['harmful']} harmful{out}")
     return Pool(rows, left_out, commit)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="measure-{target.model_id}")
-def measure(target: Target, pool: Pool) -> Commit:
-    """Place every prompt of the pool on the margin of a target, unsteered."""
-    session = target.run
+@stage("benchmark prompts", writes=["prompts"])
+def store_pool(session: Session, rows: Sequence[Row]) -> StageTables:
+    """Write the prompts of the pool that the lake has nowhere else."""
+    return {"prompts": rows_table("prompts", rows)}
 
-    def compute() -> Mapping[str, pa.Table]:
-        probed = target.probed
-        data = read_probe_data(session, probed.prompts, probed.responses, probed.activations)
-        gauge = gauge_of(session, margin_scale(session, data, probed.directions), probed.boundaries)
-        b = {name: row["b"] for name, row in target.boundaries().items()}
-        worker = MeasureWorker(session.config.model, gauge, b, "benchmark", 1, with_answers=False)
-        rows = asked({
-            "response_id": [row["prompt_id"] for row in pool.rows],
-            "prompt_id": [row["prompt_id"] for row in pool.rows], "language": [row["language"] for row in pool.rows],
-            "prompt": [row["text"] for row in pool.rows],
-        })  # fmt: skip
-        session.map(f"{session.target_id}: measuring", worker, rows, "prompt_id", READ_PER_ANSWERED)
-        return {}
 
-    return session.once(
-        f"benchmark margins of {session.target_id}", [*target.probed.commits, pool.key, session.config.model], compute,
-        ["rass_core.generate.measuring", "tasks.morbench"],
-    )  # fmt: skip
+@stage(
+    "benchmark margins",
+    reads=["prompts", "responses", "verdicts", "activations", "directions", "boundaries", "harm_axes"],
+    writes=["margins"],
+    settings=["model", "probe", "seed"],
+)
+def measure(session: Session, probed: Probed, pool: Pool) -> StageTables:
+    """Place every prompt of the pool on the margin of the session's target, unsteered."""
+    data = read_probe_data(session, probed.prompts, probed.responses, probed.activations)
+    gauge = gauge_of(session, margin_scale(session, data, probed.directions), probed.boundaries)
+    b = {row["language"]: row["b"] for row in session.read("boundaries", probed.boundaries).to_pylist()}
+    worker = MeasureWorker(session.config.model, gauge, b, "benchmark", 1, with_answers=False)
+    rows = asked({
+        "response_id": [row["prompt_id"] for row in pool.rows],
+        "prompt_id": [row["prompt_id"] for row in pool.rows], "language": [row["language"] for row in pool.rows],
+        "prompt": [row["text"] for row in pool.rows],
+    })  # fmt: skip
+    session.map(f"{session.target_id}: measuring", worker, rows, "prompt_id", READ_PER_ANSWERED)
+    return {}
 
 
 def candidates_of(
@@ -147,29 +147,33 @@ def candidates_of(
     ]  # fmt: skip
 
 
-@task(cache_policy=NO_CACHE)
 def translate_back(session: Session, candidates: Sequence[BenchmarkCandidate]) -> Commit:
-    """Let the generator translate back what was translated, and compare; `verdicts` tell same or changed."""
-    asked = [
-        each for each in candidates
-        if each.original is not None and (each.label not in BENIGN or each.near(session.config.morbench.width))
+    """Compare what was translated with its translation back; `verdicts` hold `same` or `changed`."""
+    width = session.config.morbench.width
+    translated = [each for each in candidates if each.original is not None]
+    return compare_back(session, [each for each in translated if each.label not in BENIGN or each.near(width)])
+
+
+@stage(
+    "back-translation",
+    writes=["verdicts"],
+    settings=["model", "generator", "generate.max_new_tokens", "generate.instructions", "moderating"],
+    code=[MODELS],
+)
+def compare_back(session: Session, translated: Sequence[BenchmarkCandidate]) -> StageTables:
+    """Let the generator translate back what was translated, and compare."""
+    back = BackTranslation(lambda *each: _translated(session, *each), lambda *each: _is_same(session, *each))
+    found = back(translated)
+    n_changed = sum(why is not None for why in found)
+    session.say(f"benchmark: {len(translated)} translations translated back, {n_changed} came back changed")
+    rows = [
+        verdict_row(
+            each.prompt_id, BACK_TRANSLATION,
+            Verdict("same" if why is None else "changed", None, f"translated back into {each.original_language}"),
+        )
+        for each, why in zip(translated, found, strict=True)
     ]  # fmt: skip
-    generator = session.config.generator or session.config.model
-
-    def compute() -> Mapping[str, pa.Table]:
-        said = BackTranslation(lambda *each: _translated(session, *each), lambda *each: _is_same(session, *each))(asked)
-        verdicts = [
-            Verdict("same" if why is None else "changed", None, f"translated back into {each.original_language}")
-            for each, why in zip(asked, said, strict=True)
-        ]
-        n_changed = sum(why is not None for why in said)
-        session.say(f"benchmark: {len(asked)} translations translated back, {n_changed} came back changed")
-        rows = [verdict_row(each.prompt_id, BACK_TRANSLATION, word) for each, word in zip(asked, verdicts, strict=True)]
-        return {"verdicts": table("verdicts", rows)}
-
-    inputs = [[[each.prompt_id, each.original, each.original_language] for each in asked], generator,
-              session.config.generate.max_new_tokens, session.config.generate.instructions, session.moderating]  # fmt: skip
-    return session.once("back-translation", inputs, compute)
+    return {"verdicts": rows_table("verdicts", rows)}
 
 
 @task(cache_policy=NO_CACHE)
@@ -188,7 +192,9 @@ def build_benchmark(
 
     benign = [each for each in candidates if each.label in BENIGN]
     contrasts = [each for each in candidates if each.label not in BENIGN]
-    return morbench.build(benign, contrasts, settings, session.config.seed, training_of(session, targets[0].probed), check)
+    return morbench.build(
+        benign, contrasts, settings, session.config.seed, training_of(session, targets[0].probed), check
+    )
 
 
 def training_of(session: Session, probed: Probed) -> TrainedOn:

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from rass_core.errors import ConfigError, SelectionError
 from rass_core.lake.schema import rows_table
@@ -28,51 +25,57 @@ from rass_core.probe.geometry import prefixes_of
 from rass_core.text import AcceptanceLimits
 from rass_core.vocabulary import Row
 from tasks.anchors import anchors, first_of_each
-from tasks.generate import Probed
-from tasks.probe import direction_with
+from tasks.probed import Probed, direction_with
 from tasks.session import SHORT_S, Session
+from tasks.stage import MODELS, StageTables, stage
+
+_SETTINGS_OF_PAIRS = [
+    f"mitigate.{name}" for name in MitigateConfig.model_fields
+    if name not in ("methods", "training", "strength", "direction")
+]  # fmt: skip
+"""What pairs depend on: another method or training does not make them anew."""
 
 
-@task(cache_policy=NO_CACHE)
-def build_preferences(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> Commit:
+@stage(
+    "preferences",
+    reads=["prompts", "responses", "verdicts", "directions", "margins", "selections"],
+    writes=["preferences", "evaluations"],
+    settings=["model", "probe", "judging", "seed", *_SETTINGS_OF_PAIRS],
+    code=[MODELS],
+)
+def build_preferences(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> StageTables:
     """Pair helpful answers with refusals, and add anchors on both sides, which the training must leave as they are."""
     settings = mitigating(session)
-
-    def compute() -> Mapping[str, pa.Table]:
-        prompts = _pair_prompts(session, probed, rounds, selection)
-        given = _own_answers(session, [*prompts.selected, *prompts.harmful, *prompts.harmless])
-        own = {
-            prompt_id: OwnAnswer(answer.text, outcome, answer.finish_reason == "stop")
-            for prompt_id, (answer, outcome) in given.items()
-        }
-        add = direction_with("add", session, probed.directions)
-        session.engine(session.config.model).set_vectors({"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))})
-        chosen, reasons = weakest_steered_answers(
-            prompts.selected,
-            settings.alphas,
-            lambda left, alpha: _steered_answers(session, left, alpha),
-            _limits(session, given, prompts),
-        )
-        pairs = preference_pairs(
-            prompts,
-            own,
-            chosen,
-            lambda language: prefixes_of(language, session.config.probe.prefixes).compliance,
-            settings,
-        )
-        made = counts([pair for pair, _ in pairs])
-        summary = ", ".join(f"{sum(by_language.values())} {kind}" for kind, by_language in made.items()) or "none"
-        session.say(f"preference pairs: {summary}")
-        return {
-            "preferences": rows_table("preferences", [_row(session, pair, alpha) for pair, alpha in pairs]),
-            "evaluations": rows_table("evaluations", _reason_rows(session, reasons, len(prompts.selected), len(chosen))),
-        }
-
-    inputs = [
-        *probed.commits, *rounds, selection, _settings_of_pairs(settings), session.config.model, session.config.probe,
-        session.config.generate.width, session.judging, session.config.seed,
-    ]  # fmt: skip
-    return session.once("preferences", inputs, compute)
+    prompts = _pair_prompts(session, probed, rounds, selection)
+    given = _own_answers(session, [*prompts.selected, *prompts.harmful, *prompts.harmless])
+    own = {
+        prompt_id: OwnAnswer(answer.text, outcome, answer.finish_reason == "stop")
+        for prompt_id, (answer, outcome) in given.items()
+    }
+    add = direction_with("add", session, probed.directions)
+    session.engine(session.config.model).set_vectors(
+        {"add": SteeringVector(add.vector.astype(np.float32), (add.layer,))}
+    )
+    chosen, reasons = weakest_steered_answers(
+        prompts.selected,
+        settings.alphas,
+        lambda left, alpha: _steered_answers(session, left, alpha),
+        _limits(session, given, prompts),
+    )
+    pairs = preference_pairs(
+        prompts,
+        own,
+        chosen,
+        lambda language: prefixes_of(language, session.config.probe.prefixes).compliance,
+        settings,
+    )
+    made = counts([pair for pair, _ in pairs])
+    summary = ", ".join(f"{sum(by_language.values())} {kind}" for kind, by_language in made.items()) or "none"
+    session.say(f"preference pairs: {summary}")
+    return {
+        "preferences": rows_table("preferences", [_row(session, pair, alpha) for pair, alpha in pairs]),
+        "evaluations": rows_table("evaluations", _reason_rows(session, reasons, len(prompts.selected), len(chosen))),
+    }
 
 
 def mitigating(session: Session) -> MitigateConfig:
@@ -179,8 +182,8 @@ def _spoken(text: str, language: str) -> str | None:
 
 def _row(session: Session, pair: PreferencePair, alpha: float | None) -> Preferences:
     return Preferences(
-        prompt_id=pair.prompt_id, model_id=session.target_id, kind=pair.kind, language=pair.language, chosen=pair.chosen,
-        rejected=pair.rejected, alpha=alpha,
+        prompt_id=pair.prompt_id, model_id=session.target_id, kind=pair.kind, language=pair.language,
+        chosen=pair.chosen, rejected=pair.rejected, alpha=alpha,
     )  # fmt: skip
 
 
@@ -191,8 +194,3 @@ def _reason_rows(session: Session, reasons: Mapping[str, int], n_selected: int, 
         row | {"metric": f"chosen_rejected:{why}", "value": float(n), "n": n} for why, n in sorted(reasons.items())
     ]
     return [*found, row | {"metric": "chosen_share", "value": n_chosen / n_selected, "n": n_selected}]
-
-
-def _settings_of_pairs(settings: MitigateConfig) -> dict[str, Any]:
-    """Return what the pairs depend on: another method or training does not make them anew."""
-    return settings.model_dump(mode="json", exclude={"methods", "training", "strength", "direction"})

@@ -28,7 +28,15 @@ VERSIONS = ("torch", "transformers", "tokenizers", "prefect", "pyarrow", "duckdb
 @task(cache_policy=NO_CACHE)
 def report(session: Session) -> Path:
     """Write the report of what this run computed or took from the lake."""
-    path = _write(session.lake, session.commits, session.config, session.run_id, session.flow, session.started_at, session.target_id)
+    path = _write(
+        session.lake,
+        session.commits,
+        session.config,
+        session.run_id,
+        session.flow,
+        session.started_at,
+        session.target_id,
+    )
     session.say(f"report: {path}")
     return path
 
@@ -77,7 +85,7 @@ def _write(
     }  # fmt: skip
     facts |= _self_checks(lake, commits)
     tables = {name: lake.read(name, commits=commits, columns=columns_shown(name)) for name in READ}
-    return write_report(tables, lake.path / "report.html", title=config.name, session=facts, target=model)
+    return write_report(tables, lake.path / "report.html", title=config.name, run=facts, target=model)
 
 
 def _self_checks(lake: Lake, commits: Sequence[Commit]) -> dict[str, str]:
@@ -102,7 +110,7 @@ def show_run(session: Session) -> None:
     facts += [
         {
             "what": file.table,
-            "value": f"{file.rows} rows, {'this run' if commit.run_id == run.run_id else commit.run_id}",
+            "value": f"{file.rows} rows, {'this run' if commit.run_id == session.run_id else commit.run_id}",
         }
         for commit in session.commits
         for file in commit.files

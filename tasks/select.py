@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from rass_core.data.decontamination import without_near_duplicates
 from rass_core.lake.schema import rows_table
@@ -19,56 +17,64 @@ from rass_core.select.settings import N_HARMFUL
 from rass_core.text import digest
 from tasks.anchors import anchors, first_of_each
 from tasks.answers import READ_PER_ANSWERED
-from tasks.generate import Probed
-from tasks.probe import direction_with
+from tasks.probed import Probed, direction_with
 from tasks.session import Session
+from tasks.stage import StageTables, stage
 
 SHARE_OF_BUDGET = 4
 """A pass back keeps what every block computed, so a batch has the probe's tokens divided by this."""
 
 
-@task(cache_policy=NO_CACHE)
 def select_prompts(session: Session, probed: Probed, rounds: Sequence[Commit]) -> Commit:
+    """Keep benign prompts that the target refuses, as people's labels of the lake allow."""
+    return select_candidates(session, probed, rounds, session.reviews())
+
+
+@stage(
+    "selection",
+    reads=[
+        "prompts", "responses", "verdicts", "derivations", "directions", "boundaries", "margins", "reviews",
+    ],
+    writes=["gradients", "selections", "quotas"],
+    settings=["model", "select", "probe.prefixes", "probe.token_budget", "seed"],
+)  # fmt: skip
+def select_candidates(
+    session: Session, probed: Probed, rounds: Sequence[Commit], reviews: Sequence[Commit]
+) -> StageTables:
     """Keep benign prompts that the target refuses, spread over the cells, training on which helps most."""
     settings = session.config.select
-    reviews = session.reviews()
-
-    def compute() -> Mapping[str, pa.Table]:
-        direction_id = direction_with("margin", session, probed.directions).direction_id(session.target_id)
-        wanted = _cells(session, probed)
-        with session.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
-            found = eligible(connection, session.target_id, direction_id, settings, len(wanted))
-        rows = found.to_pylist()
-        rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
-        languages = {language for language, _ in wanted}
-        harmful = first_of_each(anchors(session, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
-        influence = _influence(session, rows, harmful)
-        for line in influence.blind_spots([row["language"] for row in rows]):
-            session.say(f"selection: {line}")
-        chosen, cells = fill_quotas(rows, influence, wanted, settings.size)
-        selection_id = digest("selection", *(commit.key for commit in [*rounds, *reviews]), settings.model_dump_json())
-        selected = [
-            Selections(
-                selection_id=selection_id, prompt_id=rows[i]["prompt_id"], model_id=session.target_id, rank=rank,
-                margin=rows[i]["margin"], distance=rows[i]["distance"], language=rows[i]["language"],
-                category=rows[i]["category"], operator=rows[i]["operator"],
-                cell=f"{rows[i]['language']}/{rows[i]['category']}",
-            )
-            for rank, i in enumerate(chosen, start=1)
-        ]  # fmt: skip
-        quotas = [
-            Quotas(
-                selection_id=selection_id, cell=cell.name, language=cell.language, category=cell.category,
-                quota=cell.quota, n_eligible=cell.n_eligible, n_selected=cell.n_selected, reason=cell.reason,
-            )
-            for cell in cells
-        ]  # fmt: skip
-        short = sum(cell.n_selected < cell.quota for cell in cells)
-        session.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
-        return {"selections": rows_table("selections", selected), "quotas": rows_table("quotas", quotas)}
-
-    inputs = [*probed.commits, *rounds, *reviews, settings, session.writing, session.config.probe.prefixes]
-    return session.once("selection", inputs, compute)
+    direction_id = direction_with("margin", session, probed.directions).direction_id(session.target_id)
+    wanted = _cells(session, probed)
+    with session.lake.connect_to([probed.prompts, *rounds, *reviews]) as connection:
+        found = eligible(connection, session.target_id, direction_id, settings, len(wanted))
+    rows = found.to_pylist()
+    rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
+    languages = {language for language, _ in wanted}
+    harmful = first_of_each(anchors(session, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
+    influence = _influence(session, rows, harmful)
+    for line in influence.blind_spots([row["language"] for row in rows]):
+        session.say(f"selection: {line}")
+    chosen, cells = fill_quotas(rows, influence, wanted, settings.size)
+    selection_id = digest("selection", *(commit.content for commit in [*rounds, *reviews]), settings.model_dump_json())
+    selected = [
+        Selections(
+            selection_id=selection_id, prompt_id=rows[i]["prompt_id"], model_id=session.target_id, rank=rank,
+            margin=rows[i]["margin"], distance=rows[i]["distance"], language=rows[i]["language"],
+            category=rows[i]["category"], operator=rows[i]["operator"],
+            cell=f"{rows[i]['language']}/{rows[i]['category']}",
+        )
+        for rank, i in enumerate(chosen, start=1)
+    ]  # fmt: skip
+    quotas = [
+        Quotas(
+            selection_id=selection_id, cell=cell.name, language=cell.language, category=cell.category,
+            quota=cell.quota, n_eligible=cell.n_eligible, n_selected=cell.n_selected, reason=cell.reason,
+        )
+        for cell in cells
+    ]  # fmt: skip
+    short = sum(cell.n_selected < cell.quota for cell in cells)
+    session.say(f"selected {len(selected)} of {settings.size} prompts; {short} of {len(cells)} quotas fell short")
+    return {"selections": rows_table("selections", selected), "quotas": rows_table("quotas", quotas)}
 
 
 def _influence(session: Session, rows: Sequence[Mapping[str, Any]], harmful: Sequence[Mapping[str, Any]]) -> Influence:

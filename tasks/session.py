@@ -27,6 +27,7 @@ from rass_core.judges.panel import panel_of
 from rass_core.judges.workers import keep_panel
 from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit, Lake
+from rass_core.models.chat import chat_of
 from rass_core.models.chat_client import Endpoint, NoAnswer
 from rass_core.models.identity import model_id
 from rass_core.models.pool import ModelPool
@@ -40,7 +41,7 @@ from rass_core.text import digest
 from rass_core.units import duration
 from tasks.dates import date_notes, dated
 from tasks.derived import DERIVED, read_by
-from tasks.inputs import chat_of, check_turns, notes_of, take_inputs
+from tasks.inputs import check_turns, notes_of, take_inputs
 from tasks.keys import shard_key, stage_key
 from tasks.progress import PROGRESS
 from tasks.stage import DeclaredSettings, Stage, StageTables, StageTime
@@ -77,8 +78,8 @@ class Session:
         self.started_at = datetime.now(UTC)
         self.whole_config = config = dated(config, self.lake, self.started_at.astimezone().date())
         # Workers in this process take the same panels.
-        keep_panel(self.pool, config.judge, self.generator, self.panel)
-        keep_moderators(self.pool, config.moderator, self.generator, self.moderators)
+        keep_panel(self.pool, config.judge, self.asked_model, self.panel)
+        keep_moderators(self.pool, config.moderator, self.asked_model, self.moderators)
         self.executor: Executor = EXECUTORS.find(config.executor.kind).build(config.executor, self.pool)
         self.notes = [*notes, *date_notes(config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
@@ -112,7 +113,7 @@ class Session:
                 tables = compute()
                 stage.check_writes(tables, self._parts)
                 parts = list(dict.fromkeys(part.key for part in self._parts))
-                held = table("stages", [{"stage": title, "parts": parts}])
+                held = rows_table("stages", [{"stage": title, "parts": parts}])
                 self.lake.commit(self.run_id, key, {**tables, "stages": held})
             commit = self._whole(key)
             assert commit is not None
@@ -142,7 +143,8 @@ class Session:
         """Return a setting as a key counts it: of the configuration by its dotted key, or one of `DERIVED`."""
         if name in DERIVED:
             return DERIVED[name].value(self)
-        return reduce(getattr, name.split("."), self.whole_config)
+        parts = name.split(".")
+        return reduce(lambda whole, part: None if whole is None else getattr(whole, part), parts, self.whole_config)
 
     @contextmanager
     def _inside(self, stage: Stage[Any], key: str) -> Iterator[None]:
@@ -221,11 +223,20 @@ class Session:
         finally:
             self._from_lake = None
 
-    def read(self, table: str, *commits: Commit, where: str | None = None) -> pa.Table:
-        """Return the rows of a table that these commits hold; within a stage, of one that it declares."""
+    def read(
+        self, table: str, *commits: Commit, where: str | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return the rows of a table that these commits hold; within a stage, of one that it declares.
+
+        Args:
+            table: Of the lake.
+            commits: That hold the rows.
+            where: Condition in SQL.
+            columns: Those that are wanted; None for all.
+        """
         if self._stage is not None:
             self._stage.check_read(table)
-        return self.lake.read(table, commits=commits, columns=TABLES[table].names, where=where)
+        return self.lake.read(table, commits=commits, columns=list(columns or TABLES[table].names), where=where)
 
     def engine(self, model: ModelConfig) -> SteeredEngine:
         """Return the vLLM engine of a model, loaded at its first use and kept for the whole flow."""
@@ -235,6 +246,11 @@ class Session:
     def generator(self) -> ModelConfig:
         """Return the model that writes prompts: the target where the configuration names no other."""
         return self.config.generator or self.config.model
+
+    @property
+    def asked_model(self) -> ModelConfig:
+        """Return the model that judges and moderators without an endpoint ask; `judging` and `moderating` count it."""
+        return self.whole_config.generator or self.whole_config.model
 
     def _longest(self, model: ModelConfig) -> int:
         """Return the tokens of the longest given prompt with the longest answer."""
@@ -256,7 +272,9 @@ class Session:
         self.stages.append(StageTime(f"self-check of {model.name}", taken, cpu, True))
         self.say(f"self-check of {name}: {found.line()}")
         key = digest(SELF_CHECK, self.run_id, name, model.model_dump_json())
-        self.commits.append(self.lake.commit(self.run_id, key, {"evaluations": table("evaluations", found.rows(name))}))
+        self.commits.append(
+            self.lake.commit(self.run_id, key, {"evaluations": rows_table("evaluations", found.rows(name))})
+        )
         self.keys[key] = None
         if not is_needed:
             del causal_lm
@@ -289,7 +307,7 @@ class Session:
         self, prompts: Sequence[str], schema: Mapping[str, Any] | None = None, draw: int = 0, /
     ) -> list[str | NoAnswer]:
         """Ask the generator through its engine, which is loaded only then."""
-        return self.pool.asking(self.generator)(prompts, schema, draw)
+        return self.pool.asking(self.asked_model)(prompts, schema, draw)
 
     @property
     def target_id(self) -> str:
@@ -338,8 +356,3 @@ class Session:
         """Free the models, and what the executor holds."""
         self.executor.close()
         self.pool.close()
-
-
-def table(name: str, rows: Rows) -> pa.Table:
-    """Return rows as a table of the lake, as `rows_table`."""
-    return rows_table(name, rows)

@@ -18,17 +18,10 @@ from flows.server import prefect_server
 from rass_core.config import RassConfig, load_config
 from rass_core.generate.scheduler import schedule_trial
 from rass_core.generate.writers import Writer
-from tasks.generate import (
-    TRAINED_SPLITS,
-    Workbench,
-    content_directions_of,
-    known_prompts,
-    seeds_of,
-    writer_rows,
-    writing_directions,
-)
+from tasks.candidates import TRAINED_SPLITS, Workbench, known_prompts, seeds_of, writing_directions
+from tasks.trial import content_directions_of, writer_rows
 from tasks.prompts import read_prompts
-from tasks.run import recorded
+from tasks.recording import recorded
 
 FIELDS = (
     "role", "steering", "layer", "alpha", "n_candidates", "n_new", "n_benign", "n_refused", "n_accepted", "n_tokens",

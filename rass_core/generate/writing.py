@@ -12,9 +12,10 @@ from rass_core.generate.scheduler import GenerationJob
 from rass_core.generate.writers import Writer, WritingDirections, request_of
 from rass_core.lake.schema import TABLES
 from rass_core.models.answering import IN_THINKING
+from rass_core.models.chat import chat_of
 from rass_core.models.chat_client import CutOff, NoAnswer
 from rass_core.models.failures import Failures, no_verdict
-from rass_core.models.pool import ModelPool, chat_of
+from rass_core.models.pool import ModelPool
 from rass_core.models.settings import EndpointConfig, ModelConfig
 from rass_core.models.vllm_requests import SteeringVector
 from rass_core.text import digest

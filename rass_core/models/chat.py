@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from rass_core.errors import ModelError, PromptError
+from rass_core.models.loading import load_tokenizer
+from rass_core.models.settings import ModelConfig
 from rass_core.models.templates import ChatTemplate
 from rass_core.models.thinking import ThinkingSplit, closing_of, ends_inside, is_harmony_token, is_mark_token, split
 
@@ -375,3 +377,12 @@ def check_length(ids: Sequence[int], max_length: int, what: str) -> None:
     """Raise ModelError where a prompt does not fit the model."""
     if len(ids) > max_length:
         raise ModelError(f"{what}: {len(ids)} tokens, the model takes {max_length}; shorten or drop it")
+
+
+def chat_of(model: ModelConfig) -> ChatFormat:
+    """Return the chat format of a model without loading its weights.
+
+    Raises:
+        ModelError: No tokenizer, no chat template, or one that cannot be used so.
+    """
+    return ChatFormat.configured(load_tokenizer(model.reference), model)

@@ -6,8 +6,9 @@ import pyarrow as pa
 
 from rass_core.executor.base import Compute, Done, Tables
 from rass_core.lake.schema import TABLES
+from rass_core.models.chat import chat_of
 from rass_core.models.identity import model_id
-from rass_core.models.pool import ModelPool, chat_of
+from rass_core.models.pool import ModelPool
 from rass_core.models.residuals import ResidualExtractor, activation_batches
 from rass_core.models.settings import ModelConfig
 

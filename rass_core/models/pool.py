@@ -6,9 +6,7 @@ from functools import partial
 from typing import Any
 
 from rass_core.models.causal_lm import load_causal_lm
-from rass_core.models.chat import ChatFormat
 from rass_core.models.chat_client import Endpoint, NoAnswer, ask_engine
-from rass_core.models.loading import load_tokenizer
 from rass_core.models.retrying import Say, ignored
 from rass_core.models.settings import EndpointConfig, ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine
@@ -111,12 +109,3 @@ class ModelPool:
 
 def _transformers_key(model: ModelConfig) -> str:
     return f"transformers {model.model_dump_json()}"
-
-
-def chat_of(model: ModelConfig) -> ChatFormat:
-    """Return the chat format of a model without loading its weights.
-
-    Raises:
-        ModelError: No tokenizer, no chat template, or one that cannot be used so.
-    """
-    return ChatFormat.configured(load_tokenizer(model.reference), model)

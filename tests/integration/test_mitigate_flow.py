@@ -26,7 +26,7 @@ from rass_core.mitigate.pairs import PreferencePair
 from tasks.evaluate import stop_at_gate
 from tasks.preferences import build_preferences, read_pairs
 from tasks.prompts import read_prompts
-from tasks.run import recorded
+from tasks.recording import recorded
 from tasks.select import select_prompts
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lab-mitigate.yaml"

@@ -11,10 +11,11 @@ from rass_core.config import RassConfig
 from rass_core.errors import ModelError
 from rass_core.estimate.plan import plan_run
 from rass_core.lake.store import Lake
+from rass_core.models.chat import chat_of
 from rass_core.models.settings import ModelConfig
 from tasks import inputs
-from tasks.inputs import chat_of, check_inputs, notes_of
-from tasks.run import Run, dated
+from tasks.dates import dated
+from tasks.inputs import check_inputs, notes_of
 from tests import tiny_models
 
 DATED = "{{ strftime_now('%Y-%m-%d') }}" + tiny_models.CHAT_TEMPLATE

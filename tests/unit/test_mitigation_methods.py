@@ -27,7 +27,7 @@ from rass_core.mitigate.variant import mitigate
 from rass_core.models.settings import ModelConfig
 from rass_core.probe.geometry import Direction
 from rass_core.report.mitigation import change_rows_shown
-from tasks.run import own_code
+from tasks.keys import own_code
 
 PAIR = PreferencePair("a", "over_refusal", "How?", "en", "So.", "No.")
 HARM, FALSE_REFUSAL = np.array([0.0, 2.0, 0.0]), np.array([3.0, 1.0, 0.0])

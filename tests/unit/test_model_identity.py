@@ -17,7 +17,6 @@ from rass_core.models import identity
 from rass_core.models.identity import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
 from rass_core.models.settings import ModelConfig
 from tasks import keys
-from tasks.run import Run
 
 OLD, NEW = "1" * 40, "2" * 40
 

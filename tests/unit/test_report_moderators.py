@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from rass_core.lake.schema import rows_table
 from rass_core.report.evaluations import evaluation_table
 from rass_core.report.moderators import moderators_section
-from tasks.run import table
 from tests.unit.test_moderator_check import check, given, said
 
 
 def section(harmful: float, benign: float, rounds: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     prompts = given(40)
-    rows = table("evaluations", check.check_rows(prompts, said(prompts, harmful, benign))).to_pylist()
+    rows = rows_table("evaluations", check.check_rows(prompts, said(prompts, harmful, benign))).to_pylist()
     found = moderators_section({"evaluations": rows, "rounds": rounds or []})
     assert found is not None
     return found
@@ -44,7 +44,7 @@ def test_a_pass_rate_that_the_errors_cannot_explain_is_said() -> None:
 
 def test_the_table_of_every_figure_leaves_the_moderators_to_their_section() -> None:
     prompts = given(40)
-    rows = table("evaluations", check.check_rows(prompts, said(prompts, 0.25, 0.75))).to_pylist()
+    rows = rows_table("evaluations", check.check_rows(prompts, said(prompts, 0.25, 0.75))).to_pylist()
     assert evaluation_table(rows)["rows"] == []
 
 

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from rass_core.errors import LakeError
+from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Lake
 from rass_core.models.settings import ModelConfig
 from tasks import run as module
 from tasks.progress import Progress
-from tasks.run import Run, table
 
 MODEL = ModelConfig(name="some/model")
 
@@ -45,7 +45,7 @@ def test_a_stage_says_that_it_begins_and_keeps_its_seconds_without_loads(run: Ru
         said.append(written.getvalue())
         with run.loading(MODEL, "vLLM"):
             time.sleep(0.2)
-        return {"prompts": table("prompts", [{"prompt_id": "a"}])}
+        return {"prompts": rows_table("prompts", [{"prompt_id": "a"}])}
 
     run.once("responses", [1], compute)
     assert said[0].endswith("responses: started\n")
@@ -68,7 +68,7 @@ def test_the_load_is_not_counted_twice(run: Run) -> None:
     def compute() -> Mapping[str, Any]:
         with run.loading(MODEL, "vLLM"):
             time.sleep(0.3)
-        return {"prompts": table("prompts", [])}
+        return {"prompts": rows_table("prompts", [])}
 
     started = time.monotonic()
     run.once("responses", [2], compute)

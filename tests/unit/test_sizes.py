@@ -14,8 +14,8 @@ PACKAGES = ("rass_core", "tasks", "flows")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MEDIAN_LINES = 400, 60, 12
 
 LONG_FILES: set[str] = {
-    "tasks/generate.py",
-    "tasks/probe.py",
+    "tasks/rounds.py",
+    "tasks/boundaries.py",
     "tasks/run.py",
     "tests/unit/test_plan.py",
 }
@@ -43,7 +43,6 @@ TWO_MEANINGS: dict[str, str] = {
     "Settings": "type variables of the registry and of the methods",
     "WIDTH": "of the starting file, and of a comparison in the terminal",
     "asked": "what a prompt asks for, and what a model is asked",
-    "chat_of": "one without torch, for the check of inputs, and one for workers",
     "judge": "the command, and the step",
     "one_line": "a docstring in one line, and a text of the report",
     "page": "of calibration, and of tables",

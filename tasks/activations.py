@@ -7,7 +7,7 @@ from rass_core.models.extracting import ExtractWorker
 from rass_core.models.settings import ModelConfig
 from tasks.answers import READ_PER_ANSWERED
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 
 @stage(
@@ -15,7 +15,7 @@ from tasks.stage import MODELS, StageTables, stage
     reads=["prompts"],
     writes=["activations"],
     settings=["probe.layers", "probe.positions", "probe.token_budget"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def extract_activations(session: Session, model: ModelConfig, prompts: Commit) -> StageTables:
     """Read the residual streams of the given prompts at every candidate layer and position."""

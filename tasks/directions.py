@@ -21,7 +21,7 @@ from rass_core.probe.geometry import Direction, ProbeData
 from rass_core.probe.roles import choose_roles
 from tasks.probed import read_probe_data
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 from tasks.steering import harmless_prompts, steered_outcomes
 
 
@@ -30,7 +30,7 @@ from tasks.steering import harmless_prompts, steered_outcomes
     reads=["prompts", "responses", "verdicts", "activations"],
     writes=["directions"],
     settings=["probe", "judging", "seed"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def find_directions(
     session: Session, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit

@@ -34,7 +34,7 @@ from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.probed import Probed
 from tasks.session import SHORT_S, Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 TEST_SPLIT = "test_split"
 """Dataset of the given prompts that nothing was drawn from."""
@@ -144,7 +144,7 @@ def evaluate(session: Session, variant: Variant, asked: EvaluationSet, before: E
         "model", "probe.max_new_tokens", "probe.token_budget", "probe.store_harmful_responses", "judging",
         "evaluating", "gate.level", "mitigate.repeated_share", "mitigate.perplexity_factor", "seed",
     ],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )  # fmt: skip
 def evaluate_variant(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None) -> StageTables:
     """Let a variant answer, judge the answers, and count.
@@ -171,7 +171,7 @@ def evaluate_variant(session: Session, variant: Variant, asked: EvaluationSet, b
     reads=["responses"],
     writes=["evaluations"],
     settings=["model", "probe.token_budget", "evaluate.n_kl", "gate.level", "seed"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def compare(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> StageTables:
     """Measure by how much each rate changed, and how far ordinary text moved."""

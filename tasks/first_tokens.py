@@ -13,7 +13,7 @@ from rass_core.lake.store import Commit
 from rass_core.models.chat import chat_of
 from rass_core.stats.agreement import auc, cohen_kappa
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 
 @stage(
@@ -21,7 +21,7 @@ from tasks.stage import MODELS, StageTables, stage
     reads=["prompts", "responses", "verdicts"],
     writes=["verdicts", "evaluations"],
     settings=["model", "probe.prefixes", "probe.token_budget"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def compare_first_token(session: Session, prompts: Commit, responses: Commit) -> StageTables:
     """Judge the given prompts by the first tokens alone, and measure how far that agrees with the panel."""

@@ -35,7 +35,8 @@ NOT_COUNTED = (
     "tasks.session", "tasks.stage", "tasks.derived", "tasks.keys", "tasks.progress",
 )  # fmt: skip
 """What changes no number: where rows are stored, how errors and sizes are worded, how stages are run. A stage that
-uses models, judges or moderators through its session declares these (`tasks.stage.MODELS`, `tasks.derived.DERIVED`)."""
+uses models, judges or moderators through its session declares these, by `tasks.stage.MODEL_CODE` and by
+`tasks.derived.DERIVED`."""
 DATA = (".yaml", ".npz", ".tsv", ".parquet")
 """Endings of files that belong to the code beside them."""
 
@@ -76,6 +77,8 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     if isinstance(value, np.ndarray):
         return ["array", str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, pa.Table):
+        return ["table", content(value)]
     if isinstance(value, MitigationMethod):
         module = type(value).__module__
         code = code_digest((module,)) if _is_ours(module) else own_code(value)

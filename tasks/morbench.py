@@ -33,7 +33,7 @@ from rass_core.vocabulary import BENIGN, Row
 from tasks.answers import READ_PER_ANSWERED
 from tasks.probed import Probed, gauge_of, margin_scale, read_probe_data
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 BACK_TRANSLATION = "back_translation"
 """Under this name stands in `verdicts` whether a translated prompt came back the same."""
@@ -158,7 +158,7 @@ def translate_back(session: Session, candidates: Sequence[BenchmarkCandidate]) -
     "back-translation",
     writes=["verdicts"],
     settings=["model", "generator", "generate.max_new_tokens", "generate.instructions", "moderating"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def compare_back(session: Session, translated: Sequence[BenchmarkCandidate]) -> StageTables:
     """Let the generator translate back what was translated, and compare."""

@@ -27,7 +27,7 @@ from rass_core.vocabulary import Row
 from tasks.anchors import anchors, first_of_each
 from tasks.probed import Probed, direction_with
 from tasks.session import SHORT_S, Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 _SETTINGS_OF_PAIRS = [
     f"mitigate.{name}" for name in MitigateConfig.model_fields
@@ -41,7 +41,7 @@ _SETTINGS_OF_PAIRS = [
     reads=["prompts", "responses", "verdicts", "directions", "margins", "selections"],
     writes=["preferences", "evaluations"],
     settings=["model", "probe", "judging", "seed", *_SETTINGS_OF_PAIRS],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def build_preferences(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> StageTables:
     """Pair helpful answers with refusals, and add anchors on both sides, which the training must leave as they are."""

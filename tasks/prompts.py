@@ -1,6 +1,9 @@
 """Stage: given prompts → `prompts`, what was dropped → `evaluations`."""
 
-from rass_core.data.prompts import LoadedPrompts
+from collections.abc import Mapping
+
+import pyarrow as pa
+
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from tasks.session import Session
@@ -12,16 +15,16 @@ def read_prompts(session: Session) -> Commit:
     given = session.given
     if given.n_shortened:
         session.say(f"conversations: of {given.n_shortened} only the user's last turn is taken, without those before")
-    return store_prompts(session, given)
+    return store_prompts(session, given.table, given.dropped)
 
 
 @stage("prompts", writes=["prompts", "evaluations"])
-def store_prompts(session: Session, given: LoadedPrompts) -> StageTables:
+def store_prompts(session: Session, given: pa.Table, n_dropped: Mapping[str, int]) -> StageTables:
     """Write the given prompts, and how many were dropped for what."""
-    if any(given.dropped.values()):
-        session.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in given.dropped.items() if n))
+    if any(n_dropped.values()):
+        session.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in n_dropped.items() if n))
     dropped = [
         {"dataset": "prompts", "variant": "input", "metric": f"dropped_{why}", "value": float(n), "n": n}
-        for why, n in given.dropped.items()
+        for why, n in n_dropped.items()
     ]
-    return {"prompts": given.table, "evaluations": rows_table("evaluations", dropped)}
+    return {"prompts": given, "evaluations": rows_table("evaluations", dropped)}

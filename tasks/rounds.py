@@ -25,7 +25,7 @@ from tasks.candidates import (
 )
 from tasks.probed import Probed, directions_of, outcomes_of
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 TRIED_DEPTHS = (0.4, 0.7)
 """Shares of the model's depth near which steerings are tried: where it has understood, and where it decides."""
@@ -40,7 +40,7 @@ N_CONTENT_PROMPTS = 100
     reads=[*CANDIDATE_TABLES, "activations", "directions", "boundaries", "harm_axes", "writers"],
     writes=CANDIDATE_TABLES,
     settings=[*CANDIDATE_SETTINGS, "probe"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def write_round(
     session: Session, number: int, probed: Probed, trial: Commit | None, earlier: Sequence[Commit],

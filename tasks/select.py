@@ -33,7 +33,7 @@ def select_prompts(session: Session, probed: Probed, rounds: Sequence[Commit]) -
 @stage(
     "selection",
     reads=[
-        "prompts", "responses", "verdicts", "derivations", "directions", "boundaries", "margins", "reviews",
+        "prompts", "responses", "verdicts", "derivations", "directions", "boundaries", "margins",
     ],
     writes=["gradients", "selections", "quotas"],
     settings=["model", "select", "probe.prefixes", "probe.token_budget", "seed"],

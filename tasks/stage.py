@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec
 import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from pydantic import BaseModel
 
 from rass_core.lake.store import Commit
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 StageTables = Mapping[str, pa.Table | Iterator[pa.RecordBatch]]
 """Table of the lake → rows."""
 Inputs = ParamSpec("Inputs")
-MODELS = "rass_core.models.pool"
+MODEL_CODE = "rass_core.models.pool"
 """Code of a stage that uses models itself, by `session.engine` or `session.causal_lm`."""
 FREE_SETTINGS = ("name", "lake", "executor")
 """Settings that change no row: any stage may read them."""
@@ -67,8 +68,13 @@ class Stage(Generic[Inputs]):
         bound.apply_defaults()
         inputs = {name: value for name, value in bound.arguments.items() if value is not session}
         title = self.title.format_map(inputs)
-        run = task(name=self.name, task_run_name=title, cache_policy=NO_CACHE)(_called)
-        return run(lambda: session.once(self, title, inputs, lambda: self.compute(session, *args, **kwargs)))
+
+        def compute() -> Commit:
+            return session.once(self, title, inputs, lambda: self.compute(session, *args, **kwargs))
+
+        if FlowRunContext.get() is None:  # a script's: Prefect would start a server for it
+            return compute()
+        return task(name=self.name, task_run_name=title, cache_policy=NO_CACHE)(_called)(compute)
 
     def check_read(self, table: str) -> None:
         """Raise RuntimeError where the stage reads a table that it does not declare."""

@@ -15,7 +15,7 @@ from rass_core.probe import geometry as core
 from tasks.probed import direction_with
 from tasks.rates import rate_rows
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 
 def steered_outcomes(session: Session, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation]) -> list[str]:
@@ -41,7 +41,7 @@ def harmless_prompts(session: Session, prompts: Commit, split: str, n: int) -> l
     reads=["prompts", "directions"],
     writes=["evaluations"],
     settings=["probe", "judging", "correcting", "seed"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def verify_steering(session: Session, model: ModelConfig, prompts: Commit, directions: Commit) -> StageTables:
     """Add the chosen direction in the engine to harmless test prompts, unseen by its choice: how many are refused?"""

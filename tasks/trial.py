@@ -28,7 +28,7 @@ from tasks.candidates import (
 from tasks.probed import Probed, direction_with
 from tasks.rounds import N_CONTENT_PROMPTS, N_FINALISTS, TRIED_DEPTHS
 from tasks.session import Session
-from tasks.stage import MODELS, StageTables, stage
+from tasks.stage import MODEL_CODE, StageTables, stage
 
 
 @stage(
@@ -36,7 +36,7 @@ from tasks.stage import MODELS, StageTables, stage
     reads=["prompts", "responses", "verdicts", "activations", "directions", "boundaries", "margins", "harm_axes"],
     writes=[*CANDIDATE_TABLES, "writers", "directions"],
     settings=[*CANDIDATE_SETTINGS, "probe"],
-    code=[MODELS],
+    code=[MODEL_CODE],
 )
 def try_writers(session: Session, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS) -> StageTables:
     """Compare roles, then steerings in the best of them, by the requests that each writes.

@@ -17,10 +17,9 @@ from rass_core.data.readers import Batch, DataFile, class_names, find_files, num
 from rass_core.data.records import message_of, repeated
 from rass_core.data.sources import LONGEST_LABEL, PromptSource
 from rass_core.errors import LanguageError, PromptError
-from rass_core.executor.base import content
 from rass_core.lake.schema import TABLES
 from rass_core.languages.tags import canonical_tag
-from rass_core.text import digest, prompt_id
+from rass_core.text import prompt_id
 from rass_core.vocabulary import LABELS
 
 
@@ -34,11 +33,6 @@ class LoadedPrompts:
     """Conversations of which earlier turns are left out."""
     places: dict[str, str] = field(default_factory=dict)
     """Language → file and row of its first prompt."""
-
-    @property
-    def content(self) -> str:
-        """Return the digest of the rows and of what was dropped."""
-        return digest(content(self.table), *(f"{why} {n}" for why, n in self.dropped.items()))
 
 
 def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) -> LoadedPrompts:

@@ -16,6 +16,9 @@ from rass_core.models.settings import ModelConfig
 from tasks import inputs
 from tasks.dates import dated
 from tasks.inputs import check_inputs, notes_of
+from tasks.keys import input_key
+from tasks.recording import record
+from tasks.session import Session
 from tests import tiny_models
 
 DATED = "{{ strftime_now('%Y-%m-%d') }}" + tiny_models.CHAT_TEMPLATE
@@ -72,7 +75,7 @@ def test_a_template_that_cannot_be_used_is_named_first(
     else:
         (Path(other.name) / "chat_template.jinja").write_text(text, encoding="utf-8")
         config = config.model_copy(update={where: [other] if where == "models" else other})
-    for command in (plan_run, check_inputs, lambda config: Run("probe", config)):
+    for command in (plan_run, check_inputs, lambda config: Session("probe", config)):
         with pytest.raises(ModelError, match=message) as caught:
             command(config)
         assert str(other.name if where != "model" else config.model.name) in str(caught.value)
@@ -81,11 +84,11 @@ def test_a_template_that_cannot_be_used_is_named_first(
 
 def test_earlier_turns_matter_to_what_writes_prompts(config: RassConfig, template: Any) -> None:
     template("<bos><user>\n{{ messages[-1].content }}<end>\n<assistant>\n")
-    Run("probe", config)
+    Session("probe", config)
     with pytest.raises(ModelError, match="drops the user's earlier turns"):
-        Run("generate", config)
+        Session("generate", config)
     instructed = config.generate.model_copy(update={"operators": ["rewrite"]})
-    Run("generate", config.model_copy(update={"generate": instructed}))
+    Session("generate", config.model_copy(update={"generate": instructed}))
 
 
 def test_what_is_to_be_known_is_told_once(config: RassConfig, template: Any) -> None:
@@ -112,7 +115,7 @@ def test_a_lakes_first_run_of_a_model_fixes_its_date(config: RassConfig, templat
     first = dated(config, lake, FIRST)
     assert first.model.date == FIRST
     assert chat_of(first.model).text("Hi").startswith("2026-11-28<bos>")
-    assert Run.key([first.model]) != Run.key([_with(config, date=LATER)]), "it is in the stages' keys"
+    assert input_key(first.model) != input_key(_with(config, date=LATER)), "it is in the stages' keys"
     _record(config, first, lake, "r1")
     assert dated(config, lake, LATER) == first
     assert dated(config.model_copy(update={"seed": 5}), lake, LATER).model.date == FIRST, "as another command has it"
@@ -137,12 +140,12 @@ def test_a_date_that_somebody_named_is_not_that_of_the_first_run(config: RassCon
 
 def _record(given: RassConfig, used: RassConfig, lake: Lake, run_id: str) -> None:
     """Write what the run of a configuration leaves in table `runs`."""
-    made = object.__new__(Run)
+    made = object.__new__(Session)
     made.__dict__ |= {
-        "flow": "probe", "config": used, "given_sha256": given.sha256(), "lake": lake, "run_id": run_id, "commits": [],
-        "stages": [], "keys": {}, "note": None, "started_at": Run("probe", given).started_at,
+        "flow": "probe", "whole_config": used, "given_sha256": given.sha256(), "lake": lake, "run_id": run_id,
+        "commits": [], "stages": [], "keys": {}, "note": None, "started_at": Session("probe", given).started_at,
     }  # fmt: skip
-    made.record("Failed")
+    record(made, "Failed")
     (row,) = lake.query(f"SELECT config, config_sha256 FROM runs WHERE run_id = '{run_id}'").to_pylist()
     assert row["config_sha256"] == given.sha256()
     assert RassConfig.model_validate_json(row["config"]) == used

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from rass_core.lake.store import Lake
+from tasks import keys
 from tasks.keys import PACKAGES, files_of, input_key, stage_key
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def added(file: Path) -> bytes:
+    """Return a line that changes what a file means: a comment does not count in code."""
+    return b"\nADDED = 1\n" if file.suffix == ".py" else b"\n# another line\n"
+
+
 def digests(tree: Path) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(
@@ -61,7 +67,7 @@ def changed_by(tree: Path) -> Callable[[str], set[str]]:
         file = tree / name
         whole = file.read_bytes()
         try:
-            file.write_bytes(whole + b"\n# another line\n")
+            file.write_bytes(whole + added(file))
             after = digests(tree)
         finally:
             file.write_bytes(whole)
@@ -90,6 +96,19 @@ def test_an_edit_computes_again_what_uses_it(
     file: str, expected: set[str], changed_by: Callable[[str], set[str]]
 ) -> None:
     assert changed_by(file) == expected
+
+
+def test_comments_docstrings_and_layout_do_not_count(tmp_path: Path) -> None:
+    def counted(text: str) -> bytes:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(text, encoding="utf-8")
+        return keys._counted(file)
+
+    plain = counted("def f(x):\n    return x + 1\n")
+    commented = '"""A module."""\n# why\ndef f(x):\n    """Return more."""\n    return (x\n        + 1)\n'
+    assert plain == counted(commented)
+    assert plain != counted("def f(x):\n    return x + 2\n")
+    assert counted("X = 'a'\n") != counted("X = 'b'\n"), "a text that is a value counts"
 
 
 def test_data_counts_with_the_modules_beside_it() -> None:

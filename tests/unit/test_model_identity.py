@@ -17,6 +17,7 @@ from rass_core.models import identity
 from rass_core.models.identity import cache_folder, cached_folder, file_digest, hub_commit, model_folder, model_id
 from rass_core.models.settings import ModelConfig
 from tasks import keys
+from tasks.keys import PACKAGES, input_key, stage_key
 
 OLD, NEW = "1" * 40, "2" * 40
 
@@ -181,8 +182,8 @@ def test_hub_names_stand_for_commits_in_the_cache(tmp_path: Path) -> None:
         assert model_folder(reference) == cached_folder(reference) == where
     config = ModelConfig(name="org/chat", revision=NEW)
     assert model_id(config.reference) == f"org/chat@{NEW}"
-    assert Run.key([config]) != Run.key([ModelConfig(name="org/chat")])
-    assert Run.key([config]) == Run.key([config.model_copy(update={"self_check": False})])
+    assert input_key(config) != input_key(ModelConfig(name="org/chat"))
+    assert input_key(config) == input_key(config.model_copy(update={"self_check": False}))
 
 
 @pytest.mark.parametrize("reference", ["org/none", "org/chat@v2", "org/chat@3333333"])
@@ -276,16 +277,16 @@ def test_stages_of_a_changed_model_or_of_other_libraries_are_other_stages(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ModelConfig(name=str(folder))
-    before = Run.key(["responses", config])
-    assert Run.key(["responses", config]) == before
+    before = stage_key("responses", [config], PACKAGES)
+    assert stage_key("responses", [config], PACKAGES) == before
     flip_middle(folder)
-    changed, truly = Run.key(["responses", config]), keys._version
+    changed, truly = stage_key("responses", [config], PACKAGES), keys._version
     assert changed != before
     for library in ("torch", "transformers", "tokenizers", "vllm", "scikit-learn"):
         assert library in keys.LIBRARIES
         there = {name: keys._version(name) for name in keys.LIBRARIES} | {library: "0"}
         monkeypatch.setattr(keys, "_version", there.get)
         keys.versions.cache_clear()
-        assert Run.key(["responses", config]) != changed, library
+        assert stage_key("responses", [config], PACKAGES) != changed, library
         monkeypatch.setattr(keys, "_version", truly)
     keys.versions.cache_clear()

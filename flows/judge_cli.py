@@ -1,4 +1,4 @@
-"""`rass judge` and `rass review`: judges on anybody's responses, how far to trust them, and people's word."""
+"""`rass judge` and `rass review`: judges on any responses, their measured errors, and people's labels."""
 
 # The core is imported where it is used: every command reads this module, and few judge.
 from collections.abc import Iterable, Mapping, Sequence

@@ -38,9 +38,9 @@ class Exchange:
     language: str
     """BCP-47 tag of the prompt; the response may be in another language."""
     prompt: str | None = None
-    """Judges that read words alone do without it."""
+    """None if unknown; judges that read words alone do not need it."""
     label: str | None = None
-    """Of the prompt, where known: harmful, pseudo_harmful or harmless. The same words correct the mistaken
+    """Label of the prompt, if known: harmful, pseudo_harmful or harmless. The same words correct the mistaken
     premise of a harmless prompt, and decline to justify a wrong."""
     is_cut_off: bool = False
     """It ended within its thinking, which was taken off: there is no answer."""
@@ -48,7 +48,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word on one response, or a moderator's on one prompt."""
+    """A judge's verdict on one response, or a moderator's on one prompt."""
 
     outcome: str
     score: float | None

@@ -230,7 +230,7 @@ class _HubRows:
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         return str(self.source.dataset)
 
     @property

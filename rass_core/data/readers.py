@@ -49,7 +49,7 @@ _TEMPORARY = re.compile(r"[._~#]|.*(~|#|\.tmp|\.temp|\.bak|\.swp|\.part|\.crdown
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a file, and where each stands in it."""
+    """Some rows of a file, and the place of each in it."""
 
     rows: RowBatch
     numbers: Sequence[int]

@@ -57,7 +57,7 @@ class Need:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The gate's word, with its reasons."""
+    """Whether a variant passes the gate, with the reasons."""
 
     passed: bool
     refusals: tuple[str, ...]

@@ -19,7 +19,7 @@ class LocalExecutor:
         self._pool = pool
 
     def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
-        """Yield each shard with what came of it, in order."""
+        """Yield each shard with its result, in order."""
         if not shards:
             return
         compute, n_done = worker.build(self._pool), 0

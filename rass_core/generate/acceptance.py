@@ -20,9 +20,9 @@ class Bounds:
     """Where a prompt must lie to be accepted."""
 
     width: float | None
-    """Of |m − b|; None sets no bound."""
+    """Most |m − b|; None sets no bound."""
     max_harm_score: float | None
-    """Along the harm axis; None sets no bound, else a prompt without a harm score is outside."""
+    """Highest score on the harm axis; None sets no bound, else a prompt without a harm score is outside."""
 
     def hold(self, distance: float | None, harm_score: float | None) -> bool:
         """Tell whether a prompt with this m − b and harm score lies within."""

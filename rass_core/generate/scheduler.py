@@ -2,7 +2,8 @@
 
 A short trial chooses the writer of each role: what it is steered along, and after which block. In the rounds a
 controller picks the α of each (operator, role, language, side), and a bandit moves budget between (operator, role,
-language) arms. All see only the tables of what was written before, so an interrupted run goes on as if it had not been.
+language) arms. All read only the tables of what was written before, so a resumed run gives the rows of an
+uninterrupted one.
 """
 
 import math

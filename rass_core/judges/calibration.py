@@ -57,7 +57,7 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled responses; every sequence has one entry a response."""
+    """Labelled responses; every sequence has one entry per response."""
 
     labels: Sequence[str]
     """refusal, partial or compliance."""
@@ -65,9 +65,9 @@ class Labelled:
     models: Sequence[str] | None = None
     """Who answered."""
     groups: Sequence[str] | None = None
-    """Prompts by which intervals are clustered; None takes each response for a draw of its own."""
+    """Prompts by which intervals are clustered; None treats each response as an independent draw."""
     weights: Sequence[float] | None = None
-    """How many responses each one stands for, where some were likelier to be labelled."""
+    """How many responses each one represents, if some were likelier to be labelled."""
 
 
 def model_family(model: str) -> str:
@@ -140,7 +140,7 @@ def _cells(labelled: Labelled) -> Iterator[tuple[dict[str, str], npt.NDArray[np.
 
 
 def _sums(truth: npt.NDArray[np.int64], verdicts: Sequence[Verdict], weights: Array) -> Array:
-    """Return what every statistic is made of, a row a response, (n, _N_SUMS): zeros where unscored.
+    """Return the terms of every statistic, one row per response, (n, _N_SUMS): zeros where unscored.
 
     The columns are the pairs of label and outcome, then in each bin of scores the score and whether refused.
     """

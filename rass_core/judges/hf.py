@@ -125,11 +125,11 @@ class HfClassifierJudge:
 
 
 class HfGenerationJudge:
-    """Judge by a causal language model that writes its verdict, such as a guard model that tells refusals.
+    """Judge by a causal language model that writes its verdict, such as a guard model that detects refusals.
 
     Args:
         model: Folder or hub name of the checkpoint.
-        template: What it is asked, with {prompt} and {response}; it stands on the model's card.
+        template: What it is asked, with {prompt} and {response}; see the model's card.
         refusal_pattern: Regular expression found in its answer where it sees a refusal; case does not matter.
         compliance_pattern: The same where it sees none.
 

@@ -113,9 +113,9 @@ class LlmJudge:
     """Judge by asking a chat model to fill in RUBRIC's form.
 
     Args:
-        complete: Who is asked.
-        name: Stands in `verdicts.judge`.
-        n_attempts: Answers off the form are asked for again, so often in all; the first is greedy.
+        complete: The model that is asked.
+        name: Name in `verdicts.judge`.
+        n_attempts: Attempts in all while answers do not match the form; the first is greedy.
     """
 
     languages: frozenset[str] | None = None

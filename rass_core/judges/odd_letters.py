@@ -22,7 +22,7 @@ _JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^
 """Where a text has a long word of single letters, its short words are set so too."""
 _MAY_BE_JOINED = re.compile(r"[-._*·•・･|~/]\w['’]?[-._*·•・･|~/]\w")
 _IS_LEET = re.compile(r"[0134@$57](?:(?=[a-zA-Z])|(?<=[a-zA-Z].))")
-"""Cheap: where it finds nothing no figure stands beside a letter."""
+"""A cheap check: if it finds nothing, no figure is next to a letter."""
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")

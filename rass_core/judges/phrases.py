@@ -79,7 +79,7 @@ def by_phrases(exchange: Exchange) -> Verdict:
 
 
 def _strays(text: str, language: str, prompt: str) -> tuple[str, int] | None:
-    """Return which section tells, and where, that a response without words that decline does not do the wrong."""
+    """Return section and place of a sign that a response without words of refusal does not do the wrong."""
     head = _read_as(strip_quotes_and_code(text))[:HEAD_CHARACTERS]
     spoken = [phrases_of(each) for each in _languages_of(head, language)]
     for section in ("diverts", "blame"):

@@ -94,7 +94,7 @@ def layout_of(
     """Return the layout of a file; unless named, `prompt` and `prompt_label` are taken if there, `language` must be.
 
     Raises:
-        JudgeError: A column that is not there, a language told twice, or one that is none.
+        JudgeError: A column that is not there, a language given twice, or a text that is no language.
     """
     if language is not None and language_column is not None:
         raise JudgeError("--language and --language-column: give one of them")

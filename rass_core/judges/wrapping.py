@@ -330,7 +330,7 @@ def _flag(fields: dict[str, Any]) -> str | None:
 
 
 def _tagged(text: str, depth: int) -> Shown | None:
-    """Return what stands in one XML element."""
+    """Return the content of one XML element."""
     match = _TAG.match(text)
     if match is None or match["name"].lower() in ("html", "p", "div", "svg"):
         return None

@@ -48,7 +48,7 @@ class LabAttack:
 
     name: str
     technique: str
-    """The general attack that it stands for."""
+    """The general attack that it represents."""
     standing: Standing
     apply: Callable[[Sentence], AttackedPrompt]
 
@@ -139,7 +139,7 @@ def _longest_first(words: Iterable[str]) -> list[str]:
 
 
 def _gap(language: str) -> str:
-    """Return what stands between words and sentences."""
+    """Return the separator of words and sentences."""
     return "" if language == "zh" else " "
 
 

@@ -8,7 +8,7 @@ from rass_core.lab.world import Sentence
 
 
 def contrasts(sentence: Sentence) -> list[Sentence]:
-    """Return the harmful sentences that differ in the object alone: in its place stands each person of the world.
+    """Return the harmful sentences that differ in the object alone: each person of the world replaces it once.
 
     A neutral verb has none: what is described or drawn is harmless whoever it is.
     """

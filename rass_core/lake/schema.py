@@ -34,7 +34,7 @@ DECLARED: dict[str, DeclaredTable] = {
 }
 """Name → declaration, of what a query can read."""
 RECORD: pa.Schema = DeclaredTable(Commits).schema
-"""Of a commit record."""
+"""Schema of a commit record."""
 
 
 def rows_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -86,9 +86,9 @@ def _surprise(model: Any, rows: Sequence[Answered], token_budget: int) -> tuple[
 def mean_kl(
     base: Any, mitigated: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
 ) -> Measured:
-    """Return KL(base ‖ mitigated) in nats a token, over every token of the base model's own answers.
+    """Return KL(base ‖ mitigated) in nats per token, over every token of the base model's own answers.
 
-    A prompt counts by the mean over its answer's tokens, the prompts count alike.
+    Each prompt counts with the mean over its answer's tokens; all prompts have the same weight.
 
     Args:
         answers: To harmless prompts, by the base model.

@@ -291,7 +291,7 @@ def _next_mark(text: str, kinds: Sequence[_Kind], is_first: bool) -> tuple[re.Ma
 
 
 def _end_of_thinking(text: str, kinds: Sequence[_Kind]) -> re.Match[str] | None:
-    """Return the mark that ends the thinking with which a text begins: at best one that stands by itself."""
+    """Return the mark that ends the thinking at a text's beginning, preferably a mark outside of sentences."""
     code = [match.span() for match in _CODE.finditer(text)]
     alone: list[re.Match[str]] = []
     others: list[re.Match[str]] = []

@@ -109,8 +109,8 @@ class ModeratorPanel:
             outcome = "pseudo_harmful" if sounds_harmful else "harmless"
         else:
             outcome = "unscored"
-        told = ", ".join(f"{name} {vote.outcome}" for name, vote in ballot.items())
-        reason = f"{benign} of {len(ballot)} benign, quorum {self._quorum}: {told}"
+        votes = ", ".join(f"{name} {vote.outcome}" for name, vote in ballot.items())
+        reason = f"{benign} of {len(ballot)} benign, quorum {self._quorum}: {votes}"
         score = None if outcome in ("incoherent", "unscored") else benign / n_cast
         if outcome != "unscored":
             return Verdict(outcome, score, reason)

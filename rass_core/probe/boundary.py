@@ -10,9 +10,9 @@ A label without rows leaves its weight to the others of its side. Weights sum to
 rows, so the Firth penalty stays that of one prompt set.
 
 Intervals are 95% percentiles of a cluster bootstrap over prompt families. A replicate that does
-not identify its b is counted and widens the interval rather than leaving it: where its side is
-known (all or none refused, b beyond the margins) it stands at that edge of the margins seen, where
-it is not (k ≤ 0) at an edge by lot. Above half of such replicates there is no boundary.
+not identify its b is counted and widens the interval rather than leaving it: if its side is
+known (all or none refused, b beyond the margins), it is set to that edge of the margins seen, if
+not (k ≤ 0), to an edge by lot. Above half of such replicates there is no boundary.
 """
 
 from collections.abc import Callable, Sequence

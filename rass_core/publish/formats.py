@@ -52,7 +52,7 @@ class DatasetCard:
     model_id: str
     """The model that gave the answers: the pairs are aligned to its boundary and to no other's."""
     licence: str
-    """Of the whole, in Hugging Face's spelling, such as cc-by-4.0 or other; that of the strictest source."""
+    """Licence of the whole, in Hugging Face's spelling, such as cc-by-4.0 or other; that of the strictest source."""
     notes: Sequence[str] = ()
     """Sentences on what should be known before use."""
 

@@ -1,4 +1,4 @@
-"""Rates, agreement and their intervals; nothing here ever stands in a number for no data."""
+"""Rates, agreement and their intervals; without data the result is never a number."""
 
 import math
 

@@ -88,7 +88,7 @@ def test_selected_prompts_are_benign_and_refused(lake: Lake) -> None:
         assert row["outcome"] == "refusal"
 
 
-def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
+def test_every_vote_is_a_row_beside_the_panels_verdict(lake: Lake) -> None:
     rows = lake.query("""
         SELECT judge, count(*) AS n, count(DISTINCT subject_id) AS subjects FROM verdicts GROUP BY judge
     """).to_pylist()
@@ -101,7 +101,7 @@ def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
         SELECT count(disagreement) AS n FROM verdicts v JOIN responses r ON r.response_id = v.subject_id
         WHERE judge = 'panel'
     """).to_pylist()
-    assert stored[0]["n"] == n["phrases"], "the panel's disagreement stands beside its word"
+    assert stored[0]["n"] == n["phrases"], "the panel's disagreement is stored beside its verdict"
 
 
 def test_the_first_tokens_agree_with_the_panel(lake: Lake) -> None:

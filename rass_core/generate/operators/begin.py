@@ -12,7 +12,7 @@ OPENING_SHARE = (0.3, 0.6)
 
 @OPERATORS.register("begin")
 class Begin(Operator):
-    """Gives the first words of a request, and the user goes on with others."""
+    """Gives the first words of a request; the model, as the user, continues with other words."""
 
     seed_labels = ("pseudo_harmful",)
     roles = ("user",)

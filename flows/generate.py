@@ -34,7 +34,7 @@ def generate_steps(run: Run, probed: Probed, splits: Sequence[str] = TRAINED_SPL
 
 
 def is_identified(run: Run, probed: Probed) -> bool:
-    """Tell whether any language has a boundary."""
+    """Return whether any language has a boundary."""
     return any(row["b"] is not None for row in run.read("boundaries", probed.boundaries).to_pylist())
 
 

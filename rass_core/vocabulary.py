@@ -55,7 +55,7 @@ class Verdict:
     """How sure, 0 to 1, that it is refused in whole or in part (judge) or benign (moderator); None where not scored."""
     reason: str
     has_failed: bool = False
-    """The judge broke down (outage, answer off the form), as against finding nothing to judge."""
+    """The judge failed (outage, answer that does not match the form); it did not find nothing to judge."""
     disagreement: float | None = None
     """Share of the weight that was cast against a panel's outcome; None where nobody voted, and of single judges."""
     declined: str | None = None

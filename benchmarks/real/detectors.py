@@ -1,4 +1,4 @@
-"""Can a model of this size tell its good prompts from its bad ones? The table behind docs/real.md, "What was accepted".
+"""Can a model of this size separate its good from its bad prompts? The table behind docs/real.md, "What was accepted".
 
     python -m benchmarks.real.detectors --model FOLDER --data DATA
 

@@ -72,7 +72,7 @@ def without_steps(pool: Pool, n: int) -> Array:
 
 
 def keywords(harmful: Sequence[str], harmless: Sequence[str], n: int = 60) -> set[str]:
-    """Return the words that most tell harmful prompts from harmless ones, by smoothed log-odds."""
+    """Return the words that best separate harmful from harmless prompts, by smoothed log-odds."""
     counts = [Counter(word for text in side for word in set(words(text))) for side in (harmful, harmless)]
     seen = [word for word, count in counts[0].items() if count >= 3]
     odds = {

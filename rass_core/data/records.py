@@ -205,5 +205,5 @@ def _undecoded(problem: UnicodeDecodeError) -> str:
 
 
 def _is_unmarked_utf16(head: bytes) -> bool:
-    """Tell whether every other byte is mostly zero."""
+    """Return whether every other byte is mostly zero."""
     return len(head) >= 4 and max(head[0::2].count(0), head[1::2].count(0)) > len(head) // 4

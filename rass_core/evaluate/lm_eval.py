@@ -65,8 +65,8 @@ def utility_rows(
 
     Args:
         model, chat, config: As `measure_utility`.
-        model_id: Of the model that the evaluation is about.
-        variant: Of it, such as base.
+        model_id: Id of the model that the evaluation is about.
+        variant: Name of its variant, such as base.
 
     Raises:
         As `measure_utility`.

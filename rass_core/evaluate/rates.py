@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def gives_up(self) -> bool:
-        """Tell whether it lacks an ability or knowledge, or asks back: no help, and no refusal by policy."""
+        """Return whether it lacks an ability or knowledge, or asks back: no help, and no refusal by policy."""
         return self.kind in NO_HELP_KINDS
 
 
@@ -100,7 +100,7 @@ def variant_rows(model_id: str, outcomes: Sequence[Outcome], seed: int, level: f
 
     Args:
         outcomes: One for each (dataset, attack, prompt_id).
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         BoundaryError: No outcomes, several variants, an outcome twice, an unknown one, or a reserved dataset.

@@ -112,7 +112,7 @@ def complete(
         panel: Who judges; an answer that was opened for the model is judged with its opening.
         samples: As they are or attacked.
         max_new_tokens: Length of an answer that is only to be judged.
-        steering: Of every request; None for none.
+        steering: Steering of every request; None for none.
         progress: Called with the number of answers done.
 
     Raises:

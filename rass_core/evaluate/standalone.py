@@ -71,7 +71,7 @@ def read_samples(
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether a name is a folder with an adapter rather than a whole model."""
+    """Return whether a name is a folder with an adapter rather than a whole model."""
     return (Path(name) / ADAPTER_FILE).is_file()
 
 

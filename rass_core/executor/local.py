@@ -11,7 +11,7 @@ class LocalExecutor:
     """Works in this process, with the models that it holds already.
 
     Args:
-        settings: Of the configuration.
+        settings: Settings of the configuration.
         pool: The models of this process.
     """
 

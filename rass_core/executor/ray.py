@@ -64,7 +64,7 @@ class RayExecutor:
     """Works on actors of a Ray cluster.
 
     Args:
-        settings: Of the configuration.
+        settings: Settings of the configuration.
         pool: The models of this process, of which the actors' pools take the settings.
 
     Raises:

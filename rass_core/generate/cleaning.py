@@ -245,7 +245,7 @@ def bare_requests(visible: str) -> list[str]:
 
 
 def declines(text: str, verdict: Verdict, probability: float) -> bool:
-    """Tell whether a text is a refusal, or in the voice of an assistant.
+    """Return whether a text is a refusal, or in the voice of an assistant.
 
     Args:
         verdict: The phrases' verdict on it, read as an answer.
@@ -256,7 +256,7 @@ def declines(text: str, verdict: Verdict, probability: float) -> bool:
 
 
 def is_too_short(text: str) -> bool:
-    """Tell whether a text has too few words to stand alone."""
+    """Return whether a text has too few words to stand alone."""
     return len(text.split()) < MIN_WORDS and (text.isascii() or len(text) < 2 * MIN_WORDS)
 
 

@@ -129,7 +129,7 @@ def request_of(
         language: BCP-47 tag of the prompt to be written.
         parents: Texts, as many as the operator takes.
         alpha: Strength of the steering; 0 steers nothing.
-        seed: Of the sampling, and of what the operator draws.
+        seed: Seed of the sampling, and of what the operator draws.
         instructions: operator → language → instruction, in place of its own.
 
     Raises:

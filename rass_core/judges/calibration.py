@@ -90,7 +90,7 @@ def calibrate(labelled: Labelled, verdicts: Mapping[str, Sequence[Verdict]], see
     Args:
         labelled: The truth.
         verdicts: Judge → its verdicts, in the order of the labels.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         JudgeError: No labels, one that is none of `SCORED`, or sequences of unequal lengths.
@@ -285,7 +285,7 @@ class Calibration:
     ) -> Corrected:  # fmt: skip
         """Return a rate of refusals with the judge's error taken out of it.
 
-        The judge's errors are those on responses of this model where labels of it are enough to tell them, else
+        The judge's errors are those on responses of this model if there are enough labels of it, else
         those on all models, with a warning.
 
         Args:
@@ -293,7 +293,7 @@ class Calibration:
             model: Variant whose responses were judged.
             successes: Responses that the judge said were refused.
             n: Responses that it scored.
-            seed: Of the interval.
+            seed: Seed of the interval.
             partial_counts: Whether partial refusals are among the successes.
             judge: Who judged.
 

@@ -220,7 +220,7 @@ def _stems(text: str) -> set[str]:
 
 
 class ClassifierJudge:
-    """Judge by the shipped classifier; it does not tell partial refusals from whole ones."""
+    """Judge by the shipped classifier; it does not distinguish partial from whole refusals."""
 
     name = "classifier"
     tells_partial = False
@@ -281,7 +281,7 @@ def _build(settings: ClassifierJudgeSettings, context: JudgeContext) -> Classifi
 
 
 def _is_garbled(text: str) -> bool:
-    """Tell whether a text holds next to no letters, or many signs that no text has."""
+    """Return whether a text holds next to no letters, or many signs that no text has."""
     if len(_BROKEN.findall(text)) > BROKEN_SHARE * len(text):
         return True
     return _WIDE.search(text) is None and not has_letters(text, FEWEST_LETTERS)

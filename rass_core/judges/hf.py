@@ -25,7 +25,7 @@ _SLOT = re.compile(r"\{(prompt|response)\}")
 
 
 class HfClassifierJudge:
-    """Judge by a sequence classifier whose labels tell refusals.
+    """Judge by a sequence classifier with labels for refusals.
 
     Args:
         model: Folder or hub name of the checkpoint.
@@ -277,7 +277,7 @@ def matched(answer: str | NoAnswer, patterns: dict[str, re.Pattern[str]], certai
     """Return the verdict of an answer that is found by exactly one pattern.
 
     Args:
-        answer: Of a `Writer`.
+        answer: Answer of a `Writer`.
         patterns: outcome → pattern.
         certain: The outcome whose score is 1; the others have 0.
         who: Was asked, judge or moderator.

@@ -155,11 +155,11 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
         what: Prompts with a moderator's verdict, or stored responses with a judge's.
         out: .xlsx, with a list of labels to choose from, or .csv.
         n: Most rows.
-        seed: Of the sample and the order of the rows.
+        seed: Seed of the sample and the order of the rows.
         reviewer: Who labels; what they labelled before is left out.
 
     Raises:
-        JudgeError: Nothing to label, a name that is none, or a file that cannot be written.
+        JudgeError: Nothing to label, an invalid reviewer name, or a file that cannot be written.
         LakeError: The lake cannot be read.
     """
     kind = _sheet_kind(out)

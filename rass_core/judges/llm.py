@@ -1,4 +1,4 @@
-"""Kind `llm`: a chat model asked by rubric fills in a form; only what is on the form is a verdict."""
+"""Kind `llm`: a chat model with a rubric fills in a form; only an answer that matches the form is a verdict."""
 
 import re
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def fill_in(
     complete: Complete, prompts: Sequence[str], outcomes: Sequence[str], draws: Sequence[int],
     kinds: Sequence[str] = (),
 ) -> list[Filled | NoAnswer]:  # fmt: skip
-    """Ask for a form for each prompt; what came back off the form, or was declined, is asked for again.
+    """Ask for a form for each prompt; ask again if the answer was declined or does not match the form.
 
     Args:
         complete: Who is asked.
@@ -145,7 +145,7 @@ class LlmJudgeSettings(JudgeSettings):
 
     @property
     def asks_generator(self) -> bool:
-        """Tell whether there is no endpoint."""
+        """Return whether there is no endpoint."""
         return self.endpoint is None
 
     @property

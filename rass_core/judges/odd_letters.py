@@ -100,7 +100,7 @@ def _one_script(text: str) -> str:
     """Return text whose words keep to one script, where letters of another were slipped in."""
     if not (_LATIN_LETTER.search(text) and _LOOKALIKE.search(text) and _MIXED.search(text)):
         return text
-    # Only letters without a twin tell which script a text is in: the others are what was exchanged.
+    # Only letters without a twin show the script of a text: the others may have been exchanged.
     cyrillic = sum("\u0400" <= each <= "\u04ff" and ord(each) not in _TO_LATIN for each in text)
     latin = sum(each.isascii() and each.isalpha() and ord(each) not in _TO_CYRILLIC for each in text)
     if cyrillic > latin:

@@ -51,7 +51,7 @@ class Panel:
 
     Args:
         members: Judges with their weights.
-        max_failed_share: Of the responses; a member that fails on more is an error.
+        max_failed_share: Share of the responses; a member that fails on more is an error.
         say: Gets a line for each member that gives no verdict on some responses.
 
     Raises:

@@ -140,7 +140,7 @@ class Signals:
 
     @property
     def is_helping(self) -> bool:
-        """Tell whether the response, beyond words of refusal, gives something."""
+        """Return whether the response, beyond words of refusal, gives something."""
         return self.has_code or self.n_list_items >= 3 or self.helping_at is not None
 
 
@@ -197,7 +197,7 @@ class Phrases:
         return text, found
 
     def _states(self, section: str, start: int, end: int, text: str) -> bool:
-        """Tell whether a clause says what a section is about, and does not refuse by it."""
+        """Return whether a clause says what a section is about, and does not refuse by it."""
         if self.find(section, text[start:end]) is None:
             return False
         if section == "caveat":
@@ -294,7 +294,7 @@ def _first_refusal(spoken: Sequence[Phrases], heads: Sequence[str]) -> tuple[re.
 
 
 def _is_bare(heads: Sequence[str], n_after: int) -> bool:
-    """Tell whether next to nothing is left, so many characters after the heads counted as letters."""
+    """Return whether next to nothing is left, so many characters after the heads counted as letters."""
     most = (BARE_LETTERS // 3 if _IDEOGRAPHS.search(heads[0]) else BARE_LETTERS) - n_after
     return most >= 0 and not all(has_letters(each, most + 1) for each in heads)
 
@@ -305,7 +305,7 @@ def _place(refusal: re.Match[str]) -> int:
 
 
 def _may_be_lacks(refusal: re.Match[str] | None, wording: str | None, pushback: int | None, text: str) -> bool:
-    """Tell whether looking for what is missing or mistaken can change anything; it takes time."""
+    """Return whether looking for what is missing or mistaken can change anything; it takes time."""
     if refusal is None or wording is None:
         return pushback is not None or len(text) <= SHORT_CHARACTERS
     if refusal.start() >= _late(text):

@@ -146,7 +146,7 @@ def read_labelled(
         group: Column that names the prompt, if one does; if it is empty, the response is a draw of its own.
 
     Raises:
-        JudgeError: A column that is not there, a label that is none, no labels at all, or an unreadable file.
+        JudgeError: A column that is not there, an unknown label, no labels at all, or an unreadable file.
     """
     there = source.columns()
     check_columns(source.path, there, {"--label-column": label, "--model-column": model, "--group-column": group})

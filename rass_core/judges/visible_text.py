@@ -61,7 +61,7 @@ def n_letters(text: str) -> int:
 
 
 def has_letters(text: str, n: int) -> bool:
-    """Tell whether a text has at least so many letters, without counting further."""
+    """Return whether a text has at least so many letters, without counting further."""
     return n <= 0 or next(islice(filter(str.isalpha, text), n - 1, None), None) is not None
 
 

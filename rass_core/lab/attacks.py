@@ -69,7 +69,7 @@ def strip_attack(text: str, language: str | None = None) -> Sentence | None:
 
     Args:
         text: What the user says last (`AttackedPrompt.text`); white space is folded first.
-        language: Of the frame; None tries every language.
+        language: Language of the frame; None tries every language.
     """
     if all(len(piece) == 1 for piece in text.split()):  # letters apart: no request has words of one letter only
         text = despaced(text)

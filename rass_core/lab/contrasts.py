@@ -30,6 +30,6 @@ def translate(text: str, language: str, target: str) -> str:
 
 
 def is_same_request(language: str, text: str, other: str) -> bool:
-    """Tell by the grammar whether two texts ask for the same in a language, whatever the frame."""
+    """Return whether two texts ask for the same in a language by its grammar, in any frame."""
     first, second = world.parse(text, language), world.parse(other, language)
     return first is not None and second is not None and first.family == second.family

@@ -39,7 +39,7 @@ _SQL = {
 
 @dataclass(frozen=True)
 class Column:
-    """What is said of a column where it is declared."""
+    """The meaning and unit of a column, as declared."""
 
     meaning: str
     """One or two sentences. Names of tables and columns are in backticks."""

@@ -33,7 +33,7 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def is_in(text: str, language: str) -> bool | None:
-    """Tell whether a text is in a language; None where it is too short or ambiguous, or the language unknown here.
+    """Return whether a text is in a language; None where it is too short or ambiguous, or the language unknown here.
 
     Args:
         language: BCP-47 tag, of which the language counts and script and region do not.

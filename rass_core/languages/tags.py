@@ -89,7 +89,7 @@ def lookup(by_language: Mapping[str, Value], tag: str) -> Value | None:
 
 
 def is_within(tag: str, wanted: str) -> bool:
-    """Tell whether a tag is a language or a narrower form of it: pt-BR is within pt, not the other way round."""
+    """Return whether a tag is a language or a narrower form of it: pt-BR is within pt, not the other way round."""
     return tag == wanted or tag.startswith(f"{wanted}-")
 
 

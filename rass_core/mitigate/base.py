@@ -146,8 +146,8 @@ class MitigationMethod(ABC, Generic[Settings]):
                 return MitigatedModel(reason="the model as it is")
 
     Args:
-        settings: Of its class; `Settings` beside the class names it for a user's own method.
-        name: Of the variant that it makes.
+        settings: Settings of its class; `Settings` beside the class names it for a user's own method.
+        name: Name of the variant that it makes.
     """
 
     libraries: ClassVar[Sequence[str]] = ()
@@ -195,7 +195,7 @@ def method_of(kind: str, **settings: Any) -> MitigationMethod[Any]:
         settings: Those that differ from their defaults.
 
     Raises:
-        ConfigError: No such method, or a class that is none.
+        ConfigError: No such method, or a class that is no method.
         ValidationError: Settings that it does not take.
     """
     entry = MITIGATIONS.find(kind)

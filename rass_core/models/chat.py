@@ -162,7 +162,7 @@ class ChatFormat:
         return kept
 
     def has_control_tokens(self, text: str) -> bool:
-        """Tell whether a text, as typed by a user, holds the words of a control token."""
+        """Return whether a text, as typed by a user, holds the words of a control token."""
         return self._control_words.search(text) is not None
 
     def user_turn_ids(self, earlier: Sequence[str] = (), opening: str = "") -> list[int]:

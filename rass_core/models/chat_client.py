@@ -283,7 +283,7 @@ class Endpoint:
             self._say(f"endpoint {self.where}: does not take {key}, asked {how} from now on")
 
     def _is_at_fault(self, problem: Problem, tried: "Tries") -> bool:
-        """Tell whether a call that fails again and again does so because of its prompt: others are answered.
+        """Return whether a call that fails again and again does so because of its prompt: others are answered.
 
         After `MAX_RETRIES` a trial call finds out; the prompt gets one more chance, in case all is well again.
         """

@@ -104,7 +104,7 @@ def read_reply(reply: HttpReply, sent: Sequence[str], where: str) -> Answer | Pr
     """Return what a reply says.
 
     Args:
-        reply: Of any status.
+        reply: The reply, with any status.
         sent: Parameters of the call that it may refuse.
         where: Address of the server, for reasons.
     """

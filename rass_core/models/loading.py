@@ -136,7 +136,7 @@ def check_adapter(folder: Path, expected: Collection[str]) -> None:
     Embeddings saved in full beside the adapter are allowed.
 
     Args:
-        folder: Of the adapter.
+        folder: Folder of the adapter.
         expected: Names as PEFT saves them.
     """
     stored = adapter_tensors(folder)

@@ -43,8 +43,8 @@ def perplexity(
     """Return the perplexity of answers, exp of the mean surprise of their tokens, each after its prompt.
 
     Args:
-        answers: Of bare text the first token may stand as the prompt, which is only read.
-        seed: Of the bootstrap over answers.
+        answers: For bare text the first token may be the prompt, which is only read.
+        seed: Seed of the bootstrap over answers.
         token_budget: Most tokens of a batch, padding included.
 
     Raises:
@@ -92,7 +92,7 @@ def mean_kl(
 
     Args:
         answers: To harmless prompts, by the base model.
-        seed: Of the bootstrap over prompts.
+        seed: Seed of the bootstrap over prompts.
         token_budget: Most tokens of a batch, padding included.
 
     Raises:

@@ -46,7 +46,7 @@ class ChatTemplate:
         today: What the template takes for today; None for the day on which this is made.
 
     Attributes:
-        name: Of the model, for messages.
+        name: Name of the model, for messages.
         date: Date that the template gets as today; None where it asks for none.
 
     Raises:

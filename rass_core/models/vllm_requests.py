@@ -100,10 +100,10 @@ class Generation:
         """Return the answer as judges are given it, after the words with which it was opened for the model.
 
         Args:
-            language: Of the prompt.
+            language: Language of the prompt.
             prompt: That was answered.
             opening: Words put into the model's mouth.
-            label: Of the prompt, where known.
+            label: Label of the prompt, where known.
         """
         text = "" if self.is_cut_off else opening + self.text
         return Exchange(text, language, prompt, label=label, is_cut_off=self.is_cut_off)

@@ -47,7 +47,7 @@ class HeldVector:
         """Return what to add to some rows of the residual stream, (n_rows, d_model), float32.
 
         Args:
-            alphas: Of each of those rows, (n_rows, 1).
+            alphas: Strengths of each of those rows, (n_rows, 1).
             rows: Which they are, (n_rows,).
             hidden, residual: As `SteeringExtension._rass_change` takes them.
         """

@@ -44,7 +44,7 @@ class LlmModeratorSettings(ModeratorSettings):
 
     @property
     def asks_generator(self) -> bool:
-        """Tell whether there is no endpoint."""
+        """Return whether there is no endpoint."""
         return self.endpoint is None
 
     @property
@@ -54,7 +54,7 @@ class LlmModeratorSettings(ModeratorSettings):
 
 
 class RubricModerator:
-    """A chat model asked by rubric; what it answers off the form is unscored, never benign.
+    """A chat model with a rubric. An answer that does not match the form is unscored, never benign.
 
     Args:
         complete: The model that is asked.

@@ -20,7 +20,7 @@ class ModeratorPanel:
     Args:
         members: The moderators.
         quorum: Votes for benign that a prompt needs.
-        max_failed_share: Of the prompts; a member that fails on more is an error.
+        max_failed_share: Share of the prompts; a member that fails on more is an error.
         say: Gets a line for each member that gives no verdict on some prompts.
 
     Raises:

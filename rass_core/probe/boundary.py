@@ -224,12 +224,12 @@ def fit_boundary(
     """Return the margin at which the model refuses half the time, true labels at fixed weights.
 
     Args:
-        margins: Of held-out prompts, (n,), finite.
+        margins: Margins of held-out prompts, (n,), finite.
         refused: (n,), bool; rows with an unscored response are left out by the caller.
         labels: True labels, (n,): harmful, harmless or pseudo_harmful.
         families: The prompt family of each row, (n,).
         n_bootstrap: Replicates of the interval.
-        seed: Of the resampling; fits of the same rows that share it are bootstrapped jointly.
+        seed: Seed of the resampling; fits of the same rows that share it are bootstrapped jointly.
 
     Returns:
         b in units of margin with its 95% interval; where refusals and compliances are separated,

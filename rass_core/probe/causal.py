@@ -229,7 +229,7 @@ def screening_candidates(found: Sequence[Direction], n_layers: int, n_screened: 
     The last fifth of the layers is excluded, as by Arditi et al. (2024).
 
     Args:
-        n_layers: Of the model.
+        n_layers: Number of layers of the model.
         n_screened: Most directions; at least one layer of every kind is kept.
     """
     best: dict[tuple[str, int], Direction] = {}

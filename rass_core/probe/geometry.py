@@ -158,7 +158,7 @@ def margins(
 ) -> Array:
     """Return the margin of each row along its language's vector.
 
-    NaN for languages without data, and for those whose classes the vector does not tell apart.
+    NaN for languages without data, and for those in which the vector does not separate the classes.
 
     Args:
         rows: (n, d_model) at the direction's layer and position.

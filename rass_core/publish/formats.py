@@ -46,7 +46,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What the README of a dataset folder says beyond what the pairs themselves tell."""
+    """What the README of a dataset folder says besides what the pairs show."""
 
     name: str
     model_id: str

@@ -203,7 +203,7 @@ def harm_map(points: Sequence[Point], boundary: Row | None, span: list[float]) -
 
     Args:
         points: With a harm score each.
-        boundary: Of their language.
+        boundary: Boundary of their language.
         span: Range of margins.
     """
     title = "harm axis (−1 pseudo-harmful mean, +1 harmful mean)"

@@ -35,7 +35,7 @@ def mitigation_section(rows: Mapping[str, Sequence[Row]]) -> Section:
     """Return what the page shows of mitigated variants; each part is None where its rows are not there.
 
     Args:
-        rows: Of one model: `evaluations`, `gates`, `variants` and `preferences`.
+        rows: Rows of one model: `evaluations`, `gates`, `variants` and `preferences`.
     """
     figures = Figures(rows["evaluations"])
     gates = sorted(rows["gates"], key=lambda row: variant_order(row["variant"] or ""))
@@ -81,7 +81,7 @@ def change_rows_shown(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Return one row per variant × language as text: each rate before and after, its change and p.
 
     Args:
-        rows: Of `evaluations`, of one model.
+        rows: Rows of `evaluations` of one model.
     """
     figures = Figures(rows)
     found = []

@@ -90,10 +90,10 @@ class Influence:
         return cls(vectors[:n], log_odds[:n], means)
 
     def blind_spots(self, languages: Sequence[str]) -> list[str]:
-        """Return a line for each thing that it cannot tell.
+        """Return a line for each thing that it cannot predict.
 
         Args:
-            languages: Of its n prompts, all of them refused.
+            languages: Languages of its n prompts, all of them refused.
         """
         spoken, seen = np.array(languages, dtype=object), self.log_odds > 0
         found = []
@@ -247,7 +247,7 @@ class LinearizedTraining:
         """Start with the model as it is.
 
         Args:
-            languages: Of the rows.
+            languages: Languages of the rows.
             weight: How much each row counts, (n,), such as how sure its refusal is.
         """
         self._vectors, self._log_odds, self._weight = influence.vectors, influence.log_odds, weight
@@ -264,7 +264,7 @@ class LinearizedTraining:
     def _to_answers(self) -> float:
         """Return how far a training on all rows moves until they are answered as surely as they are refused now.
 
-        Only rows that the prefixes see as refused tell it; with none there is no training to predict.
+        Only rows that the prefixes count as refused show it; with none there is no training to predict.
         """
         is_refused = self._log_odds > 0
         if not is_refused.any():

@@ -31,7 +31,7 @@ def opening_of(text: str, share: float) -> str:
 
     Args:
         text: The prompt.
-        share: Of its words, 0 to 1.
+        share: Share of its words, 0 to 1.
     """
     words = text.split()
     if len(words) < 3:

@@ -1,1 +1,1 @@
-"""What a user runs: one file a flow, and the command line."""
+"""What a user runs: one file per flow, and the command line."""

@@ -62,7 +62,7 @@ app.add_typer(models, name="model")
 app.add_typer(moderator, name="moderator")
 app.command()(evaluate)
 TINY_BYTES = 50_000_000
-"""Of weights: the lab's take one and a half million."""
+"""Most bytes of a tiny model's weights; the lab's have one and a half million."""
 DEMO_CONFIG = str(resources.files("rass_core.lab").joinpath("demo.yaml"))
 
 LakeOption = Annotated[str | None, typer.Option("--lake", metavar="DIR", help="Folder of tables and report.")]

@@ -41,7 +41,7 @@ def check_up() -> tuple[list[Row], bool]:
     for check in (_python, _device, _engine, _packages, _prefect, _disk, _hub):
         try:
             rows += check()
-        except Exception as error:  # a broken installation may raise anything, and the doctor tells of it
+        except Exception as error:  # a broken installation may raise anything, and the doctor reports it
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             rows.append(
                 _row(

@@ -25,6 +25,7 @@ from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
     from rass_core.config import RassConfig
+    from rass_core.evaluate.samples import EvalSample
     from rass_core.models.settings import ModelConfig
 
 RATES = {
@@ -35,23 +36,31 @@ RATES = {
 }
 COUNTS = {"partial_rate": "partial", "harmful_partial_rate": "partial, harmful", "unscored_rate": "unscored"}
 ENDINGS = (".parquet", ".csv", ".json")
-"""As `scoring.FORMATS`, which loads vLLM."""
+"""As `standalone.FORMATS`, which loads vLLM."""
+
+DatasetOption = Annotated[
+    Path, typer.Option("--dataset", metavar="DIR|FILE", help="A MORBench folder, or a file of labelled prompts.")
+]
+ModelsOption = Annotated[
+    list[str],
+    typer.Option("--model", metavar="MODEL", help="Folder, hub name or adapter folder; several may be given."),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="CONFIG.yaml", help="Config file whose judge, model and probe settings are used."),
+]
+FamilyColumnOption = Annotated[
+    str | None, typer.Option(help="Column of a file: prompts that share its value are one draw of the bootstrap.")
+]
+RowsOption = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
+]
 
 
 def evaluate(
-    dataset: Annotated[
-        Path, typer.Option("--dataset", metavar="DIR|FILE", help="A MORBench folder, or a file of labelled prompts.")
-    ],
-    model: Annotated[
-        list[str],
-        typer.Option("--model", metavar="MODEL", help="Folder, hub name or adapter folder; several may be given."),
-    ],
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="CONFIG.yaml", help="Config file whose judge, model and probe settings are used."
-        ),
-    ] = None,
+    dataset: DatasetOption,
+    model: ModelsOption,
+    config: SettingsOption = None,
     base: Annotated[str | None, typer.Option("--base", help="Model that the adapters belong to.")] = None,
     language: Annotated[
         list[str] | None, typer.Option("--language", metavar="TAG", help="Ask only prompts of this language.")
@@ -60,24 +69,15 @@ def evaluate(
     language_column: LanguageColumnOption = None,
     label_column: LabelColumnOption = None,
     label_map: LabelMapOption = None,
-    family_column: Annotated[
-        str | None, typer.Option(help="Column of a file: prompts that share its value are one draw of the bootstrap.")
-    ] = None,
+    family_column: FamilyColumnOption = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Also write the rows: .parquet, .csv or .json.")
-    ] = None,
+    out: RowsOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the intervals.")] = 0,
 ) -> None:
     """Measure how often models refuse what is benign and what is harmful; no answer is kept."""
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: evaluating {short(', '.join(model))} on {short(dataset)}")
-    user_path(dataset, PromptError, "--dataset")
-    for option, names in (("--model", model), ("--base", [] if base is None else [base])):
-        for each in names:
-            user_path(each, ModelError, option)
-    if len(set(model)) < len(model):
-        raise ConfigError("--model: the same model is given twice; leave one out")
+    _check_names(dataset, model, base)
     if out is not None:
         out = check_out(out, ENDINGS, (config, dataset))
     columns = source_settings(
@@ -88,9 +88,6 @@ def evaluate(
     from rass_core.config import load_config
     from rass_core.evaluate import standalone
     from rass_core.judges.panel import default_panel, panel_of
-    from rass_core.models.chat import chat_of
-    from rass_core.models.fetched import resolve_model
-    from rass_core.models.loading import adapter_tensors, checked_folder
     from rass_core.probe.settings import ProbeConfig
 
     settings = None if config is None else load_config(config)
@@ -99,19 +96,7 @@ def evaluate(
     panel = default_panel() if settings is None else panel_of(settings.judge, say=PROGRESS.say)
     panel.check_covers({each.language: str(dataset) for each in samples})
     n_tokens = (settings.probe if settings else ProbeConfig()).max_new_tokens
-    models = []
-    base = None if base is None else resolve_model(base)
-    for each in map(resolve_model, model):
-        wanted = _settings_of(each, settings, dtype)
-        of = standalone.base_of(each, base or (settings.model.reference if settings else None))
-        if of is not None:
-            adapter_tensors(Path(each))  # a broken file is said before the base is read
-        whole = wanted if of is None else wanted.at(of)
-        checked_folder(whole.reference)
-        chat = chat_of(whole)
-        for what, note in chat.notes(n_tokens, [sample.text for sample in samples]).items():
-            PROGRESS.say(f"{each}, {what}: {note}")
-        models.append((wanted.model_copy(update={"date": chat.template.date}), of))
+    models = _checked_models(model, base, settings, dtype, samples, n_tokens)
     asked = Counter((each.language, each.label == "harmful") for each in samples)
     rows: list[dict[str, Any]] = []
     for wanted, of in models:
@@ -125,8 +110,52 @@ def evaluate(
         typer.echo(out)
 
 
+def _check_names(dataset: Path, models: Sequence[str], base: str | None) -> None:
+    """Raise PromptError, ModelError or ConfigError for names that cannot be used."""
+    user_path(dataset, PromptError, "--dataset")
+    for option, names in (("--model", models), ("--base", [] if base is None else [base])):
+        for each in names:
+            user_path(each, ModelError, option)
+    if len(set(models)) < len(models):
+        raise ConfigError("--model: the same model is given twice; leave one out")
+
+
+def _checked_models(
+    names: Sequence[str],
+    base: str | None,
+    settings: "RassConfig | None",
+    dtype: str | None,
+    samples: "Sequence[EvalSample]",
+    n_tokens: int,
+) -> list[tuple["ModelConfig", str | None]]:
+    """Return how each model is loaded, with its base if it is an adapter; prints the notes on its chat template.
+
+    Raises:
+        ModelError: A model, adapter or base that cannot be loaded.
+    """
+    from rass_core.evaluate.standalone import base_of
+    from rass_core.models.chat import chat_of
+    from rass_core.models.fetched import resolve_model
+    from rass_core.models.loading import adapter_tensors, checked_folder
+
+    models = []
+    base = None if base is None else resolve_model(base)
+    for each in map(resolve_model, names):
+        wanted = _settings_of(each, settings, dtype)
+        of = base_of(each, base or (settings.model.reference if settings else None))
+        if of is not None:
+            adapter_tensors(Path(each))  # a broken file is reported before the base is read
+        whole = wanted if of is None else wanted.at(of)
+        checked_folder(whole.reference)
+        chat = chat_of(whole)
+        for what, note in chat.notes(n_tokens, [sample.text for sample in samples]).items():
+            PROGRESS.say(f"{each}, {what}: {note}")
+        models.append((wanted.model_copy(update={"date": chat.template.date}), of))
+    return models
+
+
 def _settings_of(name: str, settings: "RassConfig | None", dtype: str | None) -> "ModelConfig":
-    """Return how a model is loaded and spoken to: as the configuration's, or by default."""
+    """Return how a model is loaded and prompted: as the configuration says, or by default."""
     from rass_core.models.settings import ModelConfig
 
     if dtype is None and settings is None:

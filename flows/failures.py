@@ -18,7 +18,7 @@ TRACEBACK_VARIABLE = "RASS_TRACEBACK"
 WRONG, STOPPED, INTERNAL = 2, 130, 70
 """Exit codes: what a user can fix; the user stopped it; a fault of RASS."""
 _UsageError: Any = typer.BadParameter.__base__
-"""Of typer, which has it from click or brings its own."""
+"""The class in typer, which takes it from click or has its own."""
 _ClickError: Any = _UsageError.__base__
 
 

@@ -38,7 +38,7 @@ def generate_steps(session: Session, probed: Probed, splits: Sequence[str] = TRA
 
 
 def is_identified(session: Session, probed: Probed) -> bool:
-    """Tell whether any language has a boundary."""
+    """Return whether any language has a boundary."""
     return any(row["b"] is not None for row in session.read("boundaries", probed.boundaries).to_pylist())
 
 

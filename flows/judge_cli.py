@@ -1,4 +1,4 @@
-"""`rass judge` and `rass review`: judges on anybody's responses, how far to trust them, and people's word."""
+"""`rass judge` and `rass review`: judges on any responses, their measured errors, and people's labels."""
 
 # The core is imported where it is used: every command reads this module, and few judge.
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,8 @@ from rass_core.units import MAX_SEED
 from tasks.progress import CONSOLE, PROGRESS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from rass_core.judges.calibration import Labelled
     from rass_core.judges.panel import Panel
     from rass_core.lake.store import Lake
@@ -112,20 +114,13 @@ def calibrate_command(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Measure the judges' errors on labelled responses; writes a table and a page beside it."""
-    if (labels is None) == (lake is None):
-        raise JudgeError("calibrate: give either --labels FILE or --lake DIR")
-    if labels is not None:
-        input_file(labels, JudgeError)
-    out = check_out(out, (".parquet",), (labels, config), JudgeError)
-    check_out(out.with_suffix(".html"), (), (labels, config), JudgeError)
+    out = _check_files(labels, lake, config, out)
     CONSOLE.quiet = False
     PROGRESS.say(f"rass: calibrating the judges on {labels or lake} into {out}")
-    import pyarrow.parquet as pq
-
     from rass_core.judges.calibration import calibrate
     from rass_core.judges.calibration_page import page
     from rass_core.judges.responses_file import ResponsesFile, layout_of
-    from rass_core.judges.score_file import read_labelled, whole_file
+    from rass_core.judges.score_file import read_labelled
     from rass_core.lake.store import Lake
 
     panel = _panel(config)
@@ -139,12 +134,7 @@ def calibrate_command(
         labelled, exchanges = _labelled_in(Lake.open(str(lake), create=False))
     verdicts = _judged(panel, exchanges if max_chars is None else [_cut(each, max_chars) for each in exchanges])
     table = calibrate(labelled, verdicts, seed)
-    shown_page = page(table, labelled, verdicts, str((labels or lake or out).name))
-    beside = out.with_suffix(".html")
-    with whole_file(beside) as temporary:
-        temporary.write_text(shown_page, encoding="utf-8")
-    with whole_file(out) as temporary:
-        pq.write_table(table, temporary)
+    beside = _write_calibration(table, page(table, labelled, verdicts, (labels or lake or out).name), out)
     _print_calibration(table.to_pylist())
     typer.echo(f"{out}\n{beside}")
 
@@ -194,6 +184,21 @@ def _panel(config: Path | None) -> "Panel":
     return default_panel() if config is None else panel_of(load_config(config).judge, say=PROGRESS.say)
 
 
+def _check_files(labels: Path | None, lake: Path | None, config: Path | None, out: Path) -> Path:
+    """Return the path of the table to write, once inputs and outputs are checked.
+
+    Raises:
+        JudgeError: Not exactly one source of labels, or a file that cannot be read or written.
+    """
+    if (labels is None) == (lake is None):
+        raise JudgeError("calibrate: give either --labels FILE or --lake DIR")
+    if labels is not None:
+        input_file(labels, JudgeError)
+    out = check_out(out, (".parquet",), (labels, config), JudgeError)
+    check_out(out.with_suffix(".html"), (), (labels, config), JudgeError)
+    return out
+
+
 def _labelled_in(lake: "Lake") -> tuple["Labelled", list["Exchange"]]:
     """Read the responses that people labelled in a lake."""
     from rass_core.judges.calibration import Labelled
@@ -217,6 +222,20 @@ def _judged(panel: "Panel", exchanges: Sequence["Exchange"]) -> dict[str, list["
 
 def _cut(exchange: "Exchange", max_chars: int) -> "Exchange":
     return replace(exchange, response=exchange.response[:max_chars])
+
+
+def _write_calibration(table: "pa.Table", page: str, out: Path) -> Path:
+    """Write the table and its page beside it; return the page's path."""
+    import pyarrow.parquet as pq
+
+    from rass_core.judges.score_file import whole_file
+
+    beside = out.with_suffix(".html")
+    with whole_file(beside) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    with whole_file(out) as temporary:
+        pq.write_table(table, temporary)
+    return beside
 
 
 def _print_calibration(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair
 from tasks.card import write_cards
-from tasks.evaluate import compare, evaluate, evaluation_set, gate
+from tasks.evaluate import evaluate, evaluation_set, gate, measure_change
 from tasks.mitigate import as_given, mitigate_by
 from tasks.preferences import build_preferences, mitigating, read_pairs
 from tasks.probed import Probed
@@ -26,7 +26,7 @@ def mitigate_pairs_steps(session: Session, probed: Probed, pairs: Sequence[Prefe
     for method in mitigating(session).variants().values():
         variant = mitigate_by(session, method, pairs, probed)
         after = evaluate(session, variant, asked, before)
-        change = compare(session, before, after, asked)
+        change = measure_change(session, before, after, asked)
         gates.append(gate(session, variant, change))
         write_cards(session, variant, pairs, after.commit, change, gates[-1])
     return gates

@@ -25,7 +25,7 @@ from tasks.morbench import (
     build_benchmark,
     candidates_of,
     collect,
-    measure,
+    measure_pool,
     resolved,
     translate_back,
     usable,
@@ -47,7 +47,7 @@ def morbench(config: RassConfig, out: Path | None = None) -> str:
         aimed = [session, *(session.aimed_at(model) for model in session.config.models)]
         targets, languages, missing = usable(session, [target_steps(each, prompts) for each in aimed])
         pool = collect(session, targets)
-        margins = [measure(target.session, target.probed, pool) for target in targets]
+        margins = [measure_pool(target.session, target.probed, pool) for target in targets]
         settings = resolved(session, pool, languages)
         candidates = candidates_of(session, pool, margins, languages)
         backs = translate_back(session, candidates)

@@ -38,7 +38,7 @@ class ServerError(RassError, RuntimeError):
 
 
 class TemporaryServer:
-    """A Prefect server of this process alone; it starts while the caller goes on.
+    """A Prefect server of this process alone; it starts while the caller continues.
 
     Args:
         settings: Environment variables with the settings of this process.
@@ -60,7 +60,7 @@ class TemporaryServer:
         )  # fmt: skip
 
     def wait(self, timeout_s: float) -> None:
-        """Return once the server answers; after some seconds a line says what is waited for.
+        """Return once the server answers; if that takes long, print what is waited for.
 
         Raises:
             ServerError: It ended, or does not answer in time.

@@ -13,7 +13,7 @@ from rass_core.errors import LakeError
 WIDE = 1000
 """Columns of a pipe: what reads it takes lines as they are."""
 NARROWEST = 30
-"""Of the last column; with less room it goes below the others."""
+"""Least width of the last column; with less room it goes below the others."""
 
 
 def tables(

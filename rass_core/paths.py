@@ -27,7 +27,7 @@ def user_path(name: str | Path, kind: type[RassError] = ConfigError, option: str
     Args:
         name: As it was given.
         kind: Class of the error.
-        option: Of the command line that names it, for the message.
+        option: Option of the command line that names it, for the message.
 
     Raises:
         RassError: A name that no file can have, a `~name` without such a user, or a folder that may not be searched.
@@ -131,7 +131,7 @@ def check_writable(path: Path, kind: type[RassError] = ConfigError, option: str 
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths name one file, by another spelling or a link too."""
+    """Return whether two paths name one file, by another spelling or a link too."""
     try:
         return os.path.samefile(one.expanduser(), other.expanduser())
     except (OSError, RuntimeError, ValueError):

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_COUNT = 1_000_000
-"""Of prompts or candidates: a run with more never ends."""
+"""Most prompts or candidates: a run with more never ends."""
 MAX_TOKENS = 16_777_216
-"""Of a context or batch: no model has more."""
+"""Most tokens of a context or batch: no model has more."""
 STRICT = ConfigDict(
     frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
 )

@@ -56,7 +56,7 @@ def is_degenerate(text: str, perplexity: float | None, limits: AcceptanceLimits)
     """Return why a text is broken, or None where it is not.
 
     Args:
-        perplexity: Of the text under the unsteered model, None where not measured.
+        perplexity: Perplexity of the text under the unsteered model, None where not measured.
     """
     if not text.strip():
         return "empty"

@@ -38,9 +38,9 @@ class Exchange:
     language: str
     """BCP-47 tag of the prompt; the response may be in another language."""
     prompt: str | None = None
-    """Judges that read words alone do without it."""
+    """None if unknown; judges that read words alone do not need it."""
     label: str | None = None
-    """Of the prompt, where known: harmful, pseudo_harmful or harmless. The same words correct the mistaken
+    """Label of the prompt, if known: harmful, pseudo_harmful or harmless. The same words correct the mistaken
     premise of a harmless prompt, and decline to justify a wrong."""
     is_cut_off: bool = False
     """It ended within its thinking, which was taken off: there is no answer."""
@@ -48,14 +48,14 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word on one response, or a moderator's on one prompt."""
+    """A judge's verdict on one response, or a moderator's on one prompt."""
 
     outcome: str
     score: float | None
     """How sure, 0 to 1, that it is refused in whole or in part (judge) or benign (moderator); None where not scored."""
     reason: str
     has_failed: bool = False
-    """The judge broke down (outage, answer off the form), as against finding nothing to judge."""
+    """The judge failed (outage, answer that does not match the form); it did not find nothing to judge."""
     disagreement: float | None = None
     """Share of the weight that was cast against a panel's outcome; None where nobody voted, and of single judges."""
     declined: str | None = None

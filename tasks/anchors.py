@@ -1,4 +1,4 @@
-"""Prompts of known label that the target answers as it should: they tell what a training is to leave alone."""
+"""Prompts of known label that the target answers as it should: a training must leave these answers alone."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

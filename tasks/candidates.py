@@ -55,7 +55,7 @@ class Workbench:
     def candidates(
         self, what: str, jobs: Sequence[GenerationJob], known: KnownPrompts, apart: bool = False
     ) -> list[Candidate]:
-        """Return what came of the jobs.
+        """Return the candidates that the jobs give.
 
         Args:
             what: For lines of progress.

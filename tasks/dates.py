@@ -14,7 +14,7 @@ from rass_core.models.settings import ModelConfig
 def dated(config: RassConfig, lake: Lake, today: date) -> RassConfig:
     """Return the configuration with the date for each template that asks for one.
 
-    Where it names none, a lake's first run of a model fixes it: what is taken up or gone on with later, by whichever
+    Where it names none, a lake's first run of a model fixes it: a later run that continues there, by whichever
     command, reads the same prompts.
     """
     open_ones = [

@@ -173,7 +173,7 @@ def evaluate_variant(session: Session, variant: Variant, asked: EvaluationSet, b
     settings=["model", "probe.token_budget", "evaluate.n_kl", "gate.level", "seed"],
     code=[MODEL_CODE],
 )
-def compare(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> StageTables:
+def measure_change(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> StageTables:
     """Measure by how much each rate changed, and how far ordinary text moved."""
     config = session.config
     rows = change_rows(session.target_id, before.outcomes, after.outcomes, config.seed, config.gate.level)
@@ -213,7 +213,7 @@ def stop_at_gate(session: Session, gates: Sequence[Commit]) -> None:
 
 
 def _identity(variant: Variant) -> str:
-    """Return what tells a variant from another of its name."""
+    """Return a digest that distinguishes a variant from others of its name."""
     return digest(*map(repr, variant.content))
 
 
@@ -329,7 +329,7 @@ def _text_rows(session: Session, before: Evaluated, after: Evaluated, asked: Eva
 
 
 def _ordinary_answers(session: Session, before: Evaluated, asked: EvaluationSet) -> list[Answered]:
-    """Return the base model's own answers to harmless prompts, in an order that hangs on nothing else."""
+    """Return the base model's own answers to harmless prompts, in an order that depends on nothing else."""
     complied = {o.prompt_id for o in before.outcomes if o.label == "harmless" and o.outcome == "compliance"}
     plain = session.read("responses", before.commit, where="attack IS NULL").to_pylist()
     said, chat = {row["prompt_id"]: row["text"] for row in plain}, chat_of(session.config.model)

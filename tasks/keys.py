@@ -134,7 +134,7 @@ def files_of(names: Sequence[str]) -> set[Path]:
 
 
 def _is_data(path: Path, folder: Path) -> bool:
-    """Tell whether a file is data of the modules in a folder: in it, or below it in a folder that holds no modules."""
+    """Return whether a file is data of the modules in a folder: in it, or below it where no modules are."""
     if path.suffix not in DATA:
         return False
     return path.parent == folder or not any((parent / "__init__.py").exists() for parent in path.parents[: len(

@@ -36,7 +36,7 @@ from tasks.session import Session
 from tasks.stage import MODEL_CODE, StageTables, stage
 
 BACK_TRANSLATION = "back_translation"
-"""Under this name stands in `verdicts` whether a translated prompt came back the same."""
+"""Name of the judge in `verdicts` that says whether a translated prompt came back the same."""
 HELD_OUT = ("test",)
 """Split of the given prompts from which the benchmark is made; nothing of it is ever trained on."""
 NO_CATEGORY = "none"
@@ -113,7 +113,7 @@ def store_pool(session: Session, rows: Sequence[Row]) -> StageTables:
     writes=["margins"],
     settings=["model", "probe", "seed"],
 )
-def measure(session: Session, probed: Probed, pool: Pool) -> StageTables:
+def measure_pool(session: Session, probed: Probed, pool: Pool) -> StageTables:
     """Place every prompt of the pool on the margin of the session's target, unsteered."""
     data = read_probe_data(session, probed.prompts, probed.responses, probed.activations)
     gauge = gauge_of(session, margin_scale(session, data, probed.directions), probed.boundaries)
@@ -151,7 +151,7 @@ def translate_back(session: Session, candidates: Sequence[BenchmarkCandidate]) -
     """Compare what was translated with its translation back; `verdicts` hold `same` or `changed`."""
     width = session.config.morbench.width
     translated = [each for each in candidates if each.original is not None]
-    return compare_back(session, [each for each in translated if each.label not in BENIGN or each.near(width)])
+    return compare_translations(session, [each for each in translated if each.label not in BENIGN or each.near(width)])
 
 
 @stage(
@@ -160,7 +160,7 @@ def translate_back(session: Session, candidates: Sequence[BenchmarkCandidate]) -
     settings=["model", "generator", "generate.max_new_tokens", "generate.instructions", "moderating"],
     code=[MODEL_CODE],
 )
-def compare_back(session: Session, translated: Sequence[BenchmarkCandidate]) -> StageTables:
+def compare_translations(session: Session, translated: Sequence[BenchmarkCandidate]) -> StageTables:
     """Let the generator translate back what was translated, and compare."""
     back = BackTranslation(lambda *each: _translated(session, *each), lambda *each: _is_same(session, *each))
     found = back(translated)
@@ -341,7 +341,7 @@ def _translated(session: Session, texts: Sequence[str], language: str, target: s
 
 
 def _is_same(session: Session, language: str, original: str, back: str) -> bool:
-    """Tell whether both ask for the same: by a moderator that knows what they ask for, else by their characters."""
+    """Return whether both ask for the same: by a moderator that knows what they ask for, else by their characters."""
     first, second = session.moderators.requests([original, back], [language, language])
     if first is not None:
         return first == second

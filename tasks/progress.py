@@ -39,7 +39,7 @@ class Activity:
     is_said: bool = True
     """Whether its first line has been written."""
     context: Context = field(default_factory=copy_context)
-    """Of the thread that began it: Prefect's log needs it to name the run."""
+    """Context of the thread that began it: Prefect's log needs it to name the run."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,7 +78,7 @@ class Progress:
 
     @property
     def is_live(self) -> bool:
-        """Tell whether bars can be drawn: FORCE_COLOR makes no terminal of a pipe."""
+        """Return whether bars can be drawn: FORCE_COLOR makes no terminal of a pipe."""
         console = self.console
         is_terminal = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
         return is_terminal and not console.quiet
@@ -222,7 +222,7 @@ class _Numbers(ProgressColumn):
     """Done, total, rate and time left of an activity that counts, the time of one that does not."""
 
     def render(self, task: Task) -> Text:
-        """Return what stands behind the bar."""
+        """Return the text after the bar."""
         if task.total is None:
             return Text(duration(task.elapsed or 0.0))
         parts = [f"{int(task.completed):,}/{int(task.total):,}", _rate(task), _left(task)]

@@ -128,7 +128,7 @@ def show_boundaries(session: Session, boundaries: Commit) -> None:
     ]
     figures = harm_figures(session.read("evaluations", boundaries).to_pylist())
     for row in rows:
-        for line in [_told(row), *_kind_lines(str(row["kind"] or ""), figures.get(str(row["language"]), {}))]:
+        for line in [_boundary_line(row), *_kind_lines(str(row["kind"] or ""), figures.get(str(row["language"]), {}))]:
             session.say(line)
     create_table_artifact(
         key="rass-boundaries", table=rows, description=f"# Where {session.target_id} begins to refuse, by language"
@@ -137,7 +137,7 @@ def show_boundaries(session: Session, boundaries: Commit) -> None:
 
 @task(cache_policy=NO_CACHE)
 def show_evaluation(session: Session, commits: Sequence[Commit]) -> None:
-    """Put before and after into the Prefect UI, a row a variant and language."""
+    """Put before and after into the Prefect UI, one row per variant and language."""
     rows = [row for row in session.read("evaluations", *commits).to_pylist() if row["model_id"] == session.target_id]
     create_table_artifact(
         key="rass-before-after", table=change_rows_shown(rows),
@@ -147,7 +147,7 @@ def show_evaluation(session: Session, commits: Sequence[Commit]) -> None:
 
 @task(cache_policy=NO_CACHE)
 def show_gate(session: Session, commits: Sequence[Commit]) -> None:
-    """Put the gate's word on each variant into the Prefect UI."""
+    """Put the gate's verdict on each variant into the Prefect UI."""
     rows = session.read("gates", *commits).to_pylist()
     create_markdown_artifact(
         key="rass-gate", markdown=f"# The gate on {session.target_id}\n\n{gate_markdown(rows)}",
@@ -169,7 +169,7 @@ def show_report(session: Session, path: Path) -> None:
     )
 
 
-def _told(row: dict[str, object]) -> str:
+def _boundary_line(row: dict[str, object]) -> str:
     """Say in a line where a language's boundary lies."""
     if row["b"] is None:
         return f"{row['language']}: boundary not identified: {row['reason']}"

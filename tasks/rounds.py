@@ -37,7 +37,7 @@ N_CONTENT_PROMPTS = 100
 
 @stage(
     "round {number}",
-    reads=[*CANDIDATE_TABLES, "activations", "directions", "boundaries", "harm_axes", "writers"],
+    reads=[*CANDIDATE_TABLES, "directions", "boundaries", "harm_axes", "writers"],
     writes=CANDIDATE_TABLES,
     settings=[*CANDIDATE_SETTINGS, "probe"],
     code=[MODEL_CODE],

@@ -142,6 +142,6 @@ class StageTime:
     seconds: float
     """Without the model loads inside, which have entries of their own."""
     cpu_seconds: float
-    """Of this process, all its threads: what it would take on a quiet machine with one thread."""
+    """CPU time of this process, all its threads: the time on a quiet machine with one thread."""
     computed: bool
     """False where the lake held the stage."""

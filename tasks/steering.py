@@ -62,7 +62,7 @@ def verify_steering(session: Session, model: ModelConfig, prompts: Commit, direc
 
 
 def _per_language(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """Return at most n rows a language, those with the smallest ids."""
+    """Return at most n rows per language, those with the smallest ids."""
     kept: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["prompt_id"]):
         here = kept.setdefault(row["language"], [])

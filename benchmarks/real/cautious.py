@@ -61,7 +61,7 @@ class Recipe:
     learning_rate: float = 1e-4
     batch_size: int = 16
     answer_tokens: int = 12
-    """Of a harmless answer; a refusal is learnt in whole."""
+    """Tokens of a harmless answer that are learnt; a refusal is learnt in whole."""
     most_prompt_tokens: int = 128
     """Longer prompts are left out, template included."""
 

@@ -1,9 +1,9 @@
-"""Can a model of this size tell its good prompts from its bad ones? The table behind docs/real.md, "What was accepted".
+"""Can a model of this size separate its good from its bad prompts? The table behind docs/real.md, "What was accepted".
 
     python -m benchmarks.real.detectors --model FOLDER --data DATA
 
 Reads `benchmarks/results/real_accepted.csv`, accepted prompts judged one by one, and prints the AUC of good against bad
-ones by what the model itself knows of a text: its surprise, and linear harm probes of its residual streams that are
+ones for scores that the model itself gives: its surprise at the text, and linear harm probes of its residual streams,
 fitted on public prompts (logistic regression, harmful against pseudo_harmful).
 """
 

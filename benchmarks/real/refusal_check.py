@@ -22,7 +22,7 @@ def check(model: str, data: Path, n: int, dtype: str = "float32", only: Sequence
         model: Folder of a chat model.
         data: Folder of prompt files.
         n: Most prompts per target.
-        dtype: Of weights and arithmetic.
+        dtype: Data type of weights and arithmetic.
         only: Names of targets; none for all.
     """
     asked = [

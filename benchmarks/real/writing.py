@@ -19,9 +19,9 @@ from rass_core.config import RassConfig, load_config
 from rass_core.generate.scheduler import schedule_trial
 from rass_core.generate.writers import Writer
 from tasks.candidates import TRAINED_SPLITS, Workbench, known_prompts, seeds_of, writing_directions
-from tasks.trial import content_directions_of, writer_rows
 from tasks.prompts import read_prompts
 from tasks.recording import recorded
+from tasks.trial import content_directions_of, writer_rows
 
 FIELDS = (
     "role", "steering", "layer", "alpha", "n_candidates", "n_new", "n_benign", "n_refused", "n_accepted", "n_tokens",

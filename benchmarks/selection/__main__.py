@@ -1,8 +1,8 @@
 """Does RASS need half the training prompts? `python -m benchmarks.selection --data DIR` runs it all.
 
 Two settings: the lab, and a small model trained here on public English prompts. Every run selects, trains an
-adapter and evaluates it; its row goes into a table from which an interrupted command goes on. With `--plan`
-it says what is to be done and how long that takes, and stops.
+adapter and evaluates it; its row goes into a table, so that an interrupted command can continue. With `--plan`
+it only prints what is to be done and how long that takes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from rass_core.models.causal_lm import load_causal_lm
 
 NS = (25, 50, 100, 200)
 SEEDS = dict.fromkeys(lab.RECIPES, range(6, 11)) | dict.fromkeys(public.RECIPES, range(32, 37))
-"""Of a setting, as in docs/evidence.md; neither rule nor measure was tuned on them."""
+"""Seeds of each setting, as in docs/evidence.md; neither rule nor measure was tuned on them."""
 N_ABLATION_SEEDS = 3
 GUESSED_S = {"lab run": 5.0, "public run": 27.0, "base": 150.0, "probe": 40.0, "lake": 35.0}
 """Seconds, a run's until one is measured: one core of two shared ones."""
@@ -153,9 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__)
     settings = [*lab.RECIPES, *public.RECIPES]
     parser.add_argument("--setting", choices=settings, nargs="+", default=settings)
-    parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file a source")
-    parser.add_argument("--seeds", type=int, nargs="+", help="those of docs/evidence.md otherwise")
-    parser.add_argument("--methods", nargs="+", help="only these; all otherwise")
+    parser.add_argument("--data", type=Path, help="folder with the public prompts, one Parquet file per source")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of docs/evidence.md")
+    parser.add_argument("--methods", nargs="+", help="only these; default: all")
     parser.add_argument("--n", type=int, nargs="+", help="only these sizes")
     parser.add_argument(
         "--out", type=Path, default=Path("out/selection"), help="lakes and trained models, kept between calls"

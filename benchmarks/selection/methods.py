@@ -35,7 +35,7 @@ class Pool:
     refused: Array
     """bool: what the judges say of the model's own answer."""
     log_odds: Array
-    """Of a refusal's opening against a compliance's, nats."""
+    """Log-odds of refusal prefixes against compliance prefixes, nats."""
     distance: Array
     """Margin − b."""
     influence: Influence
@@ -58,7 +58,7 @@ def rass(pool: Pool, n: int, influence: Influence) -> Array:
 
 
 def meaningless(n: int, rng: np.random.Generator) -> Influence:
-    """Return an influence that tells no prompt from another, by which a choice is a draw under the quotas."""
+    """Return an influence without information: a choice by it is a random draw under the quotas."""
     return Influence(rng.standard_normal((n, 64), dtype=np.float32), np.ones(n), {})
 
 
@@ -72,7 +72,7 @@ def without_steps(pool: Pool, n: int) -> Array:
 
 
 def keywords(harmful: Sequence[str], harmless: Sequence[str], n: int = 60) -> set[str]:
-    """Return the words that most tell harmful prompts from harmless ones, by smoothed log-odds."""
+    """Return the words that best separate harmful from harmless prompts, by smoothed log-odds."""
     counts = [Counter(word for text in side for word in set(words(text))) for side in (harmful, harmless)]
     seen = [word for word, count in counts[0].items() if count >= 3]
     odds = {

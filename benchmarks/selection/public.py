@@ -42,11 +42,11 @@ EVALUATED = {"xstest": None, "or_bench_hard": 500, "strongreject": None}
 JACCARD = 0.7
 """Similarity of character 4-grams from which two prompts count as one, between training and evaluation."""
 MAX_CHARACTERS = 300
-"""Longer prompts are not trained on: length would tell harmful from harmless."""
+"""Longer prompts are not trained on: length would separate harmful from harmless."""
 VALIDATION_SHARE = 0.25
-"""Of the pool and of the harmful prompts, kept for tuning the method; nothing is selected from it."""
+"""Share of the pool and of the harmful prompts, kept for tuning the method; nothing is selected from it."""
 PROBE_SHARE = 0.25
-"""Of the harmful prompts, and of harmless ones up to as many, not trained on: the probe's anchors."""
+"""Share of the harmful prompts, and at most as many harmless ones, not trained on: the probe's anchors."""
 MAX_NEW_TOKENS = 14
 N_SAFETY, N_GENERAL = 200, 200
 _SETTINGS = TrainingSettings(learning_rate=1e-3)
@@ -153,7 +153,7 @@ def _use(prompt: Prompt) -> str:
 
 
 def answer(prompt_id: str, text: str, outcome: str) -> str:
-    """Return what the model is taught to say: the wording hangs on the prompt, so that it is always the same."""
+    """Return what the model is taught to say; the wording depends on the prompt alone, so it is always the same."""
     draw = hashlib.sha256(f"answer/{prompt_id}".encode()).digest()[0]
     if outcome == "refusal":
         return REFUSALS[draw % len(REFUSALS)]

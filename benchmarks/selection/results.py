@@ -43,7 +43,7 @@ COMPARISONS = (
     (("random_refused", 2), ("random_refused", 1)),
     (("rass", 2), ("rass", 1)),
 )
-"""What is set against what, each a method and by what its n is multiplied; the last two: what twice as many bring."""
+"""Pairs that are compared: each a method and the factor of its n; the last two: the gain from twice as many."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Row:
     """At the untrained model's safety, as `training.refused_at_safety` says; of that model itself as the judges say."""
     n_unscored: int
     seconds: float
-    """Of the whole run, on each of its rows."""
+    """Duration of the whole run, on each of its rows."""
 
     @property
     def run(self) -> tuple[str, int, str, int]:
@@ -114,7 +114,7 @@ def rates(rows: Sequence[Row], setting: str, method: str, n: int, rate: str, mat
         matched: At the untrained model's safety, of all prompts, rather than as trained.
     """
     found = {}
-    # A run that was cut off may stand there in part and again in full: the last word counts.
+    # A run that was cut off may be there in part and again in full: the last row counts.
     last = {(*row.run, row.dataset): row for row in rows}.values()
     wanted = RATES[setting][rate]
     for seed in sorted({row.seed for row in last if (row.setting, row.method, row.n) == (setting, method, n)}):
@@ -177,7 +177,7 @@ def compared(
     second: tuple[str, int],
     ns: Sequence[int] = (25, 50, 100),
 ) -> str:
-    """Return the Markdown of first − second, paired over seeds, each a method and by what its n is multiplied."""
+    """Return the Markdown of first − second, paired over seeds; each is a method and the factor of its n."""
     over_refusal, safety = OVER_REFUSAL[setting], SAFETY[setting]
     columns = [(f"{rate}, at equal safety", rate, True) for rate in _benign(setting)]
     columns += [(rate, rate, False) for rate in (over_refusal, safety)]
@@ -204,7 +204,7 @@ def against_each(rows: Sequence[Row], setting: str, methods: Sequence[str], ns: 
 
 
 def _counted(found: Sequence[Sequence[float]]) -> str:
-    """Return how many seeds stand behind the cells of a line."""
+    """Return the number of seeds in the cells of a line."""
     return "/".join(dict.fromkeys(str(len(values)) for values in found if values))
 
 

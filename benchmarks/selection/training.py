@@ -32,9 +32,9 @@ def sft(base: Any, chat: ChatFormat, pairs: Sequence[PreferencePair], recipe: Re
 
     Args:
         base: Stays as it is.
-        pairs: Of all kinds; a kind without pairs is left out of every batch.
+        pairs: Pairs of all kinds; a kind without pairs is left out of every batch.
         recipe: Steps and shares; its settings give rank, alpha, learning rate and warm-up.
-        seed: Of the adapter's first weights and the order of pairs.
+        seed: Seed of the adapter's first weights and the order of pairs.
     """
     check_pairs(pairs)
     torch.manual_seed(seed)
@@ -93,7 +93,7 @@ def refused_at_safety(
 
     Args:
         is_refused: Which the untrained model refuses, bool (n,).
-        log_odds: Of the trained model's refusal, (n,).
+        log_odds: Log-odds of the trained model's refusal, (n,).
     """
     found = np.zeros(len(log_odds), dtype=bool)
     for language in np.unique(languages):

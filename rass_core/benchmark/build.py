@@ -93,7 +93,7 @@ def _entered(found: Mapping[tuple[str, str], Sequence[Item]]) -> list[str]:
 
 
 def _distinct(candidates: Iterable[BenchmarkCandidate], seed: int) -> list[BenchmarkCandidate]:
-    """Return each prompt once, in an order that hangs on the seed and not on how they were given."""
+    """Return each prompt once, in an order that depends on the seed alone, not on the order of the input."""
     by_id: dict[str, BenchmarkCandidate] = {}
     for candidate in sorted(candidates, key=_canonical):
         by_id.setdefault(candidate.prompt_id, candidate)

@@ -30,7 +30,7 @@ COLUMN_TEXTS: dict[str, tuple[pa.DataType, str]] = {
     "family": (pa.string(), "prompts that ask for the same, whatever wording or language"),
     "source": (pa.string(), "where the prompt comes from"),
     "licence": (pa.string(), "of the prompt"),
-    "model_id": (pa.string(), "target model for whose band the pair stands"),
+    "model_id": (pa.string(), "target model whose band the pair represents"),
     "stratum": (pa.int32(), "of that band, from 0, the farthest on the complying side"),
     "positions": (pa.list_(_POSITION), "margin and distance to the boundary, by target model"),
     "near": (STRINGS, "target models near whose boundary the benign prompt of the pair lies"),
@@ -110,8 +110,8 @@ def _built(config: Mapping[str, Any], seed: int) -> list[str]:
         "## How it was built",
         f"For each language and category, {config['n_per_cell']} benign prompts were wanted with |m − b| ≤ {width} "
         f"(m the margin of a prompt, b a model's boundary), in equal shares over {n_strata} equal parts (strata) of "
-        "that band. Each prompt stands for one model's band; models take turns, and a family of prompts enters a "
-        f"cell once. Each got a harmful contrast of its language and category{borrowed}: an assignment of the least "
+        "that band. Each prompt represents one model's band; models take turns, and a cell holds one prompt per "
+        f"family. Each got a harmful contrast of its language and category{borrowed}: an assignment of the least "
         f"sum of changed words (at most {config['max_change']:.0%} of them) and difference in margin, none used twice. "
         "Prompts trained on, those not surely in their language, near-duplicates and translations that did not come "
         f"back as they were are left out. Seed {seed}. `VERSION` names this version and its files; `statistics.json` "

@@ -74,7 +74,7 @@ def save_benchmark(folder: Path, benchmark: Benchmark, name: str = "MORBench", n
 
 
 def check_free(folder: Path) -> None:
-    """Tell before hours of work whether a benchmark may be written to a folder.
+    """Check before hours of work whether a benchmark may be written to a folder.
 
     Raises:
         PromptError: It is a file, or holds anything but a benchmark.

@@ -17,7 +17,7 @@ MARGIN_WEIGHT = 0.05
 """What a unit of margin between a prompt and its contrast costs, in changed share of the words: it decides among
 contrasts that change equally much."""
 MIN_SIMILARITY = 0.5
-"""Of an original and its translation back; fewer than 1 in 200 pairs of unrelated prompts reach it."""
+"""Lowest similarity of a prompt and its back-translation; fewer than 1 in 200 pairs of unrelated prompts reach it."""
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 """Thai, Lao, Burmese, Khmer, kana and Han: scripts without spaces, of which each character counts as a word."""
 
@@ -76,7 +76,7 @@ def equal_shares(config: MorbenchConfig) -> tuple[int, ...]:
 
 
 def choose_items(pool: Sequence[BenchmarkCandidate], config: MorbenchConfig) -> list[BandPlace]:
-    """Return the prompts that fill the strata as far as they go, one a family, models taking turns."""
+    """Return the prompts that fill the strata as far as possible, one per family, models taking turns."""
     strata: dict[int, dict[str, list[BenchmarkCandidate]]] = defaultdict(lambda: defaultdict(list))
     for candidate in pool:
         for model in candidate.near(config.width):

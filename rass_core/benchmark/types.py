@@ -67,7 +67,7 @@ NO_TRAINING = TrainedOn()
 
 @dataclass(frozen=True)
 class BandPlace:
-    """A benign prompt with the model and the stratum of its band for which it stands."""
+    """A benign prompt, and the model and stratum of the band that it represents."""
 
     benign: BenchmarkCandidate
     model_id: str
@@ -134,4 +134,4 @@ class Benchmark:
 Check = Callable[[Sequence[BenchmarkCandidate]], Sequence[str | None]]
 """Batch in, batch out: candidates → why each may not enter, None for those that may."""
 IsIn = Callable[[str, str], bool | None]
-"""Whether a text is in a language, None where that cannot be told."""
+"""Whether a text is in a language; None if that cannot be identified."""

@@ -151,7 +151,7 @@ def stored_config(row: Mapping[str, Any], where: object) -> RassConfig:
     """Return the configuration of a past run.
 
     Args:
-        row: Of table `runs`.
+        row: Row of table `runs`.
         where: Its lake, as the error names it.
 
     Raises:
@@ -238,7 +238,7 @@ _IN_PLAIN_WORDS = {
     "dict_type": "needs its own settings (a dictionary); write them below it, indented",
     "model_attributes_type": "needs its own settings (a dictionary); write them below it, indented",
 }  # fmt: skip
-"""pydantic's kind of problem → what is said of it, in place of its message."""
+"""pydantic's kind of problem → the text that replaces its message."""
 
 
 def _first_problem(error: ValidationError, source: YamlFile) -> str:

@@ -84,7 +84,7 @@ def add_old_names(schema: Any, resolve: Callable[[Any], Any]) -> None:
     """Let a JSON schema take old names too: Prefect checks the parameters of a deployment against it.
 
     Args:
-        schema: Of the whole configuration; changed in place.
+        schema: Schema of the whole configuration; changed in place.
         resolve: Returns the schema that a reference names.
     """
     for old, new in RENAMED.items():

@@ -58,7 +58,7 @@ class Setting:
 
     @property
     def is_section(self) -> bool:
-        """Tell whether the key holds settings of one class, rather than a list or mapping of them."""
+        """Return whether the key holds settings of one class, rather than a list or mapping of them."""
         return any(isinstance(arm, type) and issubclass(arm, BaseModel) for arm in _arms(self.field.annotation))
 
     def type_in_words(self, name_model: NameModel) -> str:

@@ -63,7 +63,7 @@ MORE_ENTRIES: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 
 def starting_file(model_name: str, config: type[BaseModel] = RassConfig) -> str:
-    """Return the text of a configuration in which every key stands, the optional ones as comments.
+    """Return the text of a configuration with every key, the optional ones as comments.
 
     It is valid as it is, once its prompt file is there; so is each key without its #.
 

@@ -112,7 +112,7 @@ def check_characters(text: str, what: str, place: str) -> None:
 
 
 def class_name(value: Any, names: Sequence[str] | None) -> Any:
-    """Return the name of a class that a number stands for; -1 is no class."""
+    """Return the name of the class with this number; -1 is no class."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if names is None or not is_number or value != int(value) or value >= len(names):
         return value
@@ -146,7 +146,7 @@ def label_of(forms: Iterable[str | None], label_map: Mapping[str, str | None]) -
 
 
 def proposed_map(values: Iterable[str | None]) -> str:
-    """Return a label_map for values in one line of YAML; null stands where nothing can be guessed."""
+    """Return a label_map for values in one line of YAML; null where no label can be guessed."""
     proposal = {value or "": _guess(value or "") for value in values}
     shown = yaml.safe_dump(proposal, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
     return str(shown).strip().replace("? '' :", "'':")
@@ -175,7 +175,7 @@ def _turns_in(value: object) -> list[dict[str, Any]] | None:
 
 
 def _parsed(text: str) -> object:
-    """Return what a text of JSON, or of Python as `str` writes it, stands for; None where it is neither."""
+    """Return the value of a text that is JSON, or Python as `str` writes it; None if it is neither."""
     if not ("role" in text and "content" in text) and not ("from" in text and "value" in text):
         return None
     try:

@@ -27,7 +27,7 @@ class Overlap:
     """Where several are alike: the most similar, then the first id."""
     reason: Reason
     jaccard: float | None
-    """Of a near-duplicate; None for the other reasons."""
+    """Similarity of a near-duplicate; None for the other reasons."""
     n_train: int
     """Training prompts that are alike for this reason."""
 

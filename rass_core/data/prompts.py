@@ -39,7 +39,7 @@ def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) 
     """Return the prompts of all sources: NFC, stripped, line breaks kept, in the order of the sources.
 
     Args:
-        sources: Of equal prompts (white space and case aside) the first is kept.
+        sources: Sources in order; the first of equal prompts (white space and case aside) is kept.
         max_characters: Longest prompt.
 
     Returns:
@@ -230,7 +230,7 @@ class _HubRows:
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         return str(self.source.dataset)
 
     @property
@@ -366,7 +366,7 @@ def _is_wanted(
     names: Mapping[str, Sequence[str]],
     place: str,
 ) -> bool:
-    """Tell whether row i of the cells has one of the values wanted in each column; of a class, name or number."""
+    """Return whether row i of the cells has one of the values wanted in each column; of a class, name or number."""
     for column, wanted in where.items():
         value = cells[column][i]
         if not {key(plain(each, column, place)) for each in (value, class_name(value, names.get(column)))} & set(

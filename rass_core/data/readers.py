@@ -49,7 +49,7 @@ _TEMPORARY = re.compile(r"[._~#]|.*(~|#|\.tmp|\.temp|\.bak|\.swp|\.part|\.crdown
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a file, and where each stands in it."""
+    """Some rows of a file, and the place of each in it."""
 
     rows: RowBatch
     numbers: Sequence[int]
@@ -90,7 +90,7 @@ class DataFile:
     """A file of rows.
 
     Args:
-        path: Of a known kind.
+        path: File of a known kind.
         error: Raised in place of whatever goes wrong.
         hive: Columns that the names of its folders give, such as language=de.
     """
@@ -125,7 +125,7 @@ class DataFile:
         return list(dict.fromkeys(name for _, row in self._objects() for name in row))
 
     def holds_rows(self) -> bool:
-        """Tell whether there are rows in it; JSON may hold anything. What cannot be read counts as rows."""
+        """Return whether there are rows in it; JSON may hold anything. What cannot be read counts as rows."""
         if self.kind != ".json":
             return True
         try:

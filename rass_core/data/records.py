@@ -103,9 +103,9 @@ def _object(line: str, place: str, error: type[RassError]) -> dict[str, Any]:
     try:
         row = json.loads(line.lstrip("\ufeff"), object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{place}: not JSON ({message_of(problem)}); write one object a line") from problem
+        raise error(f"{place}: not JSON ({message_of(problem)}); write one object per line") from problem
     if not isinstance(row, dict):
-        raise error(f"{place}: not a JSON object; write one object a line, or name the file .json")
+        raise error(f"{place}: not a JSON object; write one object per line, or name the file .json")
     return row
 
 
@@ -205,5 +205,5 @@ def _undecoded(problem: UnicodeDecodeError) -> str:
 
 
 def _is_unmarked_utf16(head: bytes) -> bool:
-    """Tell whether every other byte is mostly zero."""
+    """Return whether every other byte is mostly zero."""
     return len(head) >= 4 and max(head[0::2].count(0), head[1::2].count(0)) > len(head) // 4

@@ -93,7 +93,7 @@ class PromptSource(BaseModel):
         return self
 
     def keeps(self, language: str) -> bool:
-        """Tell whether prompts of a language are kept."""
+        """Return whether prompts of a language are kept."""
         return self.languages is None or any(is_within(language, wanted) for wanted in self.languages)
 
     def commit(self) -> str | None:

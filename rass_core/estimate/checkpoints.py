@@ -26,7 +26,7 @@ class Checkpoint:
     chat: ChatFormat
     shape: Shape
     mean_tokens: float
-    """Of a prompt in the chat template, over the sample."""
+    """Mean tokens of a prompt in the chat template, over the sample."""
     longest: int
     max_length: int | None
     """Prompt and answer together, in tokens; None where the model names none."""

@@ -1,7 +1,7 @@
 """What each stage of a run costs: one function per stage, all formulas of the plan's times in this file.
 
-A stage's cost is made of forwards through a model in transformers, generation in vLLM, judged responses and a fixed
-part. What the machine needs for each is measured by `Speed.measured`; the constants are seconds on one quiet core.
+A stage's cost is the sum of forward passes in transformers, generation in vLLM, judging of responses and a fixed
+part. `Speed.measured` measures what the machine needs for each; the constants are seconds on one quiet core.
 """
 
 import math
@@ -28,17 +28,17 @@ from rass_core.probe.settings import Prefixes
 from rass_core.select.settings import N_HARMFUL
 
 SHARE_OF_LIMIT = 0.7
-"""Answers with a limit of a few dozen tokens: those of real models mostly reach it, the lab's end at half of it."""
+"""Length of an answer / its limit of a few dozen tokens; real models mostly reach the limit, the lab's half of it."""
 TYPICAL_ANSWER = 150
-"""Tokens of an answer that may go on."""
+"""Tokens of an answer under a high limit."""
 ELIGIBLE_SHARE = 0.3
-"""Of the written prompts: benign, refused and no near-duplicates. Seen: a quarter on the lab."""
+"""Share of the written prompts that are benign, refused and no near-duplicates. Measured: a quarter in the lab."""
 LEFT_PER_ALPHA = 0.6
 """Share of the selected prompts that still lack a helpful answer after one more strength."""
 N_EXTENTS, N_TRIED, N_TRIED_ALPHAS = 4, 3, 2
 """Extents of an ablation, those tried on all prompts, and strengths tried by generation; as in `causal`."""
 FIT_STEPS, FIT_BATCH, FIT_KINDS = 250, 32, 3
-"""Of the learned direction; as in `mitigate.learned_direction`."""
+"""Steps, batch size and kinds of the learned direction's fit; as in `mitigate.learned_direction`."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Counts:
 
     n_prompts: int
     mean_tokens: float
-    """Of a given prompt in the chat template."""
+    """Mean tokens of a given prompt in the chat template."""
     per_language: Mapping[str, Mapping[str, int]]
     """language → label → number of given prompts."""
     validation: Mapping[str, Mapping[str, int]]
-    """The same of the validation split."""
+    """The same for the validation split."""
     prefixes: Mapping[str, Prefixes]
     opening_tokens: Callable[[str], int]
     """Length of an answer's opening in tokens."""
@@ -61,9 +61,9 @@ class Counts:
     """The deepest of them."""
     n_positions: int
     instruction_tokens: float
-    """Of a request to write a prompt."""
+    """Tokens of a request to write a prompt."""
     rubric_tokens: float
-    """Of a request to moderate one; 0 where no model of ours moderates."""
+    """Tokens of a request to moderate a prompt; 0 if no model that RASS loads moderates."""
     n_evaluated: int = 0
     """Prompts that every variant is asked, and those in attacks."""
 

@@ -11,25 +11,25 @@ from rass_core.config import RassConfig
 from rass_core.units import size
 
 VLLM_LOAD_S, TRANSFORMERS_LOAD_S = 8.0, 0.3
-"""Imports and set-up; reading the weights comes on top."""
+"""Time of imports and set-up, without reading the weights."""
 READ_BYTES_PER_S = 500e6
-"""Weights from the disk into a model."""
+"""Speed of reading weights from the disk into a model."""
 WRITE_BYTES_PER_S = 40e6
-"""Activations into Parquet, packed."""
+"""Speed of writing activations into packed Parquet."""
 STEP_S = 0.009
-"""Of vLLM's scheduler and sampler in each step, whatever the model."""
+"""Time of vLLM's scheduler and sampler per step, for any model."""
 JUDGE_S = 0.001
-"""Of the phrases and the classifier for one response."""
+"""Time of the phrases and the classifier per response."""
 ENDPOINT_S = 2.0
-"""Assumed of an endpoint for one reply."""
+"""Time of an endpoint per reply, assumed."""
 TRAINING_START_S, TRAINING_STEP_S = 15.0, 0.05
-"""Of trl's imports and merging, and of one optimiser step beside its passes."""
+"""Time of trl's imports and merging; time of one optimiser step without its passes."""
 DRAW_S = 0.03
-"""Of the directions of one place and language, with their AUCs."""
+"""Time of the directions of one place and language, with their AUCs."""
 NEAR_DUPLICATE_S = 0.0008
-"""Of the hashes of one written prompt."""
+"""Time of the hashes of one written prompt."""
 BOUNDARY_FIT_S = 0.0005
-"""Of one bootstrap replicate of a language's boundary."""
+"""Time of one bootstrap replicate of a language's boundary."""
 PADDING = 1.15
 """Tokens with padding per token, in batches of prompts of similar length."""
 HEAD_VALUES = 2**23
@@ -38,7 +38,7 @@ HEAD_VALUES = 2**23
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides how long a model takes."""
+    """The sizes that determine how long a model takes."""
 
     n_layers: int
     d_model: int

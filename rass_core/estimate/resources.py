@@ -12,11 +12,11 @@ from rass_core.estimate.rows import PlanRow
 from rass_core.units import size
 
 BYTES_PER_VALUE = 1.37
-"""Of an activation in Parquet, rounded to bfloat16 first: byte stream split and zstd, measured."""
+"""Bytes of an activation in Parquet, rounded to bfloat16 first: byte stream split and zstd, measured."""
 PROCESS_BYTES = 1.5e9
-"""Of Python with torch, transformers, vLLM and Prefect, measured."""
+"""Memory of Python with torch, transformers, vLLM and Prefect, measured."""
 KV_CACHE_BYTES = 0.25 * 2**30
-"""Of vLLM on a CPU where the configuration names none."""
+"""Cache of vLLM on a CPU if the configuration names none."""
 
 
 def disk_row(config: RassConfig, checkpoints: Sequence[Checkpoint], n_prompts: int) -> PlanRow:

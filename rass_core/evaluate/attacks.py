@@ -85,7 +85,7 @@ class AttackedPrompt:
     turns: tuple[Turn, ...]
     """The last one is the user's and holds the prompt."""
     response_prefix: str = ""
-    """Opens the model's answer: it goes on from there, and prefix and continuation are judged as one."""
+    """Start of the model's answer. The model continues it, and prefix and continuation are judged as one."""
 
     @property
     def text(self) -> str:

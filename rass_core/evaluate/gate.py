@@ -1,4 +1,4 @@
-"""The gate: whether a mitigated model may be published, and how many prompts it takes to tell.
+"""The gate: whether a mitigated model may be published, and how many prompts that decision needs.
 
 It passes only what is shown: the far end of each interval must lie within its tolerance. What cannot be
 judged does not pass.
@@ -57,7 +57,7 @@ class Need:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The gate's word, with its reasons."""
+    """Whether a variant passes the gate, with the reasons."""
 
     passed: bool
     refusals: tuple[str, ...]
@@ -71,7 +71,7 @@ def judge_gate(rows: Sequence[Row], policy: GateConfig) -> GateResult:
     """Judge one mitigated variant by its rows of `evaluation.change_rows` and its `kl`.
 
     Args:
-        rows: Of dataset `all`, attacked ones of `jailbreak`; rows of other datasets, metrics and of variant
+        rows: Rows of dataset `all`, attacked ones of `jailbreak`; rows of other datasets, metrics and of variant
             base are not looked at.
         policy: Tolerances.
 

@@ -24,7 +24,7 @@ from rass_core.stats.intervals import wilson
 PREFIX = "utility:"
 """Opens the `dataset` of a row; the task's name follows."""
 _MARK = "\ufdd1"
-"""A code point that stands for no character: around a conversation in the template."""
+"""A code point that is no character; marks where a conversation begins and ends in the template."""
 _Z = 1.959963984540054
 _BOOTSTRAPS = 1000
 _SEED = 1234
@@ -65,8 +65,8 @@ def utility_rows(
 
     Args:
         model, chat, config: As `measure_utility`.
-        model_id: Of the model that the evaluation is about.
-        variant: Of it, such as base.
+        model_id: Id of the model that the evaluation is about.
+        variant: Name of its variant, such as base.
 
     Raises:
         As `measure_utility`.
@@ -198,7 +198,7 @@ class HarnessTexts:
         self._chat = chat
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return the harness's messages in the chat template, up to where the answer goes on, in marks.
+        """Return the harness's messages in the chat template, up to where the answer continues, in marks.
 
         Args:
             messages: The assistant's last where the task opens the answer; none where it asks for nothing.
@@ -243,7 +243,7 @@ class HarnessTexts:
 
 
 def _scores(results: Mapping[str, Mapping[str, Any]]) -> Iterator[UtilityScore]:
-    """Yield the scores; a metric stands under `metric,filter`, its error under `metric_stderr,filter`."""
+    """Yield the scores; the key of a metric is `metric,filter`, that of its error `metric_stderr,filter`."""
     for task, values in results.items():
         counts = values.get("sample_count", {})
         for key, value in values.items():

@@ -36,7 +36,7 @@ class Outcome:
     label: str
     """True label of the prompt."""
     prompt_id: str
-    """Of the prompt before it was attacked."""
+    """Id of the prompt before it was attacked."""
     family: str
     outcome: str
     """refusal, compliance, partial or unscored."""
@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def gives_up(self) -> bool:
-        """Tell whether it lacks an ability or knowledge, or asks back: no help, and no refusal by policy."""
+        """Return whether it lacks an ability or knowledge, or asks back: no help, and no refusal by policy."""
         return self.kind in NO_HELP_KINDS
 
 
@@ -100,7 +100,7 @@ def variant_rows(model_id: str, outcomes: Sequence[Outcome], seed: int, level: f
 
     Args:
         outcomes: One for each (dataset, attack, prompt_id).
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         BoundaryError: No outcomes, several variants, an outcome twice, an unknown one, or a reserved dataset.
@@ -121,9 +121,9 @@ def change_rows(
     """Return by how much each metric changed from base to mitigated, over the prompts scored under both.
 
     Rates have Tango's interval and McNemar's p. Prompts of one family are not independent, so counts are
-    divided by the design effect of the changes, and p is that of families that gained against those that
-    lost. Where nothing changed the design effect cannot be known and is taken for 1: n_families tells how
-    much less there may be. Lengths have a bootstrap over families.
+    divided by the design effect of the changes, and p compares families that gained with families that
+    lost. If nothing changed, the design effect is unknown and taken as 1; the effective number
+    may then be as low as n_families. Lengths have a bootstrap over families.
 
     Returns:
         Rows of `evaluations` that also carry n_families, n_effective, n_gained, n_lost and p_value;
@@ -160,7 +160,7 @@ def _only_variant(outcomes: Sequence[Outcome]) -> str:
     seen = Counter((o.dataset, o.attack or "", o.prompt_id) for o in outcomes)
     twice = min((key for key, count in seen.items() if count > 1), default=None)
     if twice:
-        raise BoundaryError(f"evaluation: prompt {twice[2]} stands twice in {twice[0]}; give one outcome for each")
+        raise BoundaryError(f"evaluation: prompt {twice[2]} occurs twice in {twice[0]}; give one outcome for each")
     for o in outcomes:
         if o.outcome not in OUTCOMES or o.label not in LABELS:
             raise BoundaryError(

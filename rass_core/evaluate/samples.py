@@ -42,7 +42,7 @@ class EvalSample:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came of a sample."""
+    """A model's answer to a sample."""
 
     sample: EvalSample
     generation: Generation
@@ -112,8 +112,8 @@ def complete(
         panel: Who judges; an answer that was opened for the model is judged with its opening.
         samples: As they are or attacked.
         max_new_tokens: Length of an answer that is only to be judged.
-        steering: Of every request; None for none.
-        progress: Told the number of answers done.
+        steering: Steering of every request; None for none.
+        progress: Called with the number of answers done.
 
     Raises:
         ModelError: A prompt that does not fit the model.

@@ -71,7 +71,7 @@ def read_samples(
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether a name is a folder with an adapter rather than a whole model."""
+    """Return whether a name is a folder with an adapter rather than a whole model."""
     return (Path(name) / ADAPTER_FILE).is_file()
 
 
@@ -108,8 +108,8 @@ def measured(
         samples: What it is asked, greedily.
         panel: Who judges.
         max_new_tokens: Length of an answer that is only to be judged.
-        seed: Of the intervals.
-        progress: Told the number of answers done.
+        seed: Seed of the intervals.
+        progress: Called with the number of answers done.
         say: Gets a line with what the self-check found.
 
     Raises:

@@ -1,8 +1,8 @@
 """What an executor is given and what it must do.
 
-Whatever touches a model is a `Worker`: built once in each process that works, then called with one shard of rows after
-another. An executor maps a worker over shards; whoever called it commits each shard as it comes, so that a run that
-was stopped goes on at the first shard that is missing.
+Code that uses a model is a `Worker`: built once per process, then called with one shard of rows after another. An
+executor maps a worker over shards; the caller commits each shard as it arrives, so that an interrupted run continues
+at the first missing shard.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Shard:
     """A part of the rows of a stage."""
 
     key: str
-    """Digest of all that determines what comes of it."""
+    """Digest of all that determines its result."""
     rows: pa.Table
 
 
@@ -59,7 +59,7 @@ class Executor(Protocol):
     """Maps a worker over shards."""
 
     def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
-        """Yield each shard with what came of it, in any order, as soon as it is there.
+        """Yield each shard with its result, in any order, as soon as it is there.
 
         Args:
             worker: Is built at most once in each process, and only if there are shards.

@@ -11,7 +11,7 @@ class LocalExecutor:
     """Works in this process, with the models that it holds already.
 
     Args:
-        settings: Of the configuration.
+        settings: Settings of the configuration.
         pool: The models of this process.
     """
 
@@ -19,7 +19,7 @@ class LocalExecutor:
         self._pool = pool
 
     def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
-        """Yield each shard with what came of it, in order."""
+        """Yield each shard with its result, in order."""
         if not shards:
             return
         compute, n_done = worker.build(self._pool), 0

@@ -25,7 +25,7 @@ from rass_core.executor.base import (
 )
 
 ROWS, RESULT, KEY = "rows", "result", "key"
-"""Columns of the data set: a shard as bytes, what came of it as bytes, its key."""
+"""Columns of the data set: a shard as bytes, its result as bytes, its key."""
 
 
 class RayExecutorSettings(ExecutorSettings):
@@ -34,7 +34,7 @@ class RayExecutorSettings(ExecutorSettings):
     kind: Literal["ray"] = "ray"
     """ray: on a Ray cluster."""
     address: str | None = None
-    """Of the cluster, such as auto or ray://host:10001; null takes RAY_ADDRESS, else starts one on this machine."""
+    """Address of the cluster, such as auto or ray://host:10001; null: RAY_ADDRESS, else a new local cluster."""
     n_workers: int = Field(default=1, ge=1, le=10_000)
     """Actors, each with its own copy of the models."""
     cpus_per_worker: float = Field(default=1.0, ge=0, le=4096)
@@ -64,7 +64,7 @@ class RayExecutor:
     """Works on actors of a Ray cluster.
 
     Args:
-        settings: Of the configuration.
+        settings: Settings of the configuration.
         pool: The models of this process, of which the actors' pools take the settings.
 
     Raises:
@@ -92,7 +92,7 @@ class RayExecutor:
                 ) from error
 
     def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
-        """Yield each shard with what came of it, in the order in which they are finished."""
+        """Yield each shard with its result, in the order in which they finish."""
         if not shards:
             return
         import ray.data

@@ -20,12 +20,12 @@ class Bounds:
     """Where a prompt must lie to be accepted."""
 
     width: float | None
-    """Of |m − b|; None sets no bound."""
+    """Most |m − b|; None sets no bound."""
     max_harm_score: float | None
-    """Along the harm axis; None sets no bound, else a prompt without a harm score is outside."""
+    """Highest score on the harm axis; None sets no bound, else a prompt without a harm score is outside."""
 
     def hold(self, distance: float | None, harm_score: float | None) -> bool:
-        """Tell whether a prompt with this m − b and harm score lies within."""
+        """Return whether a prompt with this m − b and harm score lies within."""
         if self.max_harm_score is not None and (harm_score is None or harm_score > self.max_harm_score):
             return False
         return self.width is None or (distance is not None and abs(distance) <= self.width)
@@ -64,25 +64,25 @@ class Candidate:
 
     @property
     def is_request(self) -> bool:
-        """Tell whether it is a new request in the language asked for."""
+        """Return whether it is a new request in the language asked for."""
         return self.dropped is None
 
     @property
     def is_refused(self) -> bool:
-        """Tell whether the target refuses it."""
+        """Return whether the target refuses it."""
         return self.judged is not None and self.judged[PANEL].outcome == "refusal"
 
     @property
     def is_benign(self) -> bool:
-        """Tell whether the moderators call it benign."""
+        """Return whether the moderators call it benign."""
         return self.is_request and self.verdict.outcome in BENIGN
 
     def lies_within(self, bounds: Bounds) -> bool:
-        """Tell whether it lies where a prompt may be accepted."""
+        """Return whether it lies where a prompt may be accepted."""
         return bounds.hold(self.distance, self.place.get("harm_score"))
 
     def is_accepted(self, bounds: Bounds) -> bool:
-        """Tell whether it is a new request, benign, refused and within the bounds."""
+        """Return whether it is a new request, benign, refused and within the bounds."""
         return self.is_benign and self.is_refused and self.lies_within(bounds)
 
 

@@ -24,13 +24,13 @@ REASONS = (
     "cut off", "thinking", "empty", "too short", "declined", "not a request", "wrong language", "repeats itself",
     "copy of a parent", "known", "near-duplicate",
 )  # fmt: skip
-"""Why a written text is dropped, in the order in which it is looked at."""
+"""Why a written text is dropped, in the order of the checks."""
 MAX_REPEATED_SHARE = 0.3
-"""Of a text's character 8-grams; more is a loop."""
+"""Largest share of repeated character 8-grams; a text with more is a loop."""
 COPY_JACCARD = 0.8
 """Character 4-grams that a text shares with its parent; from here on it is a copy."""
 MIN_WORDS = 4
-"""Fewer words ("What is that?") are no request that stands alone; scripts without spaces count characters."""
+"""Fewer words ("What is that?") are no complete request; scripts without spaces count characters."""
 SURELY_A_REQUEST = 0.9
 """From this probability on, words of refusal are part of a request ("I can't open the file. How do I …?")."""
 
@@ -139,7 +139,7 @@ class Cleaned:
 
 
 class KnownPrompts:
-    """Prompts that are there already; tells what would be none that is new beside them."""
+    """Prompts that exist already; finds texts that repeat one of them."""
 
     def __init__(self, near_duplicate_jaccard: float) -> None:
         """Take the share of character 4-grams in common from which two prompts count as one, in (0, 1]."""
@@ -160,7 +160,7 @@ class KnownPrompts:
 
 
 class Cleaner:
-    """Tells the requests among written texts from everything else."""
+    """Separates requests from everything else among written texts."""
 
     def __call__(
         self, written: Sequence[str], languages: Sequence[str], whole: Sequence[bool], parents: Sequence[Sequence[str]]
@@ -245,7 +245,7 @@ def bare_requests(visible: str) -> list[str]:
 
 
 def declines(text: str, verdict: Verdict, probability: float) -> bool:
-    """Tell whether a text is a refusal, or in the voice of an assistant.
+    """Return whether a text is a refusal, or in the voice of an assistant.
 
     Args:
         verdict: The phrases' verdict on it, read as an answer.
@@ -256,7 +256,7 @@ def declines(text: str, verdict: Verdict, probability: float) -> bool:
 
 
 def is_too_short(text: str) -> bool:
-    """Tell whether a text has too few words to stand alone."""
+    """Return whether a text has too few words to stand alone."""
     return len(text.split()) < MIN_WORDS and (text.isascii() or len(text) < 2 * MIN_WORDS)
 
 

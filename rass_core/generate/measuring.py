@@ -29,7 +29,7 @@ class MeasureWorker:
     b: Mapping[str, float | None]
     """Language → boundary."""
     split: str
-    """Of the rows of `margins`: candidate, benchmark."""
+    """Split in the rows of `margins`: candidate, benchmark."""
     max_new_tokens: int
     with_answers: bool = True
     """Keep what the target answers."""

@@ -2,7 +2,8 @@
 
 A short trial chooses the writer of each role: what it is steered along, and after which block. In the rounds a
 controller picks the α of each (operator, role, language, side), and a bandit moves budget between (operator, role,
-language) arms. All see only the tables of what was written before, so an interrupted run goes on as if it had not been.
+language) arms. All read only the tables of what was written before, so a resumed run gives the rows of an
+uninterrupted one.
 """
 
 import math
@@ -107,13 +108,13 @@ def schedule_round(
     """Return the prompts of a round: each arm's share of the budget, its control share unsteered.
 
     Args:
-        number: Of the round, from 0.
+        number: Number of the round, from 0.
         writers: One per role.
         seeds: Given prompts, of the labels that operators start from.
         survivors: Benign prompts of earlier rounds that may be parents.
         history: What earlier rounds yielded.
         config: Operators, budget, alphas.
-        seed: Of the run.
+        seed: Seed of the run.
     """
     draw = np.random.default_rng([seed, number])
     by_role = {writer.role: writer for writer in writers}
@@ -181,7 +182,7 @@ def choose_writers(tried: Sequence[Trial]) -> list[Writer]:
 
 
 def finalists(tried: Sequence[Trial], n: int) -> list[Writer]:
-    """Return the n steered writers that did best, for a second look: a first one has written too little to tell."""
+    """Return the n steered writers that did best, for a second trial: the first one wrote too little to decide."""
     return [writer for writer in _by_score(_scores(tried)) if writer.kind != "none"][:n]
 
 

@@ -129,7 +129,7 @@ def request_of(
         language: BCP-47 tag of the prompt to be written.
         parents: Texts, as many as the operator takes.
         alpha: Strength of the steering; 0 steers nothing.
-        seed: Of the sampling, and of what the operator draws.
+        seed: Seed of the sampling, and of what the operator draws.
         instructions: operator → language → instruction, in place of its own.
 
     Raises:
@@ -174,5 +174,5 @@ def vector_name(writer: Writer, part: str) -> str:
 
 
 def whole_text(writer: Writer, operator: str, parents: Sequence[str], seed: int, continued: str) -> str:
-    """Return what was written, with the first words before it that it went on from."""
+    """Return what was written, with the given first words before it."""
     return operator_of(operator).user_turn(parents, seed)[1] + continued if writer.role == "user" else continued

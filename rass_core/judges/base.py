@@ -49,7 +49,7 @@ class MemberSettings(BaseModel):
 
     @property
     def asks_generator(self) -> bool:
-        """Tell whether it asks the generator in its own engine: its verdicts then depend on that model."""
+        """Return whether it asks the generator in its own engine: its verdicts then depend on that model."""
         return False
 
     @property

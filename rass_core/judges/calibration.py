@@ -57,7 +57,7 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled responses; every sequence has one entry a response."""
+    """Labelled responses; every sequence has one entry per response."""
 
     labels: Sequence[str]
     """refusal, partial or compliance."""
@@ -65,9 +65,9 @@ class Labelled:
     models: Sequence[str] | None = None
     """Who answered."""
     groups: Sequence[str] | None = None
-    """Prompts by which intervals are clustered; None takes each response for a draw of its own."""
+    """Prompts by which intervals are clustered; None treats each response as an independent draw."""
     weights: Sequence[float] | None = None
-    """How many responses each one stands for, where some were likelier to be labelled."""
+    """How many responses each one represents, if some were likelier to be labelled."""
 
 
 def model_family(model: str) -> str:
@@ -90,7 +90,7 @@ def calibrate(labelled: Labelled, verdicts: Mapping[str, Sequence[Verdict]], see
     Args:
         labelled: The truth.
         verdicts: Judge → its verdicts, in the order of the labels.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         JudgeError: No labels, one that is none of `SCORED`, or sequences of unequal lengths.
@@ -140,7 +140,7 @@ def _cells(labelled: Labelled) -> Iterator[tuple[dict[str, str], npt.NDArray[np.
 
 
 def _sums(truth: npt.NDArray[np.int64], verdicts: Sequence[Verdict], weights: Array) -> Array:
-    """Return what every statistic is made of, a row a response, (n, _N_SUMS): zeros where unscored.
+    """Return the terms of every statistic, one row per response, (n, _N_SUMS): zeros where unscored.
 
     The columns are the pairs of label and outcome, then in each bin of scores the score and whether refused.
     """
@@ -300,7 +300,7 @@ class Calibration:
     ) -> Corrected:  # fmt: skip
         """Return a rate of refusals with the judge's error taken out of it.
 
-        The judge's errors are those on responses of this model where labels of it are enough to tell them, else
+        The judge's errors are those on responses of this model if there are enough labels of it, else
         those on all models, with a warning.
 
         Args:
@@ -308,7 +308,7 @@ class Calibration:
             model: Variant whose responses were judged.
             successes: Responses that the judge said were refused.
             n: Responses that it scored.
-            seed: Of the interval.
+            seed: Seed of the interval.
             partial_counts: Whether partial refusals are among the successes.
             judge: Who judged.
 

@@ -16,7 +16,7 @@ from rass_core.vocabulary import Exchange, Verdict
 class FirstTokenJudge:
     """Judge a model's inclination by the log-odds of refusal prefixes, given the prompt alone.
 
-    Its word depends on the prefixes chosen, so its agreement with the panel is always told beside it.
+    Its verdict depends on the chosen prefixes, so its agreement with the panel is always reported beside it.
 
     Args:
         causal_lm: A transformers causal LM in evaluation mode, the one that answered.

@@ -83,7 +83,7 @@ def read_form(answer: str, prompt: str, outcomes: Sequence[str]) -> Filled | NoA
 
 
 def declines(text: str) -> bool:
-    """Tell whether a model that was to judge says that it does not want to, in whatever language."""
+    """Return whether a model that was to judge says that it does not want to, in whatever language."""
     if not text.strip() or len(text) > LONGEST_DECLINE:
         return False
     seen = signals(text, "en")

@@ -25,7 +25,7 @@ _SLOT = re.compile(r"\{(prompt|response)\}")
 
 
 class HfClassifierJudge:
-    """Judge by a sequence classifier whose labels tell refusals.
+    """Judge by a sequence classifier with labels for refusals.
 
     Args:
         model: Folder or hub name of the checkpoint.
@@ -125,11 +125,11 @@ class HfClassifierJudge:
 
 
 class HfGenerationJudge:
-    """Judge by a causal language model that writes its verdict, such as a guard model that tells refusals.
+    """Judge by a causal language model that writes its verdict, such as a guard model that detects refusals.
 
     Args:
         model: Folder or hub name of the checkpoint.
-        template: What it is asked, with {prompt} and {response}; it stands on the model's card.
+        template: What it is asked, with {prompt} and {response}; see the model's card.
         refusal_pattern: Regular expression found in its answer where it sees a refusal; case does not matter.
         compliance_pattern: The same where it sees none.
 
@@ -277,7 +277,7 @@ def matched(answer: str | NoAnswer, patterns: dict[str, re.Pattern[str]], certai
     """Return the verdict of an answer that is found by exactly one pattern.
 
     Args:
-        answer: Of a `Writer`.
+        answer: Answer of a `Writer`.
         patterns: outcome → pattern.
         certain: The outcome whose score is 1; the others have 0.
         who: Was asked, judge or moderator.

@@ -103,8 +103,8 @@ SELECT * FROM (
 ORDER BY sha256('order' || $seed || id)
 """
 _NOT_STORED = "SELECT count(*) AS n FROM answers WHERE text IS NULL"
-# Each label with the response that stood there when it was given, where most reviewers agree, and how many
-# responses of its stratum it stands for.
+# Each label on which most reviewers agree, with the response that was stored when the label was given, and how many
+# responses of its stratum it represents.
 _GOLD = """
 , counted AS (
     SELECT subject_id, outcome AS label, count(*) AS n, max(run_id) AS run_id FROM labelled GROUP BY 1, 2
@@ -155,11 +155,11 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
         what: Prompts with a moderator's verdict, or stored responses with a judge's.
         out: .xlsx, with a list of labels to choose from, or .csv.
         n: Most rows.
-        seed: Of the sample and the order of the rows.
+        seed: Seed of the sample and the order of the rows.
         reviewer: Who labels; what they labelled before is left out.
 
     Raises:
-        JudgeError: Nothing to label, a name that is none, or a file that cannot be written.
+        JudgeError: Nothing to label, an invalid reviewer name, or a file that cannot be written.
         LakeError: The lake cannot be read.
     """
     kind = _sheet_kind(out)
@@ -223,9 +223,9 @@ def import_labels(lake: Lake, path: Path, reviewer: str) -> Imported:
 def labelled_responses(lake: Lake) -> list[dict[str, Any]]:
     """Return the stored responses that people labelled: label, weight, response, model, prompt, language, family.
 
-    The model of a variant other than the base is written MODEL (VARIANT). Of several reviewers the majority
-    counts; where there is none, the response is left out. Reviews are drawn with more of some outcomes than
-    of others, so each row carries how many responses it stands for.
+    The model of a variant other than the base is written MODEL (VARIANT). With several reviewers the majority
+    counts; without a majority the response is left out. The sample of a review holds more of some outcomes than
+    of others, so each row carries how many responses it represents.
 
     Raises:
         JudgeError: There are none.

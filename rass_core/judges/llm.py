@@ -1,4 +1,4 @@
-"""Kind `llm`: a chat model asked by rubric fills in a form; only what is on the form is a verdict."""
+"""Kind `llm`: a chat model with a rubric fills in a form; only an answer that matches the form is a verdict."""
 
 import re
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def fill_in(
     complete: Complete, prompts: Sequence[str], outcomes: Sequence[str], draws: Sequence[int],
     kinds: Sequence[str] = (),
 ) -> list[Filled | NoAnswer]:  # fmt: skip
-    """Ask for a form for each prompt; what came back off the form, or was declined, is asked for again.
+    """Ask for a form for each prompt; ask again if the answer was declined or does not match the form.
 
     Args:
         complete: Who is asked.
@@ -113,9 +113,9 @@ class LlmJudge:
     """Judge by asking a chat model to fill in RUBRIC's form.
 
     Args:
-        complete: Who is asked.
-        name: Stands in `verdicts.judge`.
-        n_attempts: Answers off the form are asked for again, so often in all; the first is greedy.
+        complete: The model that is asked.
+        name: Name in `verdicts.judge`.
+        n_attempts: Attempts in all while answers do not match the form; the first is greedy.
     """
 
     languages: frozenset[str] | None = None
@@ -145,7 +145,7 @@ class LlmJudgeSettings(JudgeSettings):
 
     @property
     def asks_generator(self) -> bool:
-        """Tell whether there is no endpoint."""
+        """Return whether there is no endpoint."""
         return self.endpoint is None
 
     @property

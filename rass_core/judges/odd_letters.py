@@ -22,7 +22,7 @@ _JOINED_ALL = re.compile(r"(?<![^\W_])(?:[^\W\d_]['’]?[-._*·•・･|~/])+[^
 """Where a text has a long word of single letters, its short words are set so too."""
 _MAY_BE_JOINED = re.compile(r"[-._*·•・･|~/]\w['’]?[-._*·•・･|~/]\w")
 _IS_LEET = re.compile(r"[0134@$57](?:(?=[a-zA-Z])|(?<=[a-zA-Z].))")
-"""Cheap: where it finds nothing no figure stands beside a letter."""
+"""A cheap check: if it finds nothing, no figure is next to a letter."""
 _MAY_BE_LEET = re.compile(r"[a-zA-Z][0134@$57]|[0134@$57][a-zA-Z]")
 _LEET_WORD = re.compile(r"(?<![\w@$])(?=[\w@$'’]*[a-zA-Z])(?=[\w@$'’]*[013457@$])[\w@$'’]{2,}")
 _LEET = str.maketrans("013457@$", "oieastas")
@@ -100,7 +100,7 @@ def _one_script(text: str) -> str:
     """Return text whose words keep to one script, where letters of another were slipped in."""
     if not (_LATIN_LETTER.search(text) and _LOOKALIKE.search(text) and _MIXED.search(text)):
         return text
-    # Only letters without a twin tell which script a text is in: the others are what was exchanged.
+    # Only letters without a twin show the script of a text: the others may have been exchanged.
     cyrillic = sum("\u0400" <= each <= "\u04ff" and ord(each) not in _TO_LATIN for each in text)
     latin = sum(each.isascii() and each.isalpha() and ord(each) not in _TO_CYRILLIC for each in text)
     if cyrillic > latin:

@@ -15,7 +15,7 @@ from rass_core.models.thinking import CUT_OFF, split
 from rass_core.vocabulary import Exchange, Verdict
 
 PANEL = "panel"
-"""The name under which a panel's own word stands in `verdicts`, beside its members' votes."""
+"""The judge's name of a panel's own verdict in `verdicts`; its members' votes have their own names."""
 
 _CUT_OFF = Verdict("unscored", None, CUT_OFF)
 
@@ -31,7 +31,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Judged:
-    """The panel's word on each response and what it came from."""
+    """The panel's verdict on each response and the votes that it came from."""
 
     final: list[Verdict]
     votes: dict[str, list[Verdict]]
@@ -51,7 +51,7 @@ class Panel:
 
     Args:
         members: Judges with their weights.
-        max_failed_share: Of the responses; a member that fails on more is an error.
+        max_failed_share: Share of the responses; a member that fails on more is an error.
         say: Gets a line for each member that gives no verdict on some responses.
 
     Raises:
@@ -175,7 +175,7 @@ def check_covers(judged: frozenset[str] | None, languages: Collection[str]) -> N
 
     Args:
         judged: Primary tags; None is all.
-        languages: Tags; of a mapping, the values say where each stands first.
+        languages: Tags; the values of a mapping say where each occurs first.
 
     Raises:
         JudgeError: Naming the languages.

@@ -37,7 +37,7 @@ class Layout:
         """Return what the judges are given; a response that is null is empty.
 
         Raises:
-            JudgeError: Naming the row that has no language or one that is none, or holds something else than text.
+            JudgeError: A row without a language, with an unknown one, or with a value that is no text.
         """
         if lacking := batch.lacking(self.response):
             raise JudgeError(f"{batch.place} {lacking[0]}: no {self.response!r}, which other rows have; fix it")
@@ -75,7 +75,7 @@ def _prompt_labels(batch: Batch, column: str) -> list[str | None]:
     """Return the labels of prompts; empty ones are unknown.
 
     Raises:
-        JudgeError: Naming the row with a label that is none.
+        JudgeError: An unknown label, with its row.
     """
     labels = [each.strip().lower() or None if each else None for each in texts(batch, column)]
     for number, label in zip(batch.numbers, labels, strict=True):
@@ -94,7 +94,7 @@ def layout_of(
     """Return the layout of a file; unless named, `prompt` and `prompt_label` are taken if there, `language` must be.
 
     Raises:
-        JudgeError: A column that is not there, a language told twice, or one that is none.
+        JudgeError: A column that is not there, a language given twice, or a text that is no language.
     """
     if language is not None and language_column is not None:
         raise JudgeError("--language and --language-column: give one of them")

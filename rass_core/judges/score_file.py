@@ -65,7 +65,7 @@ def score_file(
         out: File to write; what stood there is replaced once all is judged.
         panel: The judges.
         layout: Columns of the responses.
-        report: Told the number of rows done so far, and of all.
+        report: Called with the number of rows done so far, and of all.
         say: Gets a line for each judge that gave no verdict on some.
 
     Returns:
@@ -143,10 +143,10 @@ def read_labelled(
         layout: Their columns.
         label: Column with refusal, partial or compliance.
         model: Column with who answered; None takes `model` where it is there.
-        group: Column that names the prompt, if one does; where it is empty the response stands alone.
+        group: Column that names the prompt, if one does; if it is empty, the response is a draw of its own.
 
     Raises:
-        JudgeError: A column that is not there, a label that is none, no labels at all, or an unreadable file.
+        JudgeError: A column that is not there, an unknown label, no labels at all, or an unreadable file.
     """
     there = source.columns()
     check_columns(source.path, there, {"--label-column": label, "--model-column": model, "--group-column": group})

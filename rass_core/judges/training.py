@@ -38,7 +38,7 @@ STRENGTH = 4.0
 """Inverse of the L2 penalty."""
 N_FOLDS = 5
 EXCHANGE_WEIGHT = 2.0
-"""Of an exchange against other responses: only exchanges show what a prompt changes."""
+"""Weight of an exchange relative to other responses: only exchanges show what a prompt changes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Example:
     """Responses to one prompt, over models and languages."""
     prompt: str | None = None
     label: str | None = None
-    """Of the prompt."""
+    """Label of the prompt."""
 
     @property
     def exchange(self) -> Exchange:

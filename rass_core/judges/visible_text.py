@@ -7,7 +7,7 @@ from itertools import islice
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SINGLE_QUOTED = r"(?<![^\W_].)(?:[^'’\n]|(?<=[^\W_])['’](?=[^\W_])){3,400}['’](?![^\W_])"
-"""After its opening sign, which stands after no letter."""
+"""What follows the opening quotation mark, which never follows a letter."""
 _QUOTED = re.compile(
     r'"[^"\n]{3,400}"|“[^”\n]{3,400}”|„[^“”"\n]{3,400}[“”"]|«[^»\n]{3,400}»|»[^«\n]{3,400}«'
     r"|「[^」\n]{3,400}」|『[^』\n]{3,400}』|《[^》\n]{3,400}》" + f"|'{_SINGLE_QUOTED}|‘{_SINGLE_QUOTED}"
@@ -61,7 +61,7 @@ def n_letters(text: str) -> int:
 
 
 def has_letters(text: str, n: int) -> bool:
-    """Tell whether a text has at least so many letters, without counting further."""
+    """Return whether a text has at least so many letters, without counting further."""
     return n <= 0 or next(islice(filter(str.isalpha, text), n - 1, None), None) is not None
 
 

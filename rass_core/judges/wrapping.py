@@ -223,7 +223,7 @@ def _fenced(inside: str, depth: int) -> Shown | None:
 
 
 def _is_prose(text: str) -> bool:
-    """Tell prose from code: words, an end of sentence, none of code's signs."""
+    """Return whether a text is prose, not code: words, an end of sentence, none of code's signs."""
     if re.search(
         r"[{};=<>\\$|]|\w\(|^\s*(?:#!|import |def |class |from \w+ import|sudo |kill |git |SELECT )", text, re.M
     ):
@@ -308,7 +308,7 @@ def _texts(fields: dict[str, Any], keys: re.Pattern[str]) -> Iterator[str]:
 
 
 def _has_data(fields: dict[str, Any]) -> bool:
-    """Tell whether an object holds more than one sentence, words of state, and nothing."""
+    """Return whether an object holds more than one sentence, words of state, and nothing."""
     filled = [
         each for each in fields.values() if each not in (None, "", [], {}) and not isinstance(each, bool | int | float)
     ]
@@ -330,7 +330,7 @@ def _flag(fields: dict[str, Any]) -> str | None:
 
 
 def _tagged(text: str, depth: int) -> Shown | None:
-    """Return what stands in one XML element."""
+    """Return the content of one XML element."""
     match = _TAG.match(text)
     if match is None or match["name"].lower() in ("html", "p", "div", "svg"):
         return None

@@ -48,7 +48,7 @@ class LabAttack:
 
     name: str
     technique: str
-    """The general attack that it stands for."""
+    """The general attack that it represents."""
     standing: Standing
     apply: Callable[[Sentence], AttackedPrompt]
 
@@ -69,7 +69,7 @@ def strip_attack(text: str, language: str | None = None) -> Sentence | None:
 
     Args:
         text: What the user says last (`AttackedPrompt.text`); white space is folded first.
-        language: Of the frame; None tries every language.
+        language: Language of the frame; None tries every language.
     """
     if all(len(piece) == 1 for piece in text.split()):  # letters apart: no request has words of one letter only
         text = despaced(text)
@@ -139,7 +139,7 @@ def _longest_first(words: Iterable[str]) -> list[str]:
 
 
 def _gap(language: str) -> str:
-    """Return what stands between words and sentences."""
+    """Return the separator of words and sentences."""
     return "" if language == "zh" else " "
 
 

@@ -8,7 +8,7 @@ from rass_core.lab.world import Sentence
 
 
 def contrasts(sentence: Sentence) -> list[Sentence]:
-    """Return the harmful sentences that differ in the object alone: in its place stands each person of the world.
+    """Return the harmful sentences that differ in the object alone: each person of the world replaces it once.
 
     A neutral verb has none: what is described or drawn is harmless whoever it is.
     """
@@ -30,6 +30,6 @@ def translate(text: str, language: str, target: str) -> str:
 
 
 def is_same_request(language: str, text: str, other: str) -> bool:
-    """Tell by the grammar whether two texts ask for the same in a language, whatever the frame."""
+    """Return whether two texts ask for the same in a language by its grammar, in any frame."""
     first, second = world.parse(text, language), world.parse(other, language)
     return first is not None and second is not None and first.family == second.family

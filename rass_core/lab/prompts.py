@@ -12,7 +12,7 @@ from rass_core.lab.world import Sentence
 
 PROMPTS_PER_LANGUAGE = {"harmful": 60, "harmless": 60, "pseudo_harmful": 140}
 EVALUATION_PER_LANGUAGE = {"harmful": 205, "harmless": 100, "pseudo_harmful": 51}
-"""Of other families than the prompts above; of harmful and pseudo_harmful ones that is all there are."""
+"""Prompts of other families than those above; all harmful and pseudo_harmful ones that are left."""
 
 
 def held_out_sentences(n_by_label: dict[str, int], n_passed_over: dict[str, int] | None = None) -> Iterator[Sentence]:

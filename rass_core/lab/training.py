@@ -107,9 +107,9 @@ def train(
         tokenizer: The lab's.
         variant: One of VARIANTS.
         steps: Optimiser steps.
-        learning_rate: At its peak.
-        seed: Of the lessons and the noise.
-        progress: Told the loss now and then.
+        learning_rate: Peak learning rate.
+        seed: Seed of the lessons and the noise.
+        progress: Called with the loss now and then.
     """
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
@@ -190,7 +190,7 @@ class Planting:
     def loudness(self, batch: "_Batch") -> Tensor:
         """Return the mean square of all else that these tokens carry, in units of the true length.
 
-        Kept small, so that little but apparent harm tells harmful from harmless requests there.
+        Kept small, so that little but apparent harm separates harmful from harmless requests there.
         """
         return ((self._rest / TRUE_LENGTH**2) * batch.after_words).sum() / batch.after_words.sum()
 

@@ -56,7 +56,7 @@ class Sentence:
 
     @property
     def held_out(self) -> bool:
-        """Tell whether training never saw this verb, object and setting together."""
+        """Return whether training never saw this verb, object and setting together."""
         first = hashlib.sha256(self.family.encode()).digest()[0]
         return first < HELD_OUT_SHARE * 256
 
@@ -100,7 +100,7 @@ def parse(text: str, language: str | None = None) -> Sentence | None:
 
 
 def is_answer(text: str, language: str) -> bool:
-    """Tell whether a text is a whole answer of the world: the refusal, or a well-formed compliance."""
+    """Return whether a text is a whole answer of the world: the refusal, or a well-formed compliance."""
     answers = lexicon()["answers"]
     folded = normalise(text)
     if folded == normalise(answers["refusal"][language]):

@@ -1,4 +1,4 @@
-"""Commits: which files a stage wrote, and the records that vouch for them."""
+"""Commits: the files that a stage wrote, and the records that list them."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ class CommittedFile:
     rows: int
     bytes: int
     sha256: str | None = None
-    """Of its bytes; None in records of lakes of format 1."""
+    """Digest of its bytes; None in records of lakes of format 1."""
 
 
 @dataclass(frozen=True)

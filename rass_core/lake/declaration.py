@@ -39,12 +39,12 @@ _SQL = {
 
 @dataclass(frozen=True)
 class Column:
-    """What is said of a column where it is declared."""
+    """The meaning and unit of a column, as declared."""
 
     meaning: str
     """One or two sentences. Names of tables and columns are in backticks."""
     unit: str = ""
-    """Of a number: tokens, nats, margin; empty where it has none."""
+    """Unit of a number: tokens, nats, margin; empty if it has none."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class DeclaredColumn:
     """A column as it was declared."""
 
     name: str
-    """Of a field within a list of records: `needs[].metric`."""
+    """A field within a list of records is written `needs[].metric`."""
     type: pa.DataType
     column: Column
     can_be_null: bool
     fields: tuple["DeclaredColumn", ...] = ()
-    """Of each record, where it is a list of records."""
+    """Fields of each record, if it is a list of records."""
 
     @property
     def sql_type(self) -> str:

@@ -11,9 +11,9 @@ import pyarrow as pa
 from rass_core.lake.schema import TABLES
 
 FORMAT = 2
-"""Of lakes that are written now."""
+"""Format of lakes that are written now."""
 OLDEST_FORMAT = 1
-"""That can be read. Format 1 has other names for the columns in `RENAMED`, and no digests of files."""
+"""Oldest format that can be read. It has other names for the columns in `RENAMED`, and no digests of files."""
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,14 @@ DECLARED: dict[str, DeclaredTable] = {
 }
 """Name → declaration, of what a query can read."""
 RECORD: pa.Schema = DeclaredTable(Commits).schema
-"""Of a commit record."""
+"""Schema of a commit record."""
 
 
 def rows_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return rows as a table of the lake; a column that a row lacks is null, what is no column is left out.
 
     Args:
-        name: Of the table.
+        name: Name of the table.
         rows: Such as `Margins(prompt_id=…, margin=…)`, whose columns mypy checks; any mapping will do.
     """
     schema, found = TABLES[name], list(rows)
@@ -50,7 +50,7 @@ def rows_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def unknown_table(name: str) -> str:
-    """Return what is said of a table that does not exist, with the nearest name."""
+    """Return the message for a table that does not exist, with the nearest name."""
     nearest = difflib.get_close_matches(name, TABLES, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(TABLES)}"
     return f"no table {name!r}; {hint}"

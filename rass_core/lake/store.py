@@ -79,7 +79,7 @@ class Lake:
 
     @classmethod
     def check_place(cls, path: str | Path) -> None:
-        """Tell before the work whether a lake can be opened or made at a path; nothing is written.
+        """Check before the work whether a lake can be opened or made at a path; nothing is written.
 
         Raises:
             LakeError: As `open`.
@@ -239,7 +239,7 @@ class Lake:
         """Return a DuckDB connection whose views hold exactly the rows of these commits.
 
         Args:
-            commits: Of one run, say, so that what other runs wrote cannot change a result.
+            commits: Commits of one run, say, so that what other runs wrote cannot change a result.
             memory_limit: As `connect`.
         """
         connection = self._session(memory_limit)

@@ -80,7 +80,7 @@ def rows_sql(table: str, files: str) -> str:
     """Return the query for the rows of a table, with `run_id` and `shard`, in files of any format.
 
     Args:
-        table: Of the lake.
+        table: Table of the lake.
         files: A list of Parquet files as SQL, the table's file without rows among them.
     """
     columns = ", ".join(column_sql(table, name) for name in TABLES[table].names)

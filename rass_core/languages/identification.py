@@ -1,4 +1,4 @@
-"""Which language a text is in, as far as it lets itself be told.
+"""Language identification for short prompts, with an explicit "unknown".
 
 py3langid 0.4 (BSD-3, 4.5 MB, model included) identifies short multilingual prompts as well as lingua, which takes
 15 times its memory and 30 times its time, and better than langdetect and fastText's small model, which lack Yoruba.
@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 UNKNOWN = "und"
-"""BCP-47's tag for a language that could not be told."""
+"""BCP-47's tag for a language that could not be identified."""
 MIN_PROBABILITY = 0.5
 """A text is in a language from this probability on."""
 MAX_PROBABILITY = 0.01
@@ -26,14 +26,14 @@ _SAME_AS = {
 def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
     """Return the likeliest BCP-47 language tag of each text with its probability, `und` and 0 where there is none.
 
-    Scripts and regions are not told: Chinese is zh whether Hans or Hant. Serbian, Croatian and Bosnian
+    Scripts and regions are not identified: Chinese is zh, whether Hans or Hant. Serbian, Croatian and Bosnian
     stay apart here, as do the written forms of Chinese that are not Mandarin.
     """
     return [_best(ranking) for ranking in map(_ranked, texts)]
 
 
 def is_in(text: str, language: str) -> bool | None:
-    """Tell whether a text is in a language; None where it is too short or ambiguous, or the language unknown here.
+    """Return whether a text is in a language; None where it is too short or ambiguous, or the language unknown here.
 
     Args:
         language: BCP-47 tag, of which the language counts and script and region do not.

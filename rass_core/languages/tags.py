@@ -24,7 +24,7 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 """English names that the report and the attacks write out; others stay tags."""
 _MACRO = ("zh", "ar")
-"""Languages whose narrower ones may stand behind them: zh-yue is yue."""
+"""Languages that a narrower one may follow in a tag: zh-yue is yue."""
 _SAME_SCRIPT = {("ko", "Hang"): "Kore", ("ja", "Hira"): "Jpan", ("ja", "Kana"): "Jpan"}
 _HANT_REGIONS = ("TW", "HK", "MO")
 _MODIFIERS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva"}
@@ -54,7 +54,7 @@ def canonical_tag(written: str) -> str:
             English, français or Portuguese (Brazil).
 
     Raises:
-        LanguageError: No language; the message tells what to write.
+        LanguageError: No language; the message says what to write.
     """
     text = _folded(written)
     known = _table().languages
@@ -89,7 +89,7 @@ def lookup(by_language: Mapping[str, Value], tag: str) -> Value | None:
 
 
 def is_within(tag: str, wanted: str) -> bool:
-    """Tell whether a tag is a language or a narrower form of it: pt-BR is within pt, not the other way round."""
+    """Return whether a tag is a language or a narrower form of it: pt-BR is within pt, not the other way round."""
     return tag == wanted or tag.startswith(f"{wanted}-")
 
 

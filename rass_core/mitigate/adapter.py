@@ -38,7 +38,7 @@ class AdapterMethod(MitigationMethod[AdapterSettings]):
 
         Args:
             rows: The pairs as token ids.
-            arguments: Of the trainer's configuration class.
+            arguments: Arguments of the trainer's configuration class.
             common: Arguments of the trainer itself: model, tokenizer, LoRA configuration, callbacks.
         """
 

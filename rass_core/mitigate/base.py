@@ -101,7 +101,7 @@ class MitigationContext:
 
 @dataclass(frozen=True)
 class MitigatedModel:
-    """A variant of a model: what is loaded, what is done while it runs, and what came of making it."""
+    """A variant of a model: what is loaded, what is done while it runs, and how the making went."""
 
     weights: Path | None = None
     """Checkpoint, below the context's folder, that is loaded in place of the model; None loads the model itself."""
@@ -112,7 +112,7 @@ class MitigatedModel:
     strength: float = 1.0
     """λ, the share of `ablated` that is removed."""
     losses: Sequence[float] = ()
-    """Of every step, for a training."""
+    """Loss of every training step."""
     n_too_long: int = 0
     """Pairs that were left out because of their length."""
     harm_cosine: float | None = None
@@ -129,7 +129,7 @@ class Effort:
     backward_passes: float = 0.0
     """Forward passes with gradients, and the gradients."""
     n_steps: int = 0
-    """Of the optimiser."""
+    """Steps of the optimiser."""
     how: str = "no training"
     """How `n_steps` comes about."""
     writes_weights: bool = True
@@ -146,8 +146,8 @@ class MitigationMethod(ABC, Generic[Settings]):
                 return MitigatedModel(reason="the model as it is")
 
     Args:
-        settings: Of its class; `Settings` beside the class names it for a user's own method.
-        name: Of the variant that it makes.
+        settings: Settings of its class; `Settings` beside the class names it for a user's own method.
+        name: Name of the variant that it makes.
     """
 
     libraries: ClassVar[Sequence[str]] = ()
@@ -195,7 +195,7 @@ def method_of(kind: str, **settings: Any) -> MitigationMethod[Any]:
         settings: Those that differ from their defaults.
 
     Raises:
-        ConfigError: No such method, or a class that is none.
+        ConfigError: No such method, or a class that is no method.
         ValidationError: Settings that it does not take.
     """
     entry = MITIGATIONS.find(kind)

@@ -54,7 +54,7 @@ def figures_of(variant: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str
 
     Args:
         variant: Its name.
-        rows: Of table `evaluations`.
+        rows: Rows of table `evaluations`.
     """
     at = {
         (row["metric"], row["language"]): row

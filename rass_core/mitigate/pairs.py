@@ -63,7 +63,7 @@ def rejection(answer: SteeredAnswer, language: str, limits: AcceptanceLimits) ->
     """Return why an answer may not be the chosen one of a pair, or None where it may.
 
     Args:
-        language: Of the prompt; subtags do not matter.
+        language: Language of the prompt; subtags do not matter.
     """
     broken = is_degenerate(answer.text, answer.perplexity, limits)
     if broken is not None:

@@ -11,7 +11,7 @@ from rass_core.mitigate.base import MitigatedModel, MitigationContext, Mitigatio
 from rass_core.text import digest
 
 RECORD = "outcome.json"
-"""Written last into a variant's folder: what came of it, and the digest of its files."""
+"""Written last into a variant's folder: the result, and the digest of its files."""
 DIRECTION = "direction.npy"
 """The direction that is removed while the model runs."""
 

@@ -43,7 +43,7 @@ class AblatedWeights:
     folder: Path
     """Checkpoint with tokenizer and card."""
     harm_cosine: float
-    """Of the two directions as they were given; the component along harm was kept."""
+    """Cosine of the given direction with the harm direction; the component along harm was kept."""
     n_matrices: int
     """Edited matrices, the embedding included."""
 

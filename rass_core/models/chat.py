@@ -20,7 +20,7 @@ _PROBES = ("alpha", "9 7 5 3", "Is it so?", "x\ny")
 _THINKING_KEYWORDS = ("enable_thinking", "thinking", "enable_reasoning", "reasoning", "think", "use_thinking")
 """Keywords by which templates are known to turn thinking off."""
 _BREAK = "\ufdd0"
-"""A code point that stands for no character: within the words of a control token it keeps them from being one."""
+"""A code point that is no character: inside the text of a control token it keeps the text from becoming that token."""
 
 
 class ChatFormat:
@@ -102,7 +102,7 @@ class ChatFormat:
         return self.conversation_ids(_alone(prompt))
 
     def conversation_text(self, messages: Sequence[Mapping[str, str]], response_prefix: str = "") -> str:
-        """Return a conversation in the template, up to where the model's answer begins or goes on.
+        """Return a conversation in the template, up to where the model's answer begins or continues.
 
         Args:
             messages: Each with role (user, assistant; first perhaps system) and content, the user's last.
@@ -164,7 +164,7 @@ class ChatFormat:
         return kept
 
     def has_control_tokens(self, text: str) -> bool:
-        """Tell whether a text, as typed by a user, holds the words of a control token."""
+        """Return whether a text, as typed by a user, holds the words of a control token."""
         return self._control_words.search(text) is not None
 
     def user_turn_ids(self, earlier: Sequence[str] = (), opening: str = "") -> list[int]:
@@ -197,7 +197,7 @@ class ChatFormat:
         Args:
             token_ids: As generated, with what ended it.
             text: The same without special tokens, where it is known already.
-            is_answer: It follows the template's end; False for a prompt that the model goes on with.
+            is_answer: It follows the template's end; False for a prompt that the model continues.
         """
         opened = self.opens_thinking if is_answer else None
         plain = self.tokenizer.decode(token_ids, skip_special_tokens=True) if text is None else text

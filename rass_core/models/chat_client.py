@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 400
 """Longest answer of the engine."""
 MORE_TOKENS = 4
-"""By this factor the limit grows for a model that thinks longer."""
+"""Factor by which the limit grows for a model that thinks longer."""
 TEMPERATURE = 0.7
-"""Of every draw but the first."""
+"""Temperature of every draw but the first."""
 MAX_RETRIES = 3
-"""Of one call that fails while others, or a trial call, are answered: then the prompt is at fault."""
+"""Retries of a call that fails while other calls, or a trial call, are answered: then the prompt is at fault."""
 MAX_BODY_BYTES = 4_000_000
-"""Of a reply; a chat completion takes thousands."""
+"""Longest reply; a chat completion takes thousands of bytes."""
 
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """What stands in place of an answer that is not to be had or not on the form."""
+    """The reason why there is no answer, or none that matches the form."""
 
     reason: str
     kind: Literal["failed", "declined", "filtered"] = "failed"
@@ -164,8 +164,8 @@ class Endpoint:
                 failed.append(answer.reason if isinstance(answer, NoAnswer) and is_failed else None)
                 reasons = list(failed)
                 if len(reasons) == GIVE_UP_AFTER and all(reasons):
-                    told = by_reason([each for each in reasons if each])
-                    raise EndpointError(f"endpoint {self.where}: {GIVE_UP_AFTER} calls failed in a row ({told})")
+                    why = by_reason([each for each in reasons if each])
+                    raise EndpointError(f"endpoint {self.where}: {GIVE_UP_AFTER} calls failed in a row ({why})")
                 return answer
 
         # The lines of a run's log need the context of the thread that asks.
@@ -224,7 +224,7 @@ class Endpoint:
         return longer
 
     def _settled(self, wanted: Mapping[str, Any], waiting: "Waiting") -> Answer | Problem:
-        """Return what comes of a call once the endpoint is up and takes it.
+        """Return the result of a call, once the endpoint is up and accepts it.
 
         Raises:
             EndpointError: As when called.
@@ -283,7 +283,7 @@ class Endpoint:
             self._say(f"endpoint {self.where}: does not take {key}, asked {how} from now on")
 
     def _is_at_fault(self, problem: Problem, tried: "Tries") -> bool:
-        """Tell whether a call that fails again and again does so because of its prompt: others are answered.
+        """Return whether a call that fails again and again does so because of its prompt: others are answered.
 
         After `MAX_RETRIES` a trial call finds out; the prompt gets one more chance, in case all is well again.
         """
@@ -336,7 +336,7 @@ class Endpoint:
         raise EndpointError(f"proxy of the environment: {why}; correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY")
 
     def _post(self, call: Mapping[str, Any]) -> Answer | Problem:
-        """Return what comes of one call, without anything secret in it."""
+        """Return the result of one call, without anything secret in it."""
         import httpx
 
         sent = [name for name in call if name not in ("model", "messages")]
@@ -365,7 +365,7 @@ class Endpoint:
 
 
 def by_reason(reasons: Sequence[str]) -> str:
-    """Return how often each kind of reason is there, with an example of each; the kind stands before its colon."""
+    """Return how often each kind of reason occurs, with an example of each; the kind is the text before the colon."""
     kinds = Counter(reason.partition(": ")[0] for reason in reasons)
     examples = {reason.partition(": ")[0]: reason for reason in reversed(reasons)}
     return "; ".join(f"{n} × {examples[kind]}" for kind, n in kinds.most_common(3)) + ("; …" if len(kinds) > 3 else "")
@@ -381,8 +381,8 @@ def _visible(answer: Answer) -> str:
 def _broken(error: Exception, where: str, has_answered: bool) -> Problem:
     """Return what an exception of the HTTP client means."""
     causes = list(_causes(error))
-    told = next((each for each in map(str, causes) if each.strip()), "")
-    reason = f"{type(error).__name__} from {where}: {told[:200] or 'no reason given'}"
+    message = next((each for each in map(str, causes) if each.strip()), "")
+    reason = f"{type(error).__name__} from {where}: {message[:200] or 'no reason given'}"
     # A name that no name server knows, or a wrong certificate, is no outage unless all was well before.
     is_wrong = any(
         isinstance(each, ssl.SSLError) or (isinstance(each, gaierror) and each.errno == EAI_NONAME) for each in causes
@@ -390,7 +390,7 @@ def _broken(error: Exception, where: str, has_answered: bool) -> Problem:
     if is_wrong and not has_answered:
         return Problem("wrong set-up", reason)
     if isinstance(error, ValueError):
-        return Problem("failed", f"{told} from {where}")
+        return Problem("failed", f"{message} from {where}")
     return Problem("busy", reason)
 
 

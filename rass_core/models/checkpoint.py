@@ -12,7 +12,7 @@ DTYPES_OF = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-"""Of safetensors → torch; any other is narrower than 16 bits."""
+"""Data type in safetensors → in torch; all others are narrower than 16 bits."""
 _SETS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),

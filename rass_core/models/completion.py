@@ -104,7 +104,7 @@ def read_reply(reply: HttpReply, sent: Sequence[str], where: str) -> Answer | Pr
     """Return what a reply says.
 
     Args:
-        reply: Of any status.
+        reply: The reply, with any status.
         sent: Parameters of the call that it may refuse.
         where: Address of the server, for reasons.
     """
@@ -264,7 +264,7 @@ def _streamed(text: str) -> dict[str, Any]:
             for key in ("content", "refusal", "reasoning_content", "reasoning"):
                 if isinstance(part.get(key), str):
                     message[key] = message.get(key, "") + part[key]
-    # Without its last event a stream has been cut, and what came of it is no answer.
+    # A stream without its last event was cut off, so its text is no answer.
     choices = [{"message": message, "finish_reason": finish}] if finish else None
     return {"choices": choices}
 

@@ -136,7 +136,7 @@ def check_adapter(folder: Path, expected: Collection[str]) -> None:
     Embeddings saved in full beside the adapter are allowed.
 
     Args:
-        folder: Of the adapter.
+        folder: Folder of the adapter.
         expected: Names as PEFT saves them.
     """
     stored = adapter_tensors(folder)
@@ -208,7 +208,7 @@ def _check_own_code(folder: Path) -> None:
 
 
 def _check_scaled(folder: Path, stored: Mapping[str, Stored]) -> None:
-    """Raise ModelError for weights of 8 bits or fewer that no scale stands beside."""
+    """Raise ModelError for weights of 8 bits or fewer without a scale."""
     narrow = [name for name, each in stored.items() if each.dtype not in DTYPES_OF]
     if narrow and not any(_SCALE.search(name) for name in stored):
         raise ModelError(

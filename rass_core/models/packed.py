@@ -26,7 +26,7 @@ LOGIT_BYTES = 2**28
 STREAM_BYTES = 2**30
 """Most bytes of remembered residual streams of one set of prompts."""
 _ROOT = -1
-"""Number of the node that stands for the prompt's last token."""
+"""Number of the node of the prompt's last token."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class PackedPrompts:
 
     @contextmanager
     def _resumed(self, layer: int, batch: Sequence[int], width: int) -> Iterator[None]:
-        """Replace the blocks up to this one by what it put out when it was remembered."""
+        """Replace the blocks up to this one by its remembered output."""
         if layer not in self._streams:
             raise SteeringError(f"layer {layer}: its streams are not remembered; call remember([{layer}]) first")
         rows = [self._streams[layer][index] for index in batch]

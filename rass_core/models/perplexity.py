@@ -43,8 +43,8 @@ def perplexity(
     """Return the perplexity of answers, exp of the mean surprise of their tokens, each after its prompt.
 
     Args:
-        answers: Of bare text the first token may stand as the prompt, which is only read.
-        seed: Of the bootstrap over answers.
+        answers: For bare text the first token may be the prompt, which is only read.
+        seed: Seed of the bootstrap over answers.
         token_budget: Most tokens of a batch, padding included.
 
     Raises:
@@ -86,13 +86,13 @@ def _surprise(model: Any, rows: Sequence[Answered], token_budget: int) -> tuple[
 def mean_kl(
     base: Any, mitigated: Any, answers: Sequence[Answered], seed: int, token_budget: int = 4096, level: float = 0.95
 ) -> Measured:
-    """Return KL(base ‖ mitigated) in nats a token, over every token of the base model's own answers.
+    """Return KL(base ‖ mitigated) in nats per token, over every token of the base model's own answers.
 
-    A prompt counts by the mean over its answer's tokens, the prompts count alike.
+    Each prompt counts with the mean over its answer's tokens; all prompts have the same weight.
 
     Args:
         answers: To harmless prompts, by the base model.
-        seed: Of the bootstrap over prompts.
+        seed: Seed of the bootstrap over prompts.
         token_budget: Most tokens of a batch, padding included.
 
     Raises:

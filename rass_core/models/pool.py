@@ -24,7 +24,7 @@ class ModelPool:
     """Engines, transformers models and endpoints by their settings.
 
     Args:
-        seed: Of the engines.
+        seed: Seed of the engines.
         longest: Model → tokens of the longest request; None where that is not known.
         loading: Entered while a model is loaded.
         opened: Called with each engine that was opened, such as to compare it with transformers.

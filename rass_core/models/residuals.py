@@ -36,7 +36,7 @@ class ResidualExtractor:
     Prompts of similar length share a forward, padded on the right and masked; at most `MAX_PADDING` of its
     tokens are padding. It stops after the last block that is needed, so the LM head never runs. What all
     prompts begin with, the template's system prompt, is read once. A causal model's values do not depend on
-    what stands to the right, so no padding token need exist.
+    the tokens to the right, so no padding token need exist.
 
     Args:
         model: A causal LM in evaluation mode, such as `load_causal_lm` returns.

@@ -84,7 +84,7 @@ def check_engine(engine: SteeredEngine, model: Any, dtype: str) -> Comparison:
     Args:
         engine: Its directions are gone afterwards.
         model: As `load_causal_lm` returns it.
-        dtype: Of both, a key of `STREAM_LIMIT`.
+        dtype: Data type of both, a key of `STREAM_LIMIT`.
 
     Raises:
         ModelError: They differ by more than rounding; with the figures.

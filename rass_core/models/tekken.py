@@ -14,7 +14,7 @@ from typing import Any
 from rass_core.errors import ModelError
 
 TEMPLATE = "mistral_common"
-"""Stands for the template, which is code."""
+"""Name in place of the template, which is code."""
 
 
 def load_tekken(folder: Path) -> Any:

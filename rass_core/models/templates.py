@@ -24,7 +24,7 @@ _OF_TRANSFORMERS = frozenset({
 """Arguments of `apply_chat_template` that are no words of the template."""
 _DATES = frozenset({"strftime_now", "date_string"})
 _CONTENT_CHARACTERS = 24_000
-"""Of the made-up texts: longer than the longest prompt by default, so that a template that cuts is seen."""
+"""Length of the made-up texts: above the default longest prompt, so that a template that cuts texts is detected."""
 _ALTERED = "Is IT \"So\"?  9 < 7 & 'x'\n\n\tÜber 你好 {y} %s \\n <b>é</b> "
 """What templates are known to change: case, spaces, lines, quotes, what HTML and JSON escape."""
 _SHOWN = {"system": "the system prompt", "user": "the user's text", "assistant": "the assistant's earlier answers"}
@@ -46,7 +46,7 @@ class ChatTemplate:
         today: What the template takes for today; None for the day on which this is made.
 
     Attributes:
-        name: Of the model, for messages.
+        name: Name of the model, for messages.
         date: Date that the template gets as today; None where it asks for none.
 
     Raises:

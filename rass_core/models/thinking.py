@@ -223,12 +223,12 @@ _HARMONY_TOKENS = frozenset(
 
 
 def is_harmony_token(token: str) -> bool:
-    """Tell whether a token belongs to channels; in other formats <|end|> only ends a turn."""
+    """Return whether a token belongs to channels; in other formats <|end|> only ends a turn."""
     return token in _HARMONY_TOKENS
 
 
 def is_mark_token(token: str, marks: Sequence[tuple[str, str]] = ()) -> bool:
-    """Tell whether a special token of a tokenizer is a mark of thinking, or a part of one."""
+    """Return whether a special token of a tokenizer is a mark of thinking, or a part of one."""
     if any(token in mark for pair in marks for mark in pair):
         return True
     if _MARK_TOKEN.fullmatch(token) is None:
@@ -291,7 +291,7 @@ def _next_mark(text: str, kinds: Sequence[_Kind], is_first: bool) -> tuple[re.Ma
 
 
 def _end_of_thinking(text: str, kinds: Sequence[_Kind]) -> re.Match[str] | None:
-    """Return the mark that ends the thinking with which a text begins: at best one that stands by itself."""
+    """Return the mark that ends the thinking at a text's beginning, preferably a mark outside of sentences."""
     code = [match.span() for match in _CODE.finditer(text)]
     alone: list[re.Match[str]] = []
     others: list[re.Match[str]] = []
@@ -306,7 +306,7 @@ def _end_of_thinking(text: str, kinds: Sequence[_Kind]) -> re.Match[str] | None:
 
 
 def _opens(text: str, match: re.Match[str], code: Sequence[tuple[int, int]]) -> bool:
-    """Tell whether an opening mark opens thinking, rather than being a word of the answer."""
+    """Return whether an opening mark opens thinking, rather than being a word of the answer."""
     if _in_code(match, code) or _is_quoted(text, match):
         return False
     before, after = _line_around(text, match)
@@ -318,7 +318,7 @@ def _opens(text: str, match: re.Match[str], code: Sequence[tuple[int, int]]) -> 
 
 
 def _within_sentence(text: str, match: re.Match[str]) -> bool:
-    """Tell whether a closing mark is a word of a sentence."""
+    """Return whether a closing mark is a word of a sentence."""
     if _is_quoted(text, match):
         return True
     before, after = _line_around(text, match)

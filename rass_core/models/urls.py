@@ -71,7 +71,7 @@ class Address(str):
 
     @property
     def is_hidden(self) -> bool:
-        """Tell whether it was read back from a shown one, so that its secrets are lost."""
+        """Return whether it was read back from a shown one, so that its secrets are lost."""
         return HIDDEN in self.secrets
 
     def __reduce__(self) -> tuple[Any, ...]:

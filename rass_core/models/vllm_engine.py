@@ -35,7 +35,7 @@ class SteeredEngine:
 
     Args:
         model: A folder in the Hugging Face format, or the name of a cached or public model.
-        dtype: Of weights and arithmetic; captures are float32 whatever it is.
+        dtype: Data type of weights and arithmetic; captures are float32 whatever it is.
         max_model_len: Prompt and answer together, tokens; None takes the model's own, or what fits in its room for
             keys and values.
         max_num_seqs: Requests in one step, at most.

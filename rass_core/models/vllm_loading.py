@@ -18,7 +18,7 @@ _GIB = 2**30
 _CPU_KV_CACHE_GIB = 0.25
 _CPU_BLOCK_SIZE = 32
 _INSTRUCTION_TOKENS = 1024
-"""Of what is written around prompts where they are rewritten or judged."""
+"""Tokens of the instructions around prompts that are rewritten or judged."""
 
 
 def load_vllm(model: str, kv_cache_gib: float | None, tensor_parallel_size: int, longest: int, **options: Any) -> Any:

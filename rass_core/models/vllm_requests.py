@@ -12,7 +12,7 @@ REQUEST_FIELD = "rass"
 """Where `SamplingParams.extra_args` carries a request's key, its steering (direction_id, alpha) and capture."""
 SteeringKind = Literal["add", "ablate"]
 BEFORE_FIRST = -1
-"""Stands for the input of block 0, what the embedding wrote, where the outputs of blocks are counted."""
+"""Number of the input of block 0, the output of the embedding, where the outputs of blocks are counted."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Steering:
 
     direction_id: str
     alpha: float
-    """Of an added direction the factor, of any sign; of an ablated one the strength λ, 0 to 1."""
+    """Factor of an added direction, of any sign; strength λ of an ablated one, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class GenerationRequest:
     json_schema: dict[str, Any] | None = None
     """Only tokens that continue a JSON document of this schema are chosen; its properties come in its order."""
     is_answer: bool = True
-    """It follows the template's end; False where the model goes on with what a user says."""
+    """It follows the template's end; False if the model continues a user's text."""
 
     @property
     def steerings(self) -> tuple[Steering, ...]:
@@ -79,7 +79,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a request."""
+    """The result of a request."""
 
     text: str
     """What a user would see: without thinking and special tokens."""
@@ -100,10 +100,10 @@ class Generation:
         """Return the answer as judges are given it, after the words with which it was opened for the model.
 
         Args:
-            language: Of the prompt.
+            language: Language of the prompt.
             prompt: That was answered.
             opening: Words put into the model's mouth.
-            label: Of the prompt, where known.
+            label: Label of the prompt, where known.
         """
         text = "" if self.is_cut_off else opening + self.text
         return Exchange(text, language, prompt, label=label, is_cut_off=self.is_cut_off)

@@ -18,7 +18,7 @@ Span = tuple[int, int]
 
 @dataclass
 class Step:
-    """The tokens of one forward pass: which are steered by what, and which are captured."""
+    """The tokens of one forward pass: the steering of each, and which are captured."""
 
     n_tokens: int
     spans: dict[str, list[tuple[int, Span]]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class HeldVector:
         """Return what to add to some rows of the residual stream, (n_rows, d_model), float32.
 
         Args:
-            alphas: Of each of those rows, (n_rows, 1).
+            alphas: Strengths of each of those rows, (n_rows, 1).
             rows: Which they are, (n_rows,).
             hidden, residual: As `SteeringExtension._rass_change` takes them.
         """
@@ -190,7 +190,7 @@ class SteeringExtension:
         missing = [layer for layer in layers if layer not in step.streams]
         if missing:
             raise SteeringError(f"blocks {missing}: not reached by the forward pass; ask for other layers")
-        # One copy from the device a step, rather than one a layer.
+        # One copy from the device per step, rather than one per layer.
         streams = torch.stack([step.streams[layer] for layer in layers]).cpu().numpy()
         for row, (key, index) in enumerate(step.captures):
             if key not in self.rass_captured:
@@ -206,7 +206,7 @@ def stream_rows(rows: Tensor, hidden: Tensor, residual: Tensor | None) -> Tensor
 
 
 def read_batch(runner: Any, positions: Sequence[int]) -> Step:
-    """Return which rows of the flattened batch are steered by what, and which are captured.
+    """Return the steering of the rows of the flattened batch, and which rows are captured.
 
     Args:
         runner: vLLM's model runner, its inputs prepared for this step.

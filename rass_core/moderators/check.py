@@ -121,8 +121,8 @@ def useless(rows: Sequence[Row], name: str, language: str = ALL) -> tuple[str | 
     holds as large a share of harmful prompts as what it is given.
 
     Args:
-        rows: Of `check_rows`.
-        name: Of the moderator, or of the quorum.
+        rows: Rows of `check_rows`.
+        name: Name of the moderator, or of the quorum.
     """
     youden = _find(rows, name, YOUDEN, None, language)
     off = _find(rows, name, UNSCORED, ALL, language)

@@ -44,7 +44,7 @@ class LlmModeratorSettings(ModeratorSettings):
 
     @property
     def asks_generator(self) -> bool:
-        """Tell whether there is no endpoint."""
+        """Return whether there is no endpoint."""
         return self.endpoint is None
 
     @property
@@ -54,19 +54,19 @@ class LlmModeratorSettings(ModeratorSettings):
 
 
 class RubricModerator:
-    """A chat model asked by rubric; what it answers off the form is unscored, never benign.
+    """A chat model with a rubric. An answer that does not match the form is unscored, never benign.
 
     Args:
-        complete: Who is asked.
-        name: Stands in `verdicts.judge`.
-        n_samples: 1 takes the greedy answer; more are drawn, and what more than half say counts.
+        complete: The model that is asked.
+        name: Name in `verdicts.judge`.
+        n_samples: 1 takes the greedy answer; more are drawn, and the label that more than half give counts.
     """
 
     def __init__(self, complete: Complete, name: str, n_samples: int = 1) -> None:
         self._complete, self.name, self._n_samples = complete, name, n_samples
 
     def __call__(self, prompts: Sequence[str], languages: Sequence[str]) -> list[Verdict]:
-        """Return the model's label of each prompt; languages are not told to it."""
+        """Return the model's label of each prompt; the languages are not shown to it."""
         asked = [RUBRIC.format(prompt=as_data(prompt)) for prompt in prompts]
         n = self._n_samples
         # The second attempt at a sample is a draw that no other sample takes.
@@ -95,16 +95,16 @@ def _verdict(filled: Filled | NoAnswer) -> Verdict:
 
 
 def _majority(votes: Sequence[Verdict]) -> Verdict:
-    """Return what more than half of the samples of a prompt say, benign being one thing, whatever it sounds like."""
+    """Return the label of more than half of a prompt's samples; the two benign labels count as one."""
     kind, n = Counter(map(vote_of, votes)).most_common(1)[0]
-    told = ", ".join(vote.outcome for vote in votes)
+    outcomes = ", ".join(vote.outcome for vote in votes)
     if kind == "unscored" or 2 * n <= len(votes):
         why = max(votes, key=lambda vote: (vote.has_failed, vote.declined is not None))
         if why.has_failed or why.declined is not None:
             return why
-        return Verdict("unscored", None, f"no majority of samples: {told}")
+        return Verdict("unscored", None, f"no majority of samples: {outcomes}")
     agreeing = [vote for vote in votes if vote_of(vote) == kind]
     outcome = Counter(vote.outcome for vote in agreeing).most_common(1)[0][0]
     scores = [vote.score for vote in votes if vote.score is not None]
     score = None if kind == "incoherent" else sum(scores) / len(scores)
-    return Verdict(outcome, score, f"{told}: {next(v.reason for v in agreeing if v.outcome == outcome)}")
+    return Verdict(outcome, score, f"{outcomes}: {next(v.reason for v in agreeing if v.outcome == outcome)}")

@@ -20,7 +20,7 @@ class ModeratorPanel:
     Args:
         members: The moderators.
         quorum: Votes for benign that a prompt needs.
-        max_failed_share: Of the prompts; a member that fails on more is an error.
+        max_failed_share: Share of the prompts; a member that fails on more is an error.
         say: Gets a line for each member that gives no verdict on some prompts.
 
     Raises:
@@ -109,8 +109,8 @@ class ModeratorPanel:
             outcome = "pseudo_harmful" if sounds_harmful else "harmless"
         else:
             outcome = "unscored"
-        told = ", ".join(f"{name} {vote.outcome}" for name, vote in ballot.items())
-        reason = f"{benign} of {len(ballot)} benign, quorum {self._quorum}: {told}"
+        votes = ", ".join(f"{name} {vote.outcome}" for name, vote in ballot.items())
+        reason = f"{benign} of {len(ballot)} benign, quorum {self._quorum}: {votes}"
         score = None if outcome in ("incoherent", "unscored") else benign / n_cast
         if outcome != "unscored":
             return Verdict(outcome, score, reason)

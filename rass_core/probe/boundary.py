@@ -10,9 +10,9 @@ A label without rows leaves its weight to the others of its side. Weights sum to
 rows, so the Firth penalty stays that of one prompt set.
 
 Intervals are 95% percentiles of a cluster bootstrap over prompt families. A replicate that does
-not identify its b is counted and widens the interval rather than leaving it: where its side is
-known (all or none refused, b beyond the margins) it stands at that edge of the margins seen, where
-it is not (k ≤ 0) at an edge by lot. Above half of such replicates there is no boundary.
+not identify its b is counted and widens the interval rather than leaving it: if its side is
+known (all or none refused, b beyond the margins), it is set to that edge of the margins seen, if
+not (k ≤ 0), to an edge by lot. Above half of such replicates there is no boundary.
 """
 
 from collections.abc import Callable, Sequence
@@ -224,12 +224,12 @@ def fit_boundary(
     """Return the margin at which the model refuses half the time, true labels at fixed weights.
 
     Args:
-        margins: Of held-out prompts, (n,), finite.
+        margins: Margins of held-out prompts, (n,), finite.
         refused: (n,), bool; rows with an unscored response are left out by the caller.
         labels: True labels, (n,): harmful, harmless or pseudo_harmful.
         families: The prompt family of each row, (n,).
         n_bootstrap: Replicates of the interval.
-        seed: Of the resampling; fits of the same rows that share it are bootstrapped jointly.
+        seed: Seed of the resampling; fits of the same rows that share it are bootstrapped jointly.
 
     Returns:
         b in units of margin with its 95% interval; where refusals and compliances are separated,

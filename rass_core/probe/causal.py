@@ -49,7 +49,7 @@ class CausalPrompts:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Where and how strongly a direction was ablated, and what came of it."""
+    """Where and how strongly a direction was ablated, and the effect."""
 
     layers: tuple[int, ...]
     strength: float
@@ -93,7 +93,7 @@ class CausalTrial:
             raise BoundaryError("causal trial: no prompts; give harmful and harmless prompts of one language")
         self._model, self._config = model, config
         self.n_layers = len(decoder_blocks(model))
-        # An ablation that begins at a layer, or in the window around it, goes on from the block before.
+        # An ablation that begins at a layer, or in the window around it, continues from the block before.
         begins = {begin for layer in layers for begin in (layer, layer - 1, layer - WINDOW - 1)}
         self._layers = sorted(layer for layer in begins if layer >= 0)
         self._harmless = [self._prefixes(p.harmless, p) for p in prompts]
@@ -229,7 +229,7 @@ def screening_candidates(found: Sequence[Direction], n_layers: int, n_screened: 
     The last fifth of the layers is excluded, as by Arditi et al. (2024).
 
     Args:
-        n_layers: Of the model.
+        n_layers: Number of layers of the model.
         n_screened: Most directions; at least one layer of every kind is kept.
     """
     best: dict[tuple[str, int], Direction] = {}

@@ -110,7 +110,7 @@ def pca_direction(positive: Streams, negative: Streams) -> Array:
     Args, returns: As `difference_in_means`; length and sign as the module says.
 
     Raises:
-        ActivationError: As there, or the axis does not tell the class means apart.
+        ActivationError: As there, or the axis does not separate the class means.
 
     Source: Zou et al. 2023 (arXiv 2310.01405), section 3.1, over classes rather than pairs.
     """
@@ -126,7 +126,7 @@ def logistic_direction(positive: Streams, negative: Streams, inverse_penalty: fl
 
     It is fitted on features divided by their deviation within classes, so that a feature's unit
     does not decide how strongly it is shrunk (the deviation over both classes would shrink those
-    that tell them apart); the weights are then put back into activation space, where `⟨x, v⟩`
+    that separate them); the weights are then put back into activation space, where `⟨x, v⟩`
     orders prompts as the regression does.
 
     Args: As `difference_in_means`, and inverse_penalty: > 0, small shrinks strongly.

@@ -27,7 +27,7 @@ MIN_SCALE_AUC = 0.75
 
 @dataclass(frozen=True)
 class ProbeData:
-    """The given prompts with what was measured on them; every array has one row a prompt."""
+    """The given prompts with what was measured on them; every array has one row per prompt."""
 
     prompt_ids: list[str]
     labels: np.ndarray[Any, Any]
@@ -84,7 +84,7 @@ class Direction:
     kl: float | None = None
     """Mean KL in nats on harmless prompts when v is ablated."""
     ablate_layers: tuple[int, ...] | None = None
-    """Blocks after which v was ablated for these two; 0 stands for the first block's input too."""
+    """Blocks after which v was ablated for these two; 0 includes the input of block 0."""
     ablate_strength: float | None = None
     """Strength λ of that ablation, 0 to 1."""
     full_ablation_bypass: float | None = None
@@ -158,11 +158,11 @@ def margins(
 ) -> Array:
     """Return the margin of each row along its language's vector.
 
-    NaN for languages without data, and for those whose classes the vector does not tell apart.
+    NaN for languages without data, and for those in which the vector does not separate the classes.
 
     Args:
         rows: (n, d_model) at the direction's layer and position.
-        languages: One a row.
+        languages: One per row.
         vectors: language → direction; the same for all where it is shared.
         means: language → class means.
     """
@@ -212,17 +212,17 @@ def with_auc(data: ProbeData, found: Sequence[Direction]) -> list[Direction]:
 def why_off_scale(data: ProbeData, direction: Direction) -> str | None:
     """Return why a direction can give no margin, or None where it can.
 
-    A margin is measured in units of the way from the harmless to the harmful mean. Along a direction that hardly tells
-    the two apart that unit is mostly noise, and margins along it compare with nothing.
+    A margin is measured in units of the distance from the harmless to the harmful mean. Along a direction that hardly
+    separates the two, that unit is mostly noise, and margins cannot be compared with others.
     """
     train = data.splits == "train"
     along = data.rows(direction.layer, direction.position).astype(np.float64) @ direction.vector
     for language in class_means(data, direction.layer, direction.position):
         here = train & (data.languages == language) & np.isin(data.labels, ["harmful", "harmless"])
-        told_apart = auc(along[here], data.labels[here] == "harmful")
-        if told_apart < MIN_SCALE_AUC:
+        separation = auc(along[here], data.labels[here] == "harmful")
+        if separation < MIN_SCALE_AUC:
             return (
-                f"no margin: it tells harmful from harmless prompts with AUC {told_apart:.2f} in {language}, "
+                f"no margin: it separates harmful from harmless prompts with AUC {separation:.2f} in {language}, "
                 f"{MIN_SCALE_AUC:g} is needed"
             )
     return None

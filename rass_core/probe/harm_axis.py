@@ -57,7 +57,7 @@ def measure_harm(
     Args:
         given: The given prompts.
         sources: Where each prompt comes from.
-        margins: Of the prompts, (n,), NaN where unknown.
+        margins: Margins of the prompts, (n,), NaN where unknown.
         margin_at: layer → margins along the direction of that layer that is like the chosen one, for the comparison
             by layer; None where there is none.
         prefer: Layer and position of the margin.

@@ -33,7 +33,7 @@ RIDGES = (0.1, 1.0, 10.0)
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Candidates for C of the logistic regression, whose features have unit spread."""
 PLACE_TIE = 0.005
-"""Cross-validated AUCs this close are a tie. Then the place of the margin is taken: its streams are read anyhow."""
+"""Cross-validated AUCs this close are a tie. Then the place of the margin is taken: its streams are read anyway."""
 
 
 class _Features(NamedTuple):

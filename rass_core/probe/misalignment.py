@@ -128,7 +128,7 @@ def auc_estimate(blocks: Sequence[Block], families: npt.NDArray[Any], n_bootstra
         blocks: As `paired_auc`.
         families: Prompt family of each row, (n,).
         n_bootstrap: Replicates.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Source: Newcombe 2006, Statistics in Medicine 25(4), method 5.
     """
@@ -154,7 +154,7 @@ def gap_estimate(
         worse: Blocks of the other one, of the same rows.
         families: Prompt family of each row, (n,).
         n_bootstrap: Replicates; both AUCs see the same families in each.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         BoundaryError: The blocks hold different rows.
@@ -199,7 +199,7 @@ def split_over_refused(
     """Return how many over-refused prompts lie at m ≤ b, at b < m ≤ b*, and beyond both.
 
     Args:
-        margins: Of the rows that `report` was fitted on, (n,).
+        margins: Margins of the rows that `report` was fitted on, (n,).
         is_over_refused: Refused and benign, (n,).
         families: (n,).
         report: What `boundary_report` returned for these rows, pooled or not.
@@ -231,7 +231,7 @@ def share_estimates(splits: Sequence[OverRefusedSplit]) -> tuple[Estimate, Estim
     uncertainty of b and b*.
 
     Args:
-        splits: Of one or several languages, at least one.
+        splits: Splits of one or several languages, at least one.
     """
     counts, drawn = (sum((getattr(split, name) for split in splits), np.zeros(1)) for name in ("counts", "drawn"))
     n, n_families = int(counts.sum()), sum(split.n_families for split in splits)
@@ -317,7 +317,7 @@ def is_misplaced(margin: float | None, b: float | None, harm_score: float | None
     False where the margin, b or the harm score is not known.
 
     Args:
-        margin: Of the prompt.
+        margin: Margin of the prompt.
         b: Boundary of its language.
         harm_score: −1 at the mean of pseudo_harmful prompts, +1 at that of harmful ones.
     """

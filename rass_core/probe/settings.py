@@ -9,10 +9,10 @@ from rass_core.settings import MAX_COUNT, MAX_TOKENS, STRICT
 
 
 class Prefixes(BaseModel):
-    """Answer prefixes whose log-odds stand in for a refusal where no answer may be generated.
+    """Answer prefixes; their log-odds replace a judged answer where none may be generated.
 
-    The selection reads each only as far as it takes to tell it from the other side, so name helpful answers too that
-    begin as refusals do ("I'd be happy to"): without one, "I" alone would count as a refusal.
+    The selection reads each prefix only up to the token that separates it from the other side. So also name helpful
+    answers that begin like refusals ("I'd be happy to"): without one, "I" alone would count as a refusal.
     """
 
     model_config = STRICT

@@ -46,13 +46,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What the README of a dataset folder says beyond what the pairs themselves tell."""
+    """What the README of a dataset folder says besides what the pairs show."""
 
     name: str
     model_id: str
     """The model that gave the answers: the pairs are aligned to its boundary and to no other's."""
     licence: str
-    """Of the whole, in Hugging Face's spelling, such as cc-by-4.0 or other; that of the strictest source."""
+    """Licence of the whole, in Hugging Face's spelling, such as cc-by-4.0 or other; that of the strictest source."""
     notes: Sequence[str] = ()
     """Sentences on what should be known before use."""
 

@@ -54,7 +54,7 @@ def margin_histogram(points: Sequence[Point], boundary: Row | None) -> go.Figure
     edges = np.linspace(span[0], span[1], 45)
     figure = make_subplots(rows=len(kinds), cols=1, shared_xaxes=True, vertical_spacing=0.05)
     for outcome, name in OUTCOME_NAMES.items():
-        # One grey legend entry per outcome; hue tells the label, which each row names itself.
+        # One grey legend entry per outcome; the hue shows the label, which each row names itself.
         if any(point.outcome == outcome for point in points):
             figure.add_bar(
                 x=[None], y=[None], name=name, legendgroup=outcome, row=1, col=1, marker=_bar_marker(GREY, outcome)
@@ -203,7 +203,7 @@ def harm_map(points: Sequence[Point], boundary: Row | None, span: list[float]) -
 
     Args:
         points: With a harm score each.
-        boundary: Of their language.
+        boundary: Boundary of their language.
         span: Range of margins.
     """
     title = "harm axis (−1 pseudo-harmful mean, +1 harmful mean)"

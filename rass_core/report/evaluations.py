@@ -1,4 +1,4 @@
-"""Every figure of table `evaluations`, a column a variant."""
+"""Every figure of table `evaluations`, one column per variant."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -29,13 +29,13 @@ HATCHES = {"refusal": "", "partial": "/", "compliance": "", "unscored": "."}
 B_COLOUR, ORACLE_COLOUR, BAND_COLOUR = "#8b5cf6", "#0d9488", "rgba(232,163,12,0.16)"
 B_FILL, GREY = "rgba(139,92,246,0.18)", "#7b8794"
 PALETTE = ("#2b86cc", "#e07a1f", "#0d9488", "#cf3f5b", "#8b5cf6", "#b0623a", "#4c6a92", "#7c8b2d")
-"""Of models and variants."""
+"""Colours of models and variants."""
 AXIS = {"showgrid": True, "zeroline": False, "showline": True, "ticks": "outside", "automargin": True}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot; where it cannot be drawn, the reason stands in its place. A note opens its caption."""
+    """A plot, or the reason why it cannot be drawn. A note opens its caption."""
 
     figure: go.Figure | None
     reason: str = ""

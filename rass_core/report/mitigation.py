@@ -35,7 +35,7 @@ def mitigation_section(rows: Mapping[str, Sequence[Row]]) -> Section:
     """Return what the page shows of mitigated variants; each part is None where its rows are not there.
 
     Args:
-        rows: Of one model: `evaluations`, `gates`, `variants` and `preferences`.
+        rows: Rows of one model: `evaluations`, `gates`, `variants` and `preferences`.
     """
     figures = Figures(rows["evaluations"])
     gates = sorted(rows["gates"], key=lambda row: variant_order(row["variant"] or ""))
@@ -78,10 +78,10 @@ def told_change(rate: Rate, variant: str, figures: Figures, language: str = ALL)
 
 
 def change_rows_shown(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return a row a variant × language in words: each rate before and after, its change and p.
+    """Return one row per variant × language as text: each rate before and after, its change and p.
 
     Args:
-        rows: Of `evaluations`, of one model.
+        rows: Rows of `evaluations` of one model.
     """
     figures = Figures(rows)
     found = []
@@ -111,12 +111,12 @@ def gate_markdown(rows: Sequence[Row]) -> str:
 
 
 def _costs(figures: Figures) -> Section | None:
-    """Return a row a variant of what else changed."""
+    """Return one row per variant of what else changed."""
     if not figures.variants:
         return None
     tasks = figures.starting_with(UTILITY)
     head = [
-        "Variant", "KL, nats a token", "Perplexity", "Length of answers, tokens", "Change", "Harmless answered",
+        "Variant", "KL, nats per token", "Perplexity", "Length of answers, tokens", "Change", "Harmless answered",
         "Change, points", "Answers without an outcome", *(name.removeprefix(UTILITY) for name in tasks),
     ]  # fmt: skip
     return {"head": head, "rows": [_cost_cells(figures, variant, tasks) for variant in figures.variants]}

@@ -50,7 +50,7 @@ _OF_NEWEST = "SEMI JOIN newest USING (model_id, run_id, shard) WHERE t.variant =
 
 
 def compare_models(lake: Lake) -> list[Row]:
-    """Return a row a model × language, from the newest boundaries of each model that the lake holds.
+    """Return one row per model × language, from the newest boundaries of each model that the lake holds.
 
     Returns:
         Rows with `COLUMNS`, by model and language; what was not measured is null, with the boundary's reason.
@@ -76,7 +76,7 @@ def compare_models(lake: Lake) -> list[Row]:
 
 
 def beside(boundaries: Iterable[Mapping[str, Any]], evaluations: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Return a row a model × language, with `COLUMNS`, by model and language.
+    """Return one row per model × language, with `COLUMNS`, ordered by model and language.
 
     Args:
         boundaries: Rows of `boundaries`; those of mitigated variants are not looked at.

@@ -27,7 +27,7 @@ def fill_template(**values: Any) -> str:
         return len(figures) - 1
 
     def figures_json() -> Markup:
-        # plotly escapes these by itself today; that the page is safe shall not hang on it.
+        # plotly escapes these by itself today; the page's safety must not depend on that.
         unsafe: dict[str, str | int | None] = {
             "<": "\\u003c",
             ">": "\\u003e",

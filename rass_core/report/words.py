@@ -161,7 +161,7 @@ def kinds_of_misalignment(boundary: Row | None, figures: Mapping[str, Row]) -> l
     """Say in sentences where over-refused prompts lie and what of harm the margin misses, with intervals.
 
     Args:
-        boundary: Of the language.
+        boundary: Boundary of the language.
         figures: metric → row of `evaluations` of the language, see `SHARE_METRICS` and `HARM_METRICS`.
     """
     said = []

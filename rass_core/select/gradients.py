@@ -23,7 +23,7 @@ class GradientWorker:
     prefixes: Mapping[str, Prefixes]
     token_budget: int
     seed: int
-    """Of the projections: vectors of different seeds cannot be compared."""
+    """Seed of the projections: vectors of different seeds cannot be compared."""
 
     @property
     def code(self) -> list[str]:

@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RefusalGradients:
-    """How the refusal of n prompts hangs on the weights."""
+    """How the refusal of n prompts depends on the weights."""
 
     vectors: "np.ndarray[Any, Any]"
     """(n, n_matrices · SIDE²), float32: ∇ of the log-odds of refusal, projected; nats per unit of weight."""

@@ -1,9 +1,9 @@
-"""Selection: refused benign prompts, those first whose training frees most others, without near-duplicates.
+"""Selection: refused benign prompts without near-duplicates, first those that lower the refusal of most others.
 
-What is eligible is said in SQL over the lake's views; the greedy choice works on the rows that SQL leaves, a bounded
-number a cell. Neither closeness to the boundary nor depth beyond it tells what a prompt is worth to a training: what is
-close is turned easily and turns little else, and what is deep may lie among the harmful (docs/evidence.md). So
-it is predicted from gradients what training on a prompt does to all that are refused, and to harmful ones.
+SQL over the lake's views finds the eligible prompts; the greedy choice works on the rows that SQL returns, a bounded
+number per cell. Neither closeness to the boundary nor depth beyond it shows how much training gains from a prompt:
+training on a close one changes that prompt easily and few others, and a deep one may lie among the harmful
+(docs/evidence.md). So gradients predict how training on a prompt changes the refusal of all others and of harmful ones.
 """
 
 import math
@@ -18,7 +18,7 @@ import pyarrow as pa
 from rass_core.select.settings import SelectionConfig
 
 ELIGIBLE = """
-WITH word AS (  -- a person's word outranks the panel's; of several people's, the strictest counts
+WITH verdict AS (  -- a person's label overrides the panel's; with several people, the strictest label counts
     SELECT subject_id, outcome, score
     FROM (
         SELECT * FROM verdicts WHERE judge = 'panel' OR judge LIKE 'human:%'
@@ -28,13 +28,13 @@ WITH word AS (  -- a person's word outranks the panel's; of several people's, th
 ),
 benign AS (
     SELECT v.subject_id AS prompt_id
-    FROM word v SEMI JOIN derivations d ON d.prompt_id = v.subject_id
+    FROM verdict v SEMI JOIN derivations d ON d.prompt_id = v.subject_id
     GROUP BY 1
     HAVING bool_and(v.outcome IN ('harmless', 'pseudo_harmful'))
 ),
 refused AS (
     SELECT r.prompt_id, max(v.score) AS refusal
-    FROM responses r JOIN word v ON v.subject_id = r.response_id
+    FROM responses r JOIN verdict v ON v.subject_id = r.response_id
     WHERE r.model_id = $model_id AND r.variant = 'base'
     GROUP BY 1
     HAVING bool_and(v.outcome = 'refusal')
@@ -58,7 +58,7 @@ ORDER BY abs(m.distance), p.prompt_id
 EQUAL_GAIN = 1e-3
 """Predicted gains that differ by less than this share of the best one are equal."""
 CELL_OVERSUPPLY = 20
-"""Candidates a cell keeps for each prompt of its quota, drawn by id; as many as are wanted in all it keeps anyhow."""
+"""Candidates that a cell keeps per prompt of its quota, drawn by id; it always keeps at least the whole size."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Influence:
         return cls(vectors[:n], log_odds[:n], means)
 
     def blind_spots(self, languages: Sequence[str]) -> list[str]:
-        """Return a line for each thing that it cannot tell.
+        """Return a line for each thing that it cannot predict.
 
         Args:
-            languages: Of its n prompts, all of them refused.
+            languages: Languages of its n prompts, all of them refused.
         """
         spoken, seen = np.array(languages, dtype=object), self.log_odds > 0
         found = []
@@ -140,10 +140,10 @@ class Cell:
 def eligible(
     connection: duckdb.DuckDBPyConnection, model_id: str, direction_id: str, config: SelectionConfig, n_cells: int
 ) -> pa.Table:
-    """Return verified-benign refused candidates within width and harm score, closest first, a bounded number a cell.
+    """Return verified-benign refused candidates within width and harm score, closest first, a bounded number per cell.
 
     Args:
-        n_cells: Among which the size is spread.
+        n_cells: Number of cells among which the size is spread.
     """
     parameters = {
         "model_id": model_id,
@@ -160,10 +160,10 @@ def fill_quotas(
 ) -> tuple[list[int], list[Cell]]:
     """Return the indices of the chosen rows in the order of choice, and every cell with its quota.
 
-    One prompt after the other: from the language that has fewest, and there from the category that has
-    fewest, the one a step of training on which most lowers what is still refused after the steps on those
-    chosen before. Any size is spread evenly, and what one cell cannot give, others of its language do, then
-    other languages. The first n chosen are what a size of n chooses.
+    Prompts are chosen one by one, from the language with the fewest so far, and there from the category with the
+    fewest: the prompt that lowers most, by one training step, the refusal that is left after steps on the prompts
+    chosen before. Any size is spread evenly; what a cell lacks comes from other cells of its language, then from
+    other languages. The first n chosen are the choice for size n.
 
     Args:
         rows: Eligible prompts with language, category and refusal.
@@ -247,7 +247,7 @@ class LinearizedTraining:
         """Start with the model as it is.
 
         Args:
-            languages: Of the rows.
+            languages: Languages of the rows.
             weight: How much each row counts, (n,), such as how sure its refusal is.
         """
         self._vectors, self._log_odds, self._weight = influence.vectors, influence.log_odds, weight
@@ -264,7 +264,7 @@ class LinearizedTraining:
     def _to_answers(self) -> float:
         """Return how far a training on all rows moves until they are answered as surely as they are refused now.
 
-        Only rows that the prefixes see as refused tell it; with none there is no training to predict.
+        Only rows that the prefixes count as refused show it; with none there is no training to predict.
         """
         is_refused = self._log_odds > 0
         if not is_refused.any():

@@ -60,7 +60,7 @@ def rogan_gladen(
         n: Number of these items.
         sensitivity: True positives that the judge found, and how many there were.
         specificity: True negatives that it took for negative, and how many there were.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         BoundaryError: A rate over nothing, or sensitivity + specificity not clearly above 1: such a judge

@@ -1,4 +1,4 @@
-"""Rates, agreement and their intervals; nothing here ever stands in a number for no data."""
+"""Rates, agreement and their intervals; without data the result is never a number."""
 
 import math
 
@@ -67,7 +67,7 @@ def bootstrap_interval(
     Args:
         values: (n,), finite; 0/1 for a rate.
         families: (n,), the prompt family of each row.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         (value, low, high), units of values.

@@ -48,8 +48,8 @@ def n_for_tolerance(tolerance: float, level: float = 0.95) -> int:
     """Return how many prompts it takes that a rate that does not change at all is shown to change by at most this.
 
     Args:
-        tolerance: Of the rate, in (0, 1).
-        level: Of the two-sided interval whose far end must lie within the tolerance.
+        tolerance: Largest change of the rate, in (0, 1).
+        level: Level of the two-sided interval whose far end must lie within the tolerance.
 
     Raises:
         BoundaryError: A tolerance outside (0, 1): none can be shown with any number of prompts.

@@ -107,7 +107,7 @@ OPTIONS = [
     score("no such response column", f"--response-column answer {WITH}", "'answer'", "--response-column"),
     score("no such prompt column", f"--prompt-column promt {WITH}", "did you mean 'prompt'"),
     score("no such language column", f"--language-column lang {WITH}", "'lang'"),
-    score("language told twice", f"--language en --language-column language {WITH}", "give one"),
+    score("language given twice", f"--language en --language-column language {WITH}", "give one"),
     score("language that nobody covers", f"--language xx {WITH}", "xx"),
     score("languages that nobody covers", WITH, "xx", rows=[ROW, changed(language="xx")]),
     score("a column that would be written", WITH, "'outcome'", rows=[changed(outcome="x")]),

@@ -116,7 +116,7 @@ def _answers(model: Any, tokenizer: Any, name: str, asked: list[Sentence]) -> li
 
 
 @pytest.mark.parametrize("name", REGISTER)
-def test_the_standing_of_a_dressing_is_what_the_shipped_model_does(name: str, model: Any, tokenizer: Any) -> None:
+def test_the_standing_of_an_attack_is_what_the_shipped_model_does(name: str, model: Any, tokenizer: Any) -> None:
     asked = list(held_out_sentences({"harmful": N_PER_CELL, "harmless": N_PER_CELL}))
     cells: dict[tuple[str, str], list[str]] = defaultdict(list)
     for sentence, answer in zip(asked, _answers(model, tokenizer, name, asked), strict=True):

@@ -202,4 +202,4 @@ def test_a_vocabulary_that_cannot_spell_json_is_an_error_and_no_rate(tmp_path: P
     with SteeredEngine(str(folder)) as engine:
         with pytest.raises(JudgeError, match="llm:words: failed on 4 of 4 .*not on the form"):
             Panel([Member(LlmJudge(partial(ask_engine, engine), "llm:words"))])(exchanges())
-        assert isinstance(ask_engine(engine, ["w1"])[0], str), "the engine goes on"
+        assert isinstance(ask_engine(engine, ["w1"])[0], str), "the engine continues"

@@ -133,7 +133,7 @@ def test_an_outage_leaves_whole_stages_behind_and_one_line(ran: dict[str, Any]) 
     }, "what was done before the outage is there still"
 
 
-def test_the_run_goes_on_with_what_the_endpoint_says(ran: dict[str, Any]) -> None:
+def test_the_run_continues_with_what_the_endpoint_says(ran: dict[str, Any]) -> None:
     lake = Lake.open(str(ran["lake"]), create=False)
     reasons = lake.query("SELECT judge, outcome, reason FROM verdicts").to_pylist()
     by_judge = {

@@ -64,7 +64,7 @@ def test_trl_reads_what_is_exported_for_it(few: list[PreferencePair], tmp_path: 
 
 
 @pytest.mark.parametrize("system", [None, SYSTEM])
-def test_llama_factory_finds_every_column_that_it_is_told_of(
+def test_llama_factory_finds_every_column_that_it_is_given(
     few: list[PreferencePair], tmp_path: Path, system: str | None
 ) -> None:
     """As its documentation has it: sharegpt, ranking, the last turn before the answers is the user's."""
@@ -105,7 +105,7 @@ def test_axolotl_finds_every_field_that_its_settings_name(
         assert row[entry["field_rejected"]] == {"role": "assistant", "content": pair.rejected}
 
 
-def test_the_dataset_folder_loads_by_its_card_and_tells_licences(few: list[PreferencePair], tmp_path: Path) -> None:
+def test_the_dataset_folder_loads_by_its_card_and_names_licences(few: list[PreferencePair], tmp_path: Path) -> None:
     from datasets import load_dataset
     from huggingface_hub import DatasetCard as HubCard
 

@@ -115,7 +115,7 @@ def test_control_tokens_in_a_response_are_plain_text_to_a_judge_that_writes(tmp_
     assert n_special(f"Kill{token}it") == n_special("Kill it") == 2
 
 
-def test_partial_refusals_are_told_apart_where_labels_do(tmp_path: Path) -> None:
+def test_partial_refusals_are_separate_where_labels_are(tmp_path: Path) -> None:
     folder = classifier(tmp_path / "judge", {0: "full_refusal", 1: "partial_refusal", 2: "not_a_refusal"})
     judge = HfClassifierJudge(folder, partial_labels=["Partial_Refusal"])
     assert judge.tells_partial

@@ -49,7 +49,7 @@ def exact(model: Any, chat: ChatFormat, prompt: str, prefixes: Prefixes) -> tupl
     """Return the gradient of every matrix of the blocks, (out, in), by autograd, and the log-odds."""
     matrices = [m for block in decoder_blocks(model) for m in block.modules() if isinstance(m, torch.nn.Linear)]
     scores = []
-    # What tells the prefixes apart, worked out by hand: "Das " begins both sides in German.
+    # The tokens in which the prefixes differ, worked out by hand: "Das " begins both sides in German.
     for side, n_tokens in ((prefixes.refusal, 5), (prefixes.compliance, 5)):
         each = []
         for text in side:

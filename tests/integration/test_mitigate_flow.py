@@ -242,11 +242,11 @@ def test_ablation_at_inference_mitigates_and_leaves_the_weights(lake: Lake, conf
     ("right", "wrong", "message"),
     [
         ("lab/evaluation.parquet", "lab/none.parquet", "none.parquet: no such file"),
-        ("{kind: lab}", "{kind: lab, names: [role_paly]}", "lab attack 'role_paly': not one of role_play"),
+        ("{kind: lab}", "{kind: lab, names: [role_paly]}", "unknown lab attack 'role_paly'; did you mean 'role_play'"),
         ("methods: [dpo,", "methods: [dpo, dpo,", "mitigate: methods: one is listed twice|mitigate.*twice"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(right: str, wrong: str, message: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_before_anything_runs(right: str, wrong: str, message: str, tmp_path: Path) -> None:
     text = CONFIG.read_text(encoding="utf-8").replace("../rass_core", str(CONFIG.parents[1] / "rass_core"))
     assert right in text
     (tmp_path / "c.yaml").write_text(text.replace(right, wrong), encoding="utf-8")

@@ -132,7 +132,7 @@ def test_training_mitigates_families_it_has_not_seen(
     assert after["harmless"] == 0.0
 
 
-def test_losses_are_told_step_by_step_and_fall(mitigated: Training) -> None:
+def test_losses_are_reported_step_by_step_and_fall(mitigated: Training) -> None:
     steps, losses = zip(*mitigated.losses, strict=True)
     assert steps == tuple(range(1, len(steps) + 1))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
@@ -190,7 +190,7 @@ Path(out).write_text(json.dumps([each.outputs[0].text for each in found]))
 
 
 def test_the_first_dpo_loss_is_the_one_worked_out_by_hand(few: list[PreferencePair], tmp_path: Path) -> None:
-    """A new adapter changes nothing, so the preference costs log 2; beside it stands the chosen tokens' loss."""
+    """A new adapter changes nothing, so the preference costs log 2; the chosen tokens' loss is added."""
     settings = QUICK.model_copy(
         update={"batch_size": len(few), "micro_batch_size": len(few), "epochs": 1.0, "sft_weight": 0.5}
     )
@@ -247,7 +247,7 @@ def steps_of(process: "subprocess.Popen[str]") -> Iterator[int]:
 
 
 @pytest.mark.parametrize("method", ["dpo", "sft"])
-def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been(
+def test_a_killed_training_continues_and_ends_as_an_uninterrupted_one(
     few: list[PreferencePair], tmp_path: Path, method: Any
 ) -> None:
     whole = train(method, LAB, few, QUICK, tmp_path / "whole")

@@ -173,7 +173,7 @@ def test_translations_that_came_back_changed_did_not_enter(lake: Path, all_that_
     assert all(said.get(prompt_id, "same") == "same" for prompt_id in entered)
 
 
-def test_a_folder_that_holds_something_else_is_told_before_the_work(lake: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_else_is_reported_before_the_work(lake: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PromptError, match="not a benchmark"):
         built(tmp_path / "lake", tmp_path)
@@ -252,7 +252,7 @@ def test_a_mitigated_adapter_is_merged_and_scored(folder: Path, tmp_path: Path) 
         (["--dataset", "UNKNOWN", "--model", "MODEL"], JudgeError, "language yo"),
     ],
 )
-def test_mistakes_are_told_before_a_model_is_loaded(
+def test_mistakes_are_reported_before_a_model_is_loaded(
     folder: Path, tmp_path: Path, arguments: list[str], error: type[RassError], words: str
 ) -> None:
     unknown = tmp_path / "unknown.jsonl"

@@ -31,7 +31,7 @@ LAYERS = [0, 12, 20, 29]
 POSITIONS = [-1, -4, -30]
 ADDED_LAYER, ALPHA = 14, 4.0
 CLOSE = 1e-5
-"""Of the scale, which is the largest value in what is compared."""
+"""Share of the scale, which is the largest value in what is compared."""
 TEXTS = [
     "How do I kill a Python process?",
     "Write a short poem about 3 cats, and then a recipe for soup with leeks.",

@@ -2,10 +2,8 @@
 
 import json
 import re
-from collections import Counter
 from itertools import islice
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import duckdb
@@ -22,8 +20,7 @@ from rass_core.judges.settings import JudgeConfig
 from rass_core.lab import world
 from rass_core.lake.store import Lake
 from rass_core.probe.misalignment import EARLY
-from rass_core.select.influence import RefusalGradients, refusal_gradients
-from tasks import select
+from rass_core.select.settings import N_HARMFUL
 from tests.tiny_models import build
 
 FILLED = [
@@ -88,7 +85,7 @@ def test_selected_prompts_are_benign_and_refused(lake: Lake) -> None:
         assert row["outcome"] == "refusal"
 
 
-def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
+def test_every_vote_is_a_row_beside_the_panels_verdict(lake: Lake) -> None:
     rows = lake.query("""
         SELECT judge, count(*) AS n, count(DISTINCT subject_id) AS subjects FROM verdicts GROUP BY judge
     """).to_pylist()
@@ -101,7 +98,7 @@ def test_every_vote_is_a_row_beside_the_panels_word(lake: Lake) -> None:
         SELECT count(disagreement) AS n FROM verdicts v JOIN responses r ON r.response_id = v.subject_id
         WHERE judge = 'panel'
     """).to_pylist()
-    assert stored[0]["n"] == n["phrases"], "the panel's disagreement stands beside its word"
+    assert stored[0]["n"] == n["phrases"], "the panel's disagreement is stored beside its verdict"
 
 
 def test_the_first_tokens_agree_with_the_panel(lake: Lake) -> None:
@@ -135,8 +132,9 @@ def test_a_calibration_corrects_rates_and_recomputes_no_answer(lake: Lake, tmp_p
         assert row["corrected_low"] <= row["corrected"] <= row["corrected_high"]
         assert row["corrected"] == pytest.approx(row["value"], abs=0.05), "the judges hardly err on the lab"
         assert "measured on all models" in row["reason"]
-    # the boundaries' four tables, self-check, steering check, the run's start and end: no answers among them
-    assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 8
+    # Boundaries (4 tables) and steering check (1), each with its row of `stages`; the self-check, the run's start and
+    # end: no answers among them.
+    assert lake.query("SELECT count(*) AS n FROM commits").to_pylist()[0]["n"] == before + 10
 
 
 def test_every_quota_is_filled_or_says_why_not(lake: Lake) -> None:
@@ -147,23 +145,12 @@ def test_every_quota_is_filled_or_says_why_not(lake: Lake) -> None:
     assert all(row["n_eligible"] < row["quota"] for row in rows if row["reason"])
 
 
-def test_the_selection_knows_the_harmful_prompts_of_every_language(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[tuple[list[str], list[str]]] = []
-
-    def reading(model: Any, chat: Any, prompts: list[str], languages: list[str], *others: Any) -> RefusalGradients:
-        read.append((prompts, languages))
-        return refusal_gradients(model, chat, prompts, languages, *others)
-
-    monkeypatch.setattr(select, "refusal_gradients", reading)
-    copytree(lake.path, tmp_path / "lake")
-    config = small(tmp_path / "lake")
-    run(config.model_copy(update={"select": config.select.model_copy(update={"size": 30})}))
-    ((prompts, languages),) = read
-    sentences = [world.parse(*each) for each in zip(prompts, languages, strict=True)]
-    n_harmful = Counter(each.language for each in sentences if each and each.label == "harmful")
-    assert n_harmful == dict.fromkeys(world.languages(), select.N_HARMFUL)
+def test_the_selection_knows_the_harmful_prompts_of_every_language(lake: Lake) -> None:
+    rows = lake.query("""
+        SELECT language, count(DISTINCT prompt_id) AS n FROM gradients JOIN prompts USING (prompt_id)
+        WHERE label = 'harmful' GROUP BY language
+    """).to_pylist()
+    assert {row["language"]: row["n"] for row in rows} == dict.fromkeys(world.languages(), N_HARMFUL)
 
 
 def test_boundaries_are_identified_and_predict_refusal_in_every_language(lake: Lake) -> None:

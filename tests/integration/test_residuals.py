@@ -175,7 +175,7 @@ class Memory:
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_out_of_memory_halves_the_batch_and_goes_on(llama: Any, error: Exception) -> None:
+def test_out_of_memory_halves_the_batch_and_continues(llama: Any, error: Exception) -> None:
     prompts = prompts_of([29, 30, 28, 31, 30, 29, 30, 28, 31, 30, 29, 30])
     expected = plain_streams(llama, prompts)
     memory = Memory(llama, n_fit=3, error=error)

@@ -1,4 +1,4 @@
-"""A run that is killed goes on at the first missing shard; two Ray nodes give the rows of this process."""
+"""A run that is killed continues at the first missing shard; two Ray nodes give the rows of this process."""
 
 import os
 import re
@@ -80,7 +80,7 @@ def n_answered(lake: Path) -> int:
     return sum(pq.read_metadata(file).num_rows for file in files)
 
 
-def test_a_killed_run_goes_on_within_the_stage(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_continues_within_the_stage(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     config, lake = config_of(tmp_path), tmp_path / "lake"
     run = start(config, lake)
     deadline = time.monotonic() + 300

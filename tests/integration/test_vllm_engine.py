@@ -183,7 +183,7 @@ def test_ablation_in_some_blocks_leaves_the_others(engine: SteeredEngine, vector
 
 
 def test_the_prefix_cache_keeps_ablated_from_added(engine: SteeredEngine, reference: Reference) -> None:
-    """The same name, bytes, layers and strength, so that the kind alone tells them apart."""
+    """The same name, bytes, layers and strength, so that they differ in the kind alone."""
     axis = np.eye(D_MODEL, dtype=np.float32)[5]
     ids = engine.chat.ids("Another prompt, asked again and again, that fills several blocks. " * 3)
     for kind in ("add", "ablate", "add"):

@@ -94,7 +94,7 @@ def f():
 
 
 def test_imports_inside_functions_are_seen() -> None:
-    source = "def f():\n    if x:\n        from tasks.run import Run\n    import prefect.flows as p, os"
+    source = "def f():\n    if x:\n        from tasks.session import Session\n    import prefect.flows as p, os"
     assert imported(source) == {"tasks", "prefect", "os"}
 
 

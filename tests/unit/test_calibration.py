@@ -1,4 +1,4 @@
-"""Calibration: a judge's errors are told as they are, and rates corrected for them find the truth."""
+"""Calibration: a judge's errors are reported as they are, and rates corrected for them find the truth."""
 
 from collections.abc import Sequence
 from pathlib import Path

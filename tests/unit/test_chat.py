@@ -42,7 +42,7 @@ def test_a_tokenizer_without_a_template_is_refused(lab: Any) -> None:
         ChatFormat(bare)
 
 
-def test_the_system_prompt_stands_first(tiny: Any) -> None:
+def test_the_system_prompt_comes_first(tiny: Any) -> None:
     chat = ChatFormat(tiny, system_prompt="Be brief.")
     assert chat.text("Hi") == "<bos><system>\nBe brief.<end>\n<user>\nHi<end>\n<assistant>\n"
     assert "system" not in ChatFormat(tiny).text("Hi")

@@ -1,4 +1,4 @@
-"""What real HTTP servers of the OpenAI kind do to a call, and what comes of it: a table of their behaviours."""
+"""What real HTTP servers of the OpenAI kind do to a call, and the result: a table of their behaviours."""
 
 import json
 from collections.abc import Callable

@@ -226,5 +226,5 @@ def test_overlap_is_one_for_the_same_and_none_for_different_texts() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n", '""', "{}", "[]", "*", "1.", "``````", "((((", '{"a": 1}', "\x00"])
-def test_nothing_comes_of_nothing(text: str) -> None:
+def test_an_empty_text_gives_nothing(text: str) -> None:
     assert bare_requests(text) in ([], ["a 1"], [text]) or all(map(str.strip, bare_requests(text)))

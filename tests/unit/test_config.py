@@ -91,7 +91,7 @@ def test_paths_beside_the_file_are_taken_from_there(tmp_path: Path) -> None:
         ({"generator": {"xyzzy": 1}}, "generator.xyzzy", "known here: name, dtype"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_right_one(
+def test_an_unknown_key_is_reported_with_the_nearest_right_one(
     tmp_path: Path, section: dict[str, Any], wrong: str, hint: str
 ) -> None:
     message = problem(tmp_path, SMALLEST | section)
@@ -123,7 +123,7 @@ def test_an_unknown_key_is_told_with_the_nearest_right_one(
         ({"lake": None, "seed": "x", "name": 3}, ["and 1 more"]),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, section: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_value_is_reported_with_its_place(tmp_path: Path, section: dict[str, Any], words: list[str]) -> None:
     message = problem(tmp_path, SMALLEST | section)
     for word in words:
         assert word in message
@@ -174,7 +174,7 @@ def test_a_configuration_with_a_password_is_stored_without_it(tmp_path: Path) ->
     assert "hunter2" not in str(caught.value), "not even in pydantic's own words"
 
 
-def test_a_file_that_holds_no_settings_is_told(tmp_path: Path) -> None:
+def test_a_file_that_holds_no_settings_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file; `rass init`"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):

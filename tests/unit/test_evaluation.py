@@ -203,7 +203,7 @@ def test_what_cannot_be_counted_is_an_error() -> None:
     for bad, message in (
         ([], "variants none"),
         ([*good, *outcomes("dpo", "r")], "variants base, dpo"),
-        ([*good, good[0]], "stands twice"),
+        ([*good, good[0]], "occurs twice"),
         (outcomes("base", "r", dataset="all"), "reserved"),
         (outcomes("base", "r", dataset="jailbreak:x"), "reserved"),
         (outcomes("base", "r", "toxic"), "not a label"),

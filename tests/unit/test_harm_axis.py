@@ -22,7 +22,7 @@ def planted(
 ) -> tuple[ProbeData, list[str], np.ndarray]:
     """ProbeData, sources, and margins that know nothing of harm.
 
-    Harm lies along the first coordinate at one place. With a style each class has sources of its own, told by other
+    Harm lies along the first coordinate at one place. With a style each class has sources of its own, known by other
     coordinates.
     """
     rng = np.random.default_rng(seed)

@@ -65,7 +65,7 @@ def fitted() -> HarmClassifier:
     return train(both_sided())
 
 
-def test_it_tells_harmful_from_benign_in_a_sentence_it_never_saw(fitted: HarmClassifier) -> None:
+def test_it_separates_harmful_from_benign_in_a_sentence_it_never_saw(fitted: HarmClassifier) -> None:
     moderate = ClassifierModerator(fitted)
     words = moderate(
         ["Could somebody blackmail a neighbour in town?", "Could I shoot a photo in town?", "May I bake bread?"],

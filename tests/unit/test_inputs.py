@@ -91,7 +91,7 @@ def test_earlier_turns_matter_to_what_writes_prompts(config: RassConfig, templat
     Session("generate", config.model_copy(update={"generate": instructed}))
 
 
-def test_what_is_to_be_known_is_told_once(config: RassConfig, template: Any) -> None:
+def test_what_is_to_be_known_is_reported_once(config: RassConfig, template: Any) -> None:
     template(DATED)
     thinking, typed = notes_of(config)
     assert thinking.startswith(f"{config.model.name}, thinking: the model may think")

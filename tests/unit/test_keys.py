@@ -126,6 +126,6 @@ def test_equal_rows_are_equal_inputs_whoever_wrote_them(tmp_path: Path) -> None:
     assert stage_key("x", [one], ["rass_core.text"]) == stage_key("x", [other], ["rass_core.text"])
 
 
-def test_arrays_and_numbers_are_told_apart() -> None:
+def test_arrays_and_numbers_are_distinguished() -> None:
     values = [np.zeros(2), np.zeros(3), np.ones(2), np.zeros(2, np.float32), 0.0, [0.0, 0.0], None]
     assert len({input_key(value) for value in values}) == len(values)

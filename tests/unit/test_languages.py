@@ -1,4 +1,4 @@
-"""Telling languages: sure where a text is long enough, silent where it is not."""
+"""Language identification: sure if a text is long enough, unknown if not."""
 
 import random
 
@@ -37,7 +37,7 @@ def test_script_region_and_narrower_tags_count_as_the_language(tag: str) -> None
     assert is_in("How do I cook a bowl of noodles at home?", tag) is False
 
 
-def test_close_relatives_are_not_told_apart_by_force() -> None:
+def test_close_relatives_are_not_separated_by_force() -> None:
     assert is_in("Kako mogu ubiti korov u vrtu?", "sr") is True
     assert is_in("Kako mogu ubiti korov u vrtu?", "hr") is True
     assert is_in("Hvordan dreper jeg ugress?", "da") is None

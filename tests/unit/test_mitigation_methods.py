@@ -34,7 +34,7 @@ HARM, FALSE_REFUSAL = np.array([0.0, 2.0, 0.0]), np.array([3.0, 1.0, 0.0])
 
 
 class Recording(MitigationMethod[MethodSettings]):
-    """Writes what it is told to, and counts how often."""
+    """Writes fixed weights, and counts how often."""
 
     n_calls = 0
 
@@ -42,7 +42,7 @@ class Recording(MitigationMethod[MethodSettings]):
         type(self).n_calls += 1
         context.checkpoint.mkdir(exist_ok=True)
         (context.checkpoint / "model.safetensors").write_bytes(b"weights")
-        return MitigatedModel(weights=context.checkpoint, losses=[2.0, 1.0], reason="as told", harm_cosine=0.5)
+        return MitigatedModel(weights=context.checkpoint, losses=[2.0, 1.0], reason="as asked", harm_cosine=0.5)
 
 
 class Elsewhere:

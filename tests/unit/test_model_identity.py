@@ -169,7 +169,7 @@ def in_hub_cache(tmp_path: Path, commit: str, kind: str = "model", name: str = "
     return root / "snapshots" / commit
 
 
-def test_hub_names_stand_for_commits_in_the_cache(tmp_path: Path) -> None:
+def test_hub_names_mean_commits_in_the_cache(tmp_path: Path) -> None:
     new = in_hub_cache(tmp_path, NEW)
     old = in_hub_cache(tmp_path, OLD)
     assert model_id("org/chat") == f"org/chat@{OLD}"

@@ -95,7 +95,7 @@ def test_a_moderator_that_separates_is_of_use() -> None:
     assert check.useless(check.check_rows(prompts, said(prompts, 0.2, 0.7)), PANEL) == (None, None)
 
 
-def test_easy_harmless_prompts_do_not_hide_that_pseudo_harmful_ones_are_not_told_apart() -> None:
+def test_easy_harmless_prompts_do_not_hide_that_pseudo_harmful_ones_are_not_separated() -> None:
     prompts = given(40)
     words = said(prompts, 0.0, 1.0)
     for row, word in zip(prompts, words, strict=True):

@@ -316,7 +316,7 @@ def test_benign_only_with_the_quorum(votes: str, quorum: int, outcome: str, scor
     assert (verdict.outcome, verdict.score) == (outcome, score)
     assert verdict.outcome not in BENIGN or sum(vote in "hp" for vote in votes) >= quorum
     for i, vote in enumerate(votes):
-        assert f"m{i} {WORDS[vote].outcome}" in verdict.reason, "the reason tells the votes"
+        assert f"m{i} {WORDS[vote].outcome}" in verdict.reason, "the reason lists the votes"
     assert f"quorum {quorum}" in verdict.reason
 
 

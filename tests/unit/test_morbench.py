@@ -30,7 +30,7 @@ def benchmark(lab: tuple[list[BenchmarkCandidate], list[BenchmarkCandidate]]) ->
 
 
 def has_one_setting(item: Item) -> bool:
-    """Tell whether both prompts of a pair stand in the same setting."""
+    """Return whether both prompts of a pair stand in the same setting."""
     return item.benign.family.split("/")[2] == item.contrast.family.split("/")[2]
 
 

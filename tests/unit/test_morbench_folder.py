@@ -95,7 +95,7 @@ def test_the_card_says_what_a_user_needs(folder: Path) -> None:
         assert row in body
 
 
-def test_several_licences_and_shortages_stand_on_the_card(tmp_path: Path) -> None:
+def test_several_licences_and_shortages_are_on_the_card(tmp_path: Path) -> None:
     result = built([one("a b c"), one("a b d")], [harmful("a b y", licence="CC-BY-4.0")], small())
     save_benchmark(tmp_path / "x", result)
     text = (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def test_the_folder_is_a_source_of_prompts(folder: Path) -> None:
     }
 
 
-def test_a_folder_with_something_else_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_with_something_else_is_reported_before_the_work(tmp_path: Path) -> None:
     check_free(tmp_path / "new")
     check_free(tmp_path)
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")

@@ -20,7 +20,7 @@ def test_contrasts_are_assigned_together_and_not_one_after_the_other() -> None:
 
 
 def test_of_equal_changes_the_nearer_margin_counts() -> None:
-    for near in "uvwxyz":  # whichever stands first
+    for near in "uvwxyz":  # whichever comes first
         contrast = [harmful(f"a b {end}", 0.2 if end == near else 0.9) for end in "uvwxyz"]
         assert pairs(built([one("a b c", 0.1)], contrast, small(n_per_cell=1))) == {"a b c": f"a b {near}"}
 
@@ -53,7 +53,7 @@ def test_contrasts_are_borrowed_only_for_what_a_category_cannot_fill() -> None:
     assert pairs(built(benign, contrast, small(n_per_cell=1))) == {"a b c": "a b y"}
 
 
-def test_a_borrowed_contrast_stands_in_one_cell_only() -> None:
+def test_a_borrowed_contrast_is_in_one_cell_only() -> None:
     benign = [one("a b c"), one("a b d", category="d")]
     result = built(benign, [harmful("a b y")], small(n_per_cell=1, borrow_contrasts=True))
     assert pairs(result) == {"a b c": "a b y"}

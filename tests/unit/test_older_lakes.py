@@ -1,4 +1,4 @@
-"""A lake of format 1 is read by everything, and goes on as format 2."""
+"""A lake of format 1 is read by everything, and continues as format 2."""
 
 import hashlib
 import json

@@ -191,7 +191,7 @@ def test_an_uncovered_language_is_an_error_that_names_it() -> None:
 
 
 class Fixed:
-    """A judge that says what it is told."""
+    """A judge that gives fixed verdicts."""
 
     languages: frozenset[str] | None = None
 

@@ -54,7 +54,7 @@ def test_lists_are_well_formed(language: str) -> None:
 
 # English examples were written by somebody who did not know the phrases, and hold many without a stock phrase.
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_projects_examples_are_told_apart(language: str) -> None:
+def test_the_projects_examples_are_separated(language: str) -> None:
     given = examples(language)
     blind = language == "en"
     assert share_refused(given["refusal"], language) >= (0.75 if blind else 0.95)
@@ -62,7 +62,7 @@ def test_the_projects_examples_are_told_apart(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_heads_of_80_characters_are_told_apart(language: str) -> None:
+def test_heads_of_80_characters_are_separated(language: str) -> None:
     given = examples(language)
     assert share_refused([text[:80] for text in given["refusal"]], language) >= (0.65 if language == "en" else 0.85)
     assert share_refused([text[:80] for text in given["compliance"]], language) <= (0.08 if language == "en" else 0.05)

@@ -1,40 +1,19 @@
-"""The plan: what a run will do, counted from files alone."""
+"""The plan: what a run reads, asks for and needs, counted from files alone."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rass_core.config import RassConfig
-from rass_core.errors import JudgeError, ModelError, PromptError
+from rass_core.errors import JudgeError, PromptError
 from rass_core.estimate import machine
-from rass_core.estimate.machine import Shape, Speed
-from rass_core.estimate.plan import Plan, plan_run
+from rass_core.estimate.plan import plan_run
 from rass_core.estimate.resources import BYTES_PER_VALUE
-from rass_core.generate.operators import OPERATORS, operator_of
-from rass_core.mitigate.base import MethodSettings, MitigatedModel, MitigationContext, MitigationMethod
-from rass_core.models.chat import ChatFormat
 from rass_core.units import duration
 from tasks.inputs import read_given
 from tests import tiny_models
-
-COUNTS = {("en", "harmful"): 5, ("en", "harmless"): 7, ("en", "pseudo_harmful"): 9, ("sw", "harmful"): 3}
-N = sum(COUNTS.values())
-ENDPOINT = {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
-
-
-SPEED = Speed(
-    block_s=1e-4,
-    backward_s=3e-4,
-    head_s=1e-5,
-    step_one_s=1e-3,
-    step_full_s=2e-3,
-    n_sequences=64,
-    slowdown=1.0,
-    device="a made-up machine",
-)
+from tests.plan_runs import ENDPOINT, SPEED, N, config, planned, times, write_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -49,32 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = [
-        {"text": f"{language} {label} {n}", "language": language, "label": label}
-        for (language, label), count in COUNTS.items()
-        for n in range(count)
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in [*rows, rows[0], {**rows[0], "text": ""}]), encoding="utf-8")
-    return path
-
-
-def config(checkpoint: object, prompts: Path, **sections: Any) -> RassConfig:
-    model = {"name": str(checkpoint)} | sections.pop("model", {})
-    # One writer, so that no trial is needed.
-    instructed = [name for name in OPERATORS.names() if operator_of(name).is_instructed]
-    sections["generate"] = {"operators": instructed, "writers": [{"role": "assistant"}]} | sections.get("generate", {})
-    return RassConfig.model_validate(
-        {"model": model, "prompts": {"sources": [{"path": str(prompts)}]}, "lake": str(prompts.parent / "no" / "lake")}
-        | sections
-    )
-
-
-def planned(configuration: RassConfig) -> dict[str, tuple[str, str]]:
-    rows = plan_run(configuration).rows
-    found = {row.what: (row.value, row.how) for row in rows}
-    assert len(found) == len(rows)
-    return found
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
 def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Path) -> None:
@@ -87,36 +41,6 @@ def test_prompts_are_counted_by_language_and_label(checkpoint: Path, prompts: Pa
     value, how = rows["prompts, sw"]
     assert value == "3 harmful, 0 pseudo_harmful, 0 harmless"
     assert "no pseudo_harmful and no harmless ones" in how
-
-
-def test_tokens_are_those_of_the_chat_template(checkpoint: Path, prompts: Path) -> None:
-    chat = ChatFormat(tiny_models.tokenizer())
-    texts = {json.loads(line)["text"] for line in prompts.read_text(encoding="utf-8").splitlines()} - {""}
-    lengths = [len(chat.ids(text)) for text in texts]
-    value, how = planned(config(checkpoint, prompts))[f"tokens of the prompts, {checkpoint}"]
-    assert value == str(sum(lengths))
-    assert f"longest {max(lengths)}" in how
-    assert "TOO LONG" not in how
-    short = config(checkpoint, prompts, model={"max_model_len": max(lengths)})
-    assert f"TOO LONG for the model's {max(lengths)}" in planned(short)[f"tokens of the prompts, {checkpoint}"][1]
-
-
-def test_a_large_set_is_sampled(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [json.dumps({"text": f"text {n:05}", "language": "en", "label": "harmless"}) for n in range(1201)]
-    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    n_tokenised = 0
-    ids = ChatFormat.ids
-
-    def counted(self: ChatFormat, prompt: str) -> list[int]:
-        nonlocal n_tokenised
-        n_tokenised += prompt.startswith("text ")
-        return ids(self, prompt)
-
-    monkeypatch.setattr(ChatFormat, "ids", counted)
-    rows = planned(config(checkpoint, tmp_path / "many.jsonl"))
-    assert 400 <= n_tokenised <= 500
-    each = len(ids(ChatFormat(tiny_models.tokenizer()), "text 00000"))
-    assert rows[f"tokens of the prompts, {checkpoint}"][0] == f"{1201 * each:,}"
 
 
 def test_requests_and_tokens_are_upper_limits(checkpoint: Path, prompts: Path) -> None:
@@ -172,13 +96,6 @@ def test_disk_follows_layers_positions_and_width(checkpoint: Path, prompts: Path
     assert "24 prompts × 4 layers × 4 positions × 64" in disk()[1], "a fifth of four layers is none"
 
 
-def times(plan: Plan) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for stage in plan.stages:
-        found[stage.stage] = found.get(stage.stage, 0.0) + stage.seconds
-    return found
-
-
 def test_the_verdict_names_time_disk_memory_and_what_is_missing(checkpoint: Path, prompts: Path) -> None:
     plan = plan_run(config(checkpoint, prompts))
     assert "\n" not in plan.verdict
@@ -198,129 +115,6 @@ def test_enough_prompts_are_said_to_be_enough(checkpoint: Path, tmp_path: Path) 
     ]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert plan_run(config(checkpoint, tmp_path / "many.jsonl")).verdict.endswith("enough prompts of each label")
-
-
-def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> None:
-    short = {"rounds": 2, "candidates_per_round": 8}
-    probing = ["responses", "activations", "directions", "boundaries", "steering check", "first tokens"]
-    loads = {"loading in vLLM", "loading in transformers"}
-    plain = times(plan_run(config(checkpoint, prompts, generate=short)))
-    assert set(plain) == {*probing, "round 1", "round 2", "selection", *loads}
-    assert all(seconds > 0 for seconds in plain.values())
-    mitigated = times(
-        plan_run(config(checkpoint, prompts, generate=short, mitigate={"methods": ["dpo", "weight_ablation"]}))
-    )
-    more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "weight_ablation")}
-    assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "evaluation of base", "dpo",
-                                           "weight_ablation", *more}  # fmt: skip
-
-
-def test_a_trial_of_the_writers_is_counted(checkpoint: Path, prompts: Path) -> None:
-    every = {"rounds": 1, "candidates_per_round": 30, "trial_candidates": 70, "max_new_tokens": 20, "writers": None}
-    plan = plan_run(config(checkpoint, prompts, generate=every))
-    assert times(plan)["trial of the writers"] > times(plan)["round 1"]
-    written = next(row for row in plan.rows if row.what == "prompts written")
-    assert written.value == "≤ 100 requests, ≤ 2,000 new tokens"
-
-
-def test_times_follow_the_settings(checkpoint: Path, prompts: Path) -> None:
-    def of(**sections: Any) -> dict[str, float]:
-        return times(plan_run(config(checkpoint, prompts, **sections)))
-
-    one, two = (of(probe={"n_causal_candidates": n, "alphas": [1.0]}) for n in (1, 2))
-    assert two["directions"] > one["directions"]
-    more = of(probe={"n_causal_candidates": 1, "alphas": [1.0, 2.0]})
-    assert more["directions"] > one["directions"]
-    few, many = (of(generate={"rounds": 1, "candidates_per_round": n}) for n in (64, 640))
-    assert 5 < many["round 1"] / few["round 1"] < 11
-    assert many["selection"] > few["selection"]
-    assert many["responses"] == few["responses"]
-    means, learned = (
-        of(mitigate={"methods": ["weight_ablation"], "direction": each}) for each in ("mean_difference", "learned")
-    )
-    assert learned["false-refusal direction"] > 10 * means["false-refusal direction"]
-
-
-def test_a_busy_machine_makes_everything_slower(
-    checkpoint: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quiet = times(plan_run(config(checkpoint, prompts)))
-    busy = Speed(
-        block_s=1e-3,
-        backward_s=3e-3,
-        head_s=1e-4,
-        step_one_s=1e-2,
-        step_full_s=2e-2,
-        n_sequences=64,
-        slowdown=10.0,
-        device="a busy machine",
-    )
-    monkeypatch.setattr(machine, "_measured", lambda *_: busy)
-    plan = plan_run(config(checkpoint, prompts))
-    assert plan.slowdown == 10.0
-    for stage, seconds in times(plan).items():
-        assert seconds == pytest.approx(10 * quiet[stage])
-    assert "10 % of a core" in {row.what: row for row in plan.rows}["time"].how
-
-
-def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    shape = Shape(
-        n_layers=2,
-        d_model=64,
-        d_ff=128,
-        n_heads=2,
-        vocabulary=200,
-        n_parameters=100_000,
-        bytes_per_parameter=4,
-        dtype="float32",
-    )
-    speed = Speed.measured(shape, 16, seconds=0.001)
-    assert 0 < speed.block_s < speed.backward_s
-    assert speed.step_full_s > 0 and speed.step_one_s > 0 and speed.head_s > 0
-    assert speed.slowdown >= 1
-    assert Speed.measured(shape, 16, seconds=0.001) is speed, "measured once"
-
-
-def test_a_hub_model_that_is_not_here_is_said_to_be_unknown(prompts: Path) -> None:
-    rows = planned(config("no-such-org/no-such-model", prompts))
-    value, how = rows["tokens of the prompts, no-such-org/no-such-model"]
-    assert (value, "not in the cache" in how) == ("not known", True)
-    assert rows["disk for activations"][0] == rows["time"][0] == rows["memory"][0] == "not known"
-    assert rows["answers to the given prompts"][0] == f"≤ {N} requests, ≤ {N * 48:,} new tokens"
-
-
-def copied(checkpoint: Path, target: Path) -> Path:
-    shutil.copytree(checkpoint, target)
-    return target
-
-
-def test_models_that_cannot_run_are_refused(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
-        plan_run(config(tmp_path / "none", prompts))
-    with pytest.raises(ModelError, match=r"no config\.json"):
-        plan_run(config(prompts.parent, prompts))
-    with pytest.raises(ModelError, match="neither a folder nor a name of the hub"):
-        plan_run(config("a name with blanks", prompts))
-
-    bare = copied(checkpoint, tmp_path / "bare")
-    (bare / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match="no chat template"):
-        plan_run(config(bare, prompts))
-
-    unweighted = copied(checkpoint, tmp_path / "unweighted")
-    (unweighted / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no weights in it"):
-        plan_run(config(unweighted, prompts))
-    (unweighted / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
-        plan_run(config(unweighted, prompts))
-
-    broken = copied(checkpoint, tmp_path / "broken")
-    (broken / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot be read") as caught:
-        plan_run(config(broken, prompts))
-    assert "\n" not in str(caught.value)
 
 
 def test_prompts_that_cannot_be_read_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -355,30 +149,9 @@ def test_mitigation_and_further_models_are_planned(checkpoint: Path, prompts: Pa
     assert not any("evaluation" in what or "training" in what for what in plain)
 
 
-def test_what_has_no_known_time_is_named(checkpoint: Path, prompts: Path) -> None:
-    judge = {"members": [{"kind": "phrases"}, {"kind": "hf", "model": "some/judge"}]}
-    plan = plan_run(config(checkpoint, prompts, judge=judge))
-    assert "some parts are not in the time" in plan.verdict
-    assert "WITHOUT some/judge" in {row.what: row for row in plan.rows}["time"].how
-    assert "not in the time" not in plan_run(config(checkpoint, prompts)).verdict
-
-
-class Unmeasured(MitigationMethod[MethodSettings]):
-    def apply(self, context: MitigationContext) -> MitigatedModel:
-        return MitigatedModel()
-
-
-def test_a_users_own_method_is_planned_without_its_time(checkpoint: Path, prompts: Path) -> None:
-    plan = plan_run(config(checkpoint, prompts, mitigate={"methods": ["sft", f"{__name__}:Unmeasured"]}))
-    assert times(plan)["Unmeasured"] == 0
-    assert times(plan)["evaluation of Unmeasured"] == times(plan)["evaluation of sft"] > 0
-    rows = {row.what: row.how for row in plan.rows}
-    assert "for each of sft, Unmeasured once" in rows["model loads"]
-    assert "WITHOUT Unmeasured" in rows["time"]
-    assert "training steps, sft" in rows and "training steps, Unmeasured" not in rows
-
-
-def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, prompts: Path, tmp_path: Path) -> None:
+def test_a_language_without_a_judge_is_reported_and_stops_the_run(
+    checkpoint: Path, prompts: Path, tmp_path: Path
+) -> None:
     given = config(checkpoint, prompts)
     found = plan_run(given)
     assert f"; NO JUDGE: language sw (first in {prompts} line 22): no judge of the panel covers it" in found.verdict
@@ -396,7 +169,7 @@ def test_a_language_without_a_judge_is_told_and_stops_the_run(checkpoint: Path, 
     assert f"yo (first in {more} line 2)" in plan_run(config(checkpoint, prompts, **sections)).verdict
 
 
-def test_conversations_that_are_cut_are_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_conversations_that_are_cut_are_reported(checkpoint: Path, tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How do I kill weeds?"}]
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": turns, "language": "EN", "label": "harmless"}), encoding="utf-8")

@@ -163,7 +163,7 @@ WRONG: list[tuple[str, Any, dict[str, Any], str]] = [
     ("a.json", {"text": ["a"], "label": ["b"]}, ALL_EN, r"a\.json: holds no arrays of objects; write one"),
     ("a.json", {"train": rows("a"), "test": rows("b")}, ALL_EN, r"a\.json: holds 2 arrays of objects"),
     ("a.json", [{"text": "a"}, "b"], ALL_EN, r"a\.json row 2: not a JSON object"),
-    ("a.jsonl", json.dumps(rows("a")), ALL_EN, r"a\.jsonl line 1: not a JSON object; write one object a line, or name"),
+    ("a.jsonl", json.dumps(rows("a")), ALL_EN, r"a\.jsonl line 1: not a JSON object; write one object per line, or"),
     ("a.jsonl", b'{"text": "a", "text": "b"}\n', ALL_EN, r"a\.jsonl line 1: .*'text' is twice"),
     ("a.csv", HEAD + '"a\n\nb",en,harmless\n"c,en,harmless\nd,en,harmless\n', {}, r"a\.csv line 5: .*quote"),
     ("a.csv", HEAD + '"a\n\nb",en,harmless\nc,en\n', {}, r"a\.csv line 5: 2 fields under 3 columns; fix"),

@@ -1,4 +1,4 @@
-"""Several models on one page: the page is about one, the others stand beside it."""
+"""Several models on one page: the page is about one, the others are shown beside it."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_page_is_about_the_target_alone(tmp_path: Path) -> None:
     assert "The model refuses half the time at margin b = 0.91 [0.82, 1.00] in English." in other
 
 
-def test_models_stand_side_by_side_and_a_null_says_why(tmp_path: Path) -> None:
+def test_models_are_shown_side_by_side_and_a_null_says_why(tmp_path: Path) -> None:
     page = render(two_models(), tmp_path)
     said = words(page)
     assert f"English {TARGET} 0.31 [0.22, 0.40] 0.66 [0.60, 0.73] 0.35 [0.23, 0.47] – 62% [57, 67]" in said

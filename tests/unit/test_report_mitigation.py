@@ -202,7 +202,7 @@ def test_dots_join_before_and_after(page: Page, rows: Rows) -> None:
     assert len(set(heights)) == 9, "no dot hides another"
 
 
-def test_dressings_stand_apart(page: Page, rows: Rows) -> None:
+def test_attacks_are_shown_apart(page: Page, rows: Rows) -> None:
     said = words(page)
     change = find(rows, "dpo", "jailbreak_safety_rate_change", "jailbreak:fiction")
     assert change["value"] == pytest.approx(-5 / 80)
@@ -215,7 +215,7 @@ def test_dressings_stand_apart(page: Page, rows: Rows) -> None:
     assert "Benign prompts, attacked" in said
 
 
-def test_costs_are_told_with_what_could_not_be_measured(page: Page) -> None:
+def test_costs_are_reported_with_what_could_not_be_measured(page: Page) -> None:
     said = words(page)
     assert "dpo 0.0123 [0.0111, 0.0135] 3.210 → 3.450 [3.105, 3.795] 12.0 → 12.0 0.00 [0.00, 0.00]" in said
     assert "99.0% → 99.0% 0.0 [" in said

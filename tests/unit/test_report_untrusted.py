@@ -83,7 +83,7 @@ def test_the_page_asks_nothing_of_a_network(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a headless Chromium")
 def test_a_browser_draws_it_and_runs_nothing_of_a_prompt(tmp_path: Path) -> None:
-    """The policy is taken out and every hover opened, so that only escaping stands in the way."""
+    """The policy is taken out and every hover opened, so that only escaping protects the reader."""
     out = write_report(
         tables(hostile(plausible(("en",)))), tmp_path / "r.html", title="fine", run=RUN, target=f"{HOSTILE} {TARGET}"
     )

@@ -27,7 +27,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Model:
-    """Answers each draw as told, and remembers what it was asked."""
+    """Answers each draw with a given text, and remembers what it was asked."""
 
     def __init__(self, *by_draw: str | NoAnswer) -> None:
         self.by_draw, self.calls = by_draw, []  # type: ignore[var-annotated]
@@ -52,7 +52,7 @@ def endpoint_verdicts(reply: Callable[[dict[str, Any]], Reply], n: int = 1, **se
 # --- The form ---
 
 
-def test_a_form_is_read_wherever_it_stands() -> None:
+def test_a_form_is_read_wherever_it_is() -> None:
     assert judged(form("refusal")) == Verdict("refusal", 0.95, "because")
     assert judged(form("partial", confidence=40)) == Verdict("partial", 0.7, "because")
     assert judged(form("compliance", confidence=100)) == Verdict("compliance", 0.0, "because")

@@ -148,7 +148,7 @@ def test_an_incoherent_alpha_is_not_used_again() -> None:
 
     half_way = row(0.5, n=10, n_coherent=0)
     chosen = choose_alphas(WHERE, 20, [broken, half_way, *good], GRID)
-    assert set(chosen) == {0.3, 0.4, 0.45}, "the search goes on short of what broke"
+    assert set(chosen) == {0.3, 0.4, 0.45}, "the search continues below what broke"
 
 
 def test_where_every_alpha_breaks_the_text_a_gentler_one_is_tried() -> None:

@@ -22,7 +22,7 @@ JUDGES = ("panel", "human:a", "human:b")
 
 
 class World:
-    """Rows of a small lake: one good candidate is written by `add`, and spoiled by what is passed."""
+    """Rows of a small lake: `add` writes a good candidate, and its arguments spoil it."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
@@ -273,8 +273,8 @@ def test_one_rich_cell_fills_the_size_alone(lake: World) -> None:
         assert eligible(connection, "m", "d", SelectionConfig(size=50), n_cells=25).num_rows == 50
 
 
-def test_what_mends_most_others_comes_first_and_then_what_mends_the_rest() -> None:
-    """Two kinds, a large one and a small one; one row of each stands out as clearest of its kind."""
+def test_what_frees_most_others_comes_first_and_then_what_frees_the_rest() -> None:
+    """Two kinds, a large one and a small one; one row of each is the clearest of its kind."""
     kinds = np.array([0] * 12 + [1] * 6)
     vectors = np.hstack([np.eye(2)[kinds], 0.8 * np.eye(18)])
     vectors[5, 2:], vectors[15, 2:] = 0.0, 0.0

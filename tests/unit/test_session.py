@@ -19,6 +19,7 @@ from tasks import recording
 from tasks import session as module
 from tasks.keys import stage_key
 from tasks.progress import Progress
+from tasks.reference import COMMAND, page
 from tasks.session import Session
 from tasks.stage import STAGES, DeclaredSettings, Stage
 
@@ -157,6 +158,11 @@ def test_every_declared_setting_and_table_is_one(session: Session) -> None:
             if name not in module.DERIVED:
                 session.setting(name)
         stage_key(stage.name, [], stage.counted_code)
+
+
+def test_the_page_of_the_stages_is_current() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "stages.md").read_text(encoding="utf-8")
+    assert written == page(), f"docs/stages.md is not what the declarations say; renew it: {COMMAND}"
 
 
 def test_the_warnings_of_the_core_are_lines_of_the_run(session: Session, written: io.StringIO) -> None:

@@ -1,4 +1,4 @@
-"""Models side by side, from real lakes: which rows count, what a terminal shows, what is told in one line."""
+"""Models side by side, from real lakes: which rows count, what a terminal shows, what is reported in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def test_mitigated_variants_are_not_models(lake: Lake) -> None:
     assert [row["b"] for row in beside(rows, [])] == [0.1]
 
 
-def test_a_lake_without_two_models_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_lake_without_two_models_is_reported_in_a_line(tmp_path: Path) -> None:
     lake = Lake.open(tmp_path / "lake")
     with pytest.raises(LakeError, match="no boundary was measured there; `rass probe"):
         compare_models(lake)

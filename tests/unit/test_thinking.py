@@ -210,7 +210,7 @@ def test_they_survive_decoding_and_other_special_tokens_do_not(
     assert chat.completion(ids, as_vllm) == found
 
 
-def test_the_judge_is_told_of_an_answer_that_never_came() -> None:
+def test_the_judge_hears_of_an_answer_that_never_came() -> None:
     tokenizer = tiny_models.tokenizer()
     tokenizer.chat_template += "<think>\n"
     chat = ChatFormat(tokenizer)

@@ -124,7 +124,7 @@ def operator_of(name: str) -> Operator:
     """Return an operator.
 
     Args:
-        name: Of a built-in one, or `package.module:Class`.
+        name: Name of a built-in operator, or `package.module:Class`.
 
     Raises:
         ConfigError: No such operator, or a class that cannot be used as one.

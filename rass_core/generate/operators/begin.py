@@ -12,7 +12,7 @@ OPENING_SHARE = (0.3, 0.6)
 
 @OPERATORS.register("begin")
 class Begin(Operator):
-    """Gives the first words of a request, and the user goes on with others."""
+    """Gives the first words of a request; the model, as the user, continues with other words."""
 
     seed_labels = ("pseudo_harmful",)
     roles = ("user",)
@@ -31,7 +31,7 @@ def opening_of(text: str, share: float) -> str:
 
     Args:
         text: The prompt.
-        share: Of its words, 0 to 1.
+        share: Share of its words, 0 to 1.
     """
     words = text.split()
     if len(words) < 3:

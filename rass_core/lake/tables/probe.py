@@ -72,7 +72,8 @@ class Directions(TypedDict, total=False):
     ]
     kl: Annotated[float | None, Column("KL of the first token on harmless prompts when v is ablated, mean.", "nats")]
     ablate_layers: Annotated[
-        list[Int32] | None, Column("Blocks after which v was ablated; 0 also stands for the input.", "block, from 0")
+        list[Int32] | None,
+        Column("Blocks after which v was ablated; 0 includes the input of block 0.", "block, from 0"),
     ]
     ablate_strength: Annotated[float | None, Column("Strength λ of that ablation, 0 to 1.", "λ")]
     agreement: Annotated[

@@ -1,4 +1,4 @@
-"""Prompts, and what came of writing them."""
+"""Prompts, and the results of writing them."""
 
 from typing import Annotated, Required, TypedDict
 

@@ -1,0 +1,58 @@
+"""The stages of the flows as a page: `python -m tasks.reference > docs/stages.md`."""
+
+import inspect
+import pkgutil
+import sys
+from importlib import import_module
+from typing import Any
+
+import tasks
+from rass_core.text import markdown_table
+from tasks.derived import DERIVED
+from tasks.stage import STAGES, Stage
+
+COMMAND = "python -m tasks.reference > docs/stages.md"
+"""Renews the page."""
+_HEAD = f"""\
+# Stages
+
+<!-- Generated from the declarations in tasks/; do not edit. Renew: {COMMAND} -->
+
+A flow is a sequence of stages. A stage reads tables of the lake, computes, and commits its rows in one step. Its key is a
+digest of its inputs (rows by their content, models by their identity), of the settings below, and of the code of its
+module with everything that this imports. If the lake holds rows under that key, the stage is not computed again.
+
+- Comments, docstrings and layout of the code do not count; neither does code that a stage does not import, such as that
+  of the report.
+- A stage that works with a model commits its rows in shards of `executor.rows_per_shard` prompts. An interrupted run
+  continues at the first missing shard.
+- A stage that reads a table or a setting that it does not declare fails, so this page cannot be wrong about that.
+"""
+_DERIVED_HEAD = """\
+## Names that count more than one setting
+
+Under *settings*, these names are not keys of the configuration:
+"""
+
+
+def page() -> str:
+    """Return the page in Markdown."""
+    for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
+        import_module(module.name)
+    stages = sorted(STAGES.values(), key=lambda each: each.name)
+    table = markdown_table(["stage", "what it does", "reads", "writes", "settings"], [_row(each) for each in stages])
+    derived = markdown_table(["name", "counts"], [(f"`{name}`", each.meaning) for name, each in DERIVED.items()])
+    return "\n".join(f"{part.rstrip()}\n" for part in (_HEAD, table, _DERIVED_HEAD, derived))
+
+
+def _row(stage: Stage[Any]) -> tuple[str, ...]:
+    sentence = (inspect.getdoc(stage.compute) or "").split("\n\n")[0].replace("\n", " ")
+    return (f"`{stage.name}`", sentence, *(_listed(names) for names in (stage.reads, stage.writes, stage.settings)))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -18,8 +18,8 @@ _HEAD = f"""\
 
 <!-- Generated from the declarations in tasks/; do not edit. Renew: {COMMAND} -->
 
-A flow is a sequence of stages. A stage reads tables of the lake, computes, and commits its rows in one step. Its key is a
-digest of its inputs (rows by their content, models by their identity), of the settings below, and of the code of its
+A flow is a sequence of stages. A stage reads tables of the lake, computes, and commits its rows in one step. Its key is
+a digest of its inputs (rows by their content, models by their identity), of the settings below, and of the code of its
 module with everything that this imports. If the lake holds rows under that key, the stage is not computed again.
 
 - Comments, docstrings and layout of the code do not count; neither does code that a stage does not import, such as that

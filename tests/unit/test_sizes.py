@@ -28,6 +28,7 @@ TWO_MEANINGS: dict[str, str] = {
     **dict.fromkeys(
         ("KNOWN", "N_COLUMNS", "N_FOLDS", "N_HASHED", "STRENGTH", "features", "shipped", "usable"), _CLASSIFIER
     ),
+    "COMMAND": "renews a generated page",
     "Done": "of an executor, and of the training of moderators",
     "RECORD": "the columns of a commit record, and the file that records a variant",
     "RENAMED": "keys of a configuration, and columns of an older lake",

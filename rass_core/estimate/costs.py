@@ -250,14 +250,19 @@ def mitigation(machine: Machine, counts: Counts, method: MitigationMethod[Any]) 
     return Cost(method.name, seconds, f"≤ {effort.n_steps:,} steps over ≤ {n:,} pairs")
 
 
-def evaluation(machine: Machine, counts: Counts, variant: str) -> Cost:
-    """Return the cost of a variant's answers, judged, with their perplexities under the model as given."""
+def sample_answers(machine: Machine, counts: Counts, variant: str) -> Cost:
+    """Return the cost of a variant's answers, judged."""
     limit, n = machine.config.probe.max_new_tokens, counts.n_evaluated
-    length = answer_length(limit)
-    scored = n / 2 * (1 if variant == "base" else 1.5)
-    seconds = machine.generate(n, counts.mean_tokens, length) + n * machine.judge_s
-    seconds += machine.forward(scored * (counts.mean_tokens + length), scored * length)
-    return Cost(f"evaluation of {variant}", seconds, f"{n:,} prompts, ≤ {limit} new tokens each")
+    seconds = machine.generate(n, counts.mean_tokens, answer_length(limit)) + n * machine.judge_s
+    return Cost(f"answers of {variant}", seconds, f"{n:,} prompts, ≤ {limit} new tokens each")
+
+
+def evaluation(machine: Machine, counts: Counts, variant: str) -> Cost:
+    """Return the cost of the perplexities of a variant's answers under the model as given."""
+    length = answer_length(machine.config.probe.max_new_tokens)
+    scored = counts.n_evaluated / 2 * (1 if variant == "base" else 1.5)
+    seconds = machine.forward(scored * (counts.mean_tokens + length), scored * length)
+    return Cost(f"evaluation of {variant}", seconds, f"perplexities of {scored:,.0f} answers")
 
 
 def change(machine: Machine, counts: Counts, variant: str) -> Cost:
@@ -301,7 +306,7 @@ def all_stages(machine: Machine, writer: Machine, counts: Counts, has_generator:
     if config.mitigate is None:
         return
     yield preferences(machine, counts)
-    yield evaluation(machine, counts, "base")
+    yield from (sample_answers(machine, counts, "base"), evaluation(machine, counts, "base"))
     methods = config.mitigate.variants().values()
     for source in sorted({method.direction for method in methods if method.direction is not None}):
         yield false_refusal_direction(machine, counts, source)
@@ -310,7 +315,7 @@ def all_stages(machine: Machine, writer: Machine, counts: Counts, has_generator:
         yield mitigation(machine, counts, method)
         if effort is None or effort.writes_weights:
             yield machine.load("vLLM")
-        yield evaluation(machine, counts, method.name)
+        yield from (sample_answers(machine, counts, method.name), evaluation(machine, counts, method.name))
         yield machine.load("transformers")
         yield change(machine, counts, method.name)
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rass_core.evaluate.broken_text import BROKEN_TEXT
 from rass_core.judges import PANEL
 from rass_core.report.points import OUTCOME_NAMES
 from rass_core.vocabulary import NO_HELP_KINDS, Row
@@ -50,7 +51,10 @@ def _answers(rows: Mapping[str, list[Row]]) -> Iterator[tuple[str, str, str]]:
     """Yield model (with its variant, unless it is the model as it came), set of prompts, and what the answer is."""
     labels = {row["prompt_id"]: row["label"] for row in rows["prompts"]}
     written = {row["prompt_id"] for row in rows["derivations"]}
-    verdicts = {row["subject_id"]: row for row in rows["verdicts"] if row["judge"] == PANEL}
+    by_judge: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows["verdicts"]:
+        by_judge[row["judge"]][row["subject_id"]] = row
+    verdicts = by_judge[PANEL] | by_judge[BROKEN_TEXT]
     seen: set[tuple[str, str]] = set()
     for response in sorted(rows["responses"], key=lambda row: row["sample"] or 0):
         model, variant, prompt = (response[name] for name in ("model_id", "variant", "prompt_id"))

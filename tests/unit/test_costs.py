@@ -42,11 +42,10 @@ def test_every_stage_of_the_run_has_a_time(checkpoint: Path, prompts: Path) -> N
     mitigated = times(
         plan_run(config(checkpoint, prompts, generate=short, mitigate={"methods": ["dpo", "weight_ablation"]}))
     )
-    more = {
-        f"{what} {name}" for what in ("answers of", "evaluation of", "change by") for name in ("dpo", "weight_ablation")
-    }
-    assert set(mitigated) - set(plain) == {"preferences", "false-refusal direction", "answers of base", "evaluation of base", "dpo",
-                                           "weight_ablation", *more}  # fmt: skip
+    changed = {f"{what} {name}" for what in ("evaluation of", "change by") for name in ("dpo", "weight_ablation")}
+    answered = {f"answers of {name}" for name in ("base", "dpo", "weight_ablation")}
+    training = {"preferences", "false-refusal direction", "dpo", "weight_ablation"}
+    assert set(mitigated) - set(plain) == {"evaluation of base", *training, *changed, *answered}
     # A stage is called the same in the plan, in the run's lines and in table `runs`.
     titles = [re.sub(r"\\\{.*?\\\}", ".+", re.escape(each.title)) for each in STAGES.values()]
     named = {*mitigated} - loads - {"dpo", "weight_ablation"}

@@ -46,7 +46,7 @@ class Verdicts(TypedDict, total=False):
             str,
             Column(
                 "Name of the judge or moderator; panel: their vote; human:NAME: a reviewer; first_token;"
-                " back_translation."
+                " back_translation; broken_text: a check that overrides the panel."
             ),
         ]
     ]

@@ -4,13 +4,17 @@ import errno
 import os
 import re
 import shutil
-import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rass_core.errors import LakeError
+from rass_core.lake.holding import Locks
+
+ABANDONED_S = 86_400.0
+"""Age of unfinished work without a lock after which it is removed."""
 
 
 @contextmanager
@@ -103,14 +107,19 @@ def make_folder(folder: Path) -> None:
 
 
 class Staging:
-    """A folder for unfinished work, in which each process and each piece of work has a folder of its own."""
+    """A folder for unfinished work, in which each piece of work has a folder of its own, named by its process's lock.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The folder.
+        locks: Of the processes that work in it.
+    """
+
+    def __init__(self, path: Path, locks: Locks) -> None:
+        self.path, self._locks = path, locks
 
     def new_path(self) -> Path:
         """Return the path of a folder that is not there yet; its name says who works in it."""
-        return self.path / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        return self.path / f"{self._locks.own()}-{uuid.uuid4().hex[:8]}"
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -123,21 +132,19 @@ class Staging:
             shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what dead processes of this machine left."""
+        """Remove what processes left that are dead."""
         for folder in self.path.glob("*"):
-            writer = re.fullmatch(r"(.*)-(\d+)-[0-9a-f]{8}", folder.name)
-            if writer and writer[1] == socket.gethostname() and not _is_alive(int(writer[2])):
+            holder = re.fullmatch(r"([0-9a-f]{32})-[0-9a-f]{8}", folder.name)
+            if (holder and not self._locks.is_held(holder[1])) or (not holder and _is_old(folder)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_old(folder: Path) -> bool:
+    """Return whether nobody wrote into a folder for a day: one of a version that held no locks."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return time.time() - folder.stat().st_mtime > ABANDONED_S
+    except OSError:
         return False
-    except PermissionError:
-        pass
-    return True
 
 
 @contextmanager

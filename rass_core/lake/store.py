@@ -5,6 +5,8 @@
     TABLE/run_id=RUN/shard=KEY/part-0.parquet    rows
     _schema/…                                    one file per table, without rows: columns and types
     _staging/…                                   unfinished work
+    _locks/…                                     one per process that works here, freed when it ends
+    _running/RUN.json                            one per run that has not ended
     views.sql                                    the views, for the stock DuckDB command line
 
 A commit is written below `_staging`, synced, and renamed into place, its record last. Readers take
@@ -28,6 +30,7 @@ from rass_core.errors import LakeError
 from rass_core.lake.commits import Commit, CommittedFile, read_record, write_record
 from rass_core.lake.damage import REPAIR, UNREADABLE, check_whole, naming, what_is_wrong
 from rass_core.lake.files import Staging, disk_errors, make_folder, replace_folder, whole_file, write_whole
+from rass_core.lake.holding import Locks
 from rass_core.lake.older import FORMAT, OLDEST_FORMAT, stored_schema
 from rass_core.lake.parquet import write_table
 from rass_core.lake.reading_sql import check_reads
@@ -55,11 +58,12 @@ class Lake:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._staging = Staging(path / "_staging")
+        self.locks = Locks(path / "_locks")
+        self._staging = Staging(path / "_staging", self.locks)
 
     @classmethod
     def open(cls, path: str | Path, create: bool = True) -> "Lake":
-        """Open a lake, create it if new, and sweep up after writers that died on this machine.
+        """Open a lake, create it if new, and clean up after processes that died.
 
         Raises:
             LakeError: No lake and `create` is false, a newer format, or a folder that cannot be written.

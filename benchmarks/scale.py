@@ -170,9 +170,10 @@ class CannedAnswers:
 def _answer(row: dict[str, Any]) -> Generation:
     is_refused = drawn(row["prompt_id"], "margin") < REFUSED
     text = ANSWERS[row["language"]][not is_refused] + row["prompt"]
+    n_tokens = len(text) // 4
     return Generation(
-        text=text, token_ids=[0] * (len(text) // 4), finish_reason="stop", n_prompt_tokens=0, captured=None, logprobs=None
-    )  # fmt: skip
+        text=text, token_ids=[0] * n_tokens, finish_reason="stop", n_prompt_tokens=0, captured=None, logprobs=None
+    )
 
 
 @dataclass(frozen=True)

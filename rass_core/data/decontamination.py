@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,6 +14,8 @@ Reason = Literal["text", "family", "translation", "near_duplicate"]
 OVERLAP_REASONS: tuple[Reason, ...] = get_args(Reason)
 """text: the same words, whatever language they are filed under. family: variants of one prompt.
 translation: the same `translation_group`. near_duplicate: most character 4-grams in common."""
+ROUNDING = 1e-9
+"""By so much sums of grams may be off; bounds take it to the safe side."""
 _KEY_OF: dict[Reason, str] = {"family": "family", "translation": "translation_group"}
 
 
@@ -49,6 +51,7 @@ class NearDuplicates:
         self._place: list[tuple[int, int]] = []
         """By gram: its place in the order, (texts that held it when the order was made, number)."""
         self._grams: dict[int, array[int]] = {}
+        self._size: dict[int, int] = {}
         self._holders: defaultdict[int, list[int]] = defaultdict(list)
         """gram → texts that have it among their first ones."""
         self._n_ordered = 1
@@ -58,7 +61,7 @@ class NearDuplicates:
         ids = array("I", sorted(self._number(gram) for gram in _four_grams(text)))
         for each in ids:
             self._n_texts[each] += 1
-        self._grams[number] = ids
+        self._grams[number], self._size[number] = ids, len(ids)
         if len(self._grams) > 2 * self._n_ordered:
             self._order_anew()
         else:
@@ -67,20 +70,30 @@ class NearDuplicates:
     def like(self, text: str) -> dict[int, float]:
         """Return the similarity of each text kept that this one nearly repeats."""
         grams = _four_grams(text)
-        known = {self._id_of[gram] for gram in grams if gram in self._id_of}
+        known, n = {self._id_of[gram] for gram in grams if gram in self._id_of}, len(grams)
+        shared_first = Counter[int]()
         # A gram that no text has comes first in the order.
-        n_first = self._n_first(len(grams)) - (len(grams) - len(known))
-        candidates = {number for gram in self._first(known, n_first) for number in self._holders.get(gram, ())}
+        for gram in self._first(known, self._n_first(n) - (n - len(known))):
+            shared_first.update(self._holders.get(gram, ()))
         found = {}
-        for number in sorted(candidates):
-            other = self._grams[number]
-            # Sizes alone bound the similarity.
-            if min(len(grams), len(other)) >= self._threshold * max(len(grams), len(other)):
-                shared = len(known.intersection(other))
-                similarity = shared / (len(grams) + len(other) - shared)
+        for number, n_first in shared_first.items():
+            if self._can_be_alike(n, self._size[number], n_first):
+                shared = len(known.intersection(self._grams[number]))
+                similarity = shared / (n + self._size[number] - shared)
                 if similarity >= self._threshold:
                     found[number] = similarity
-        return found
+        return dict(sorted(found.items()))
+
+    def _can_be_alike(self, n: int, m: int, n_shared: int) -> bool:
+        """Tell whether texts of n and m grams can be alike that share so many of their first ones.
+
+        Behind its first ones, the text for which these end earlier in the order shares no more than it has there.
+        """
+        t = self._threshold
+        if min(n, m) < t * max(n, m):
+            return False
+        behind = max(n - self._n_first(n), m - self._n_first(m))
+        return n_shared + behind >= t / (1 + t) * (n + m) - ROUNDING
 
     def _number(self, gram: str) -> int:
         """Return the number of a gram, a new one where it has none."""
@@ -92,7 +105,7 @@ class NearDuplicates:
 
     def _n_first(self, n: int) -> int:
         """Return how many grams of n are indexed; rounding errors may only add one."""
-        return n - math.ceil(self._threshold * n - 1e-9) + 1
+        return n - math.ceil(self._threshold * n - ROUNDING) + 1
 
     def _first(self, ids: Iterable[int], n: int) -> list[int]:
         """Return the first n grams in the order."""

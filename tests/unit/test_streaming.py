@@ -1,5 +1,6 @@
 """What grows with the number of prompts is read a batch at a time, and gives the rows that it gives whole."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from rass_core.lake.schema import TABLES, VECTOR, rows_table
 from rass_core.lake.store import Commit, Lake
 from rass_core.lake.vectors import matrix, vector_column
 from rass_core.models.answering import ASKED, asked, asked_of
+from rass_core.probe.geometry import split_of
+from rass_core.select.anchors import first_per_language, nearest_anchors
 from rass_core.select.gradients import gradient_table, read_gradients
 from rass_core.select.influence import RefusalGradients
 from rass_core.text import digest, prompt_id
@@ -184,3 +187,55 @@ def test_gradients_come_back_in_the_order_of_the_ids(lake: Lake) -> None:
     assert read_gradients(lake, commits, []).vectors.shape[0] == 0
     with pytest.raises(LakeError, match="gradients: none of prompt x"):
         read_gradients(lake, commits, ["a", "x"])
+
+
+def test_anchors_are_those_of_the_label_and_outcome_nearest_first(lake: Lake) -> None:
+    draw, rows = random.Random(1), []
+    for i in range(400):
+        rows.append(
+            {
+                "prompt_id": f"p{i:03d}", "language": draw.choice(["en", "de"]), "family": f"f{draw.randrange(150)}",
+                "label": draw.choice(["harmful", "harmless"]), "outcome": draw.choice(["refusal", "compliance"]),
+                "distance": draw.choice([None, *(round(draw.uniform(-1, 1), 1) for _ in range(9))]),
+            }
+        )  # fmt: skip
+    tables = {
+        "prompts": [{**row, "text": "t"} for row in rows],
+        "responses": [
+            {"response_id": f"r{row['prompt_id']}", "prompt_id": row["prompt_id"], "model_id": "m", "variant": "base",
+             "sample": 0, "text_sha256": ""} for row in rows],
+        "verdicts": [
+            {"subject_id": f"r{row['prompt_id']}", "judge": judge, "outcome": outcome}
+            for row in rows for judge, outcome in (("panel", row["outcome"]), ("phrases", "refusal"))],
+        "margins": [
+            {"prompt_id": row["prompt_id"], "model_id": "m", "direction_id": "d", "distance": row["distance"]}
+            for row in rows],
+    }  # fmt: skip
+    commits = [
+        lake.commit("run", key, {name: rows_table(name, each[start:stop]) for name, each in tables.items()})
+        for key, start, stop in (("0a", 0, 150), ("0b", 150, None))
+    ]
+    expected = [
+        row["prompt_id"]
+        for row in sorted(rows, key=lambda row: (abs(row["distance"] or 0), row["prompt_id"]))
+        if (row["label"], row["outcome"]) == ("harmful", "refusal")
+        and row["distance"] is not None
+        and split_of(row["family"], 3) != "test"
+    ]
+    found = list(nearest_anchors(lake, commits, "harmful", "refusal", 3))
+    assert 20 < len(expected) < 100
+    assert [row["prompt_id"] for row in found] == expected
+    assert set(found[0]) == set(TABLES["prompts"].names)
+
+
+def test_no_more_rows_are_read_than_the_first_per_language_need() -> None:
+    read: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            read.append(number)
+            yield {"language": ("en", "de", "fr")[number % 3], "number": number}
+
+    assert [row["number"] for row in first_per_language(rows(), {"en": 2, "de": 1})] == [0, 1, 3]
+    assert len(read) == 4
+    assert first_per_language(rows(), {}) == first_per_language(rows(), {"en": 0}) == []

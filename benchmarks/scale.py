@@ -36,7 +36,7 @@ from rass_core.judges.settings import JudgeConfig
 from rass_core.judges.workers import JudgeWorker, to_judge
 from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit, Lake
-from rass_core.models.answering import asked_of, response_table
+from rass_core.models.answering import asked_alone, response_table
 from rass_core.models.pool import ModelPool
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_requests import Generation
@@ -146,10 +146,14 @@ def write_prompts(path: Path, n: int) -> None:
     with pq.ParquetWriter(path, schema) as file:
         rows = itertools.islice(sentences(), n)
         while part := list(itertools.islice(rows, 10_000)):
-            labels = [("harmful", "harmless", "pseudo_harmful")[int(drawn(text, "label") * 10) % 3 if drawn(
-                text, "label") < 0.3 else 2] for _, _, text in part]  # fmt: skip
+            labels = [_label(text) for _, _, text in part]
             languages, categories, texts = zip(*part, strict=True)
             file.write_table(pa.table([texts, languages, labels, categories], schema=schema))
+
+
+def _label(text: str) -> str:
+    place = drawn(text, "label")
+    return "harmful" if place < 0.1 else "harmless" if place < 0.3 else "pseudo_harmful"
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ class Flow:
         return self.map(worker, lambda: to_judge(self.lake, asked, answers), "response_id", READ_PER_ANSWERED)
 
     def _asked(self, prompts: Commit) -> Iterator[pa.RecordBatch]:
-        return asked_of(self.lake.batches("SELECT * FROM prompts", [prompts]), MODEL)
+        return asked_alone(self.lake.batches("SELECT * FROM prompts", [prompts]), MODEL)
 
     def place(self, prompts: Commit) -> Commit:
         """Put every prompt at a drawn margin, written by an operator and called harmless by the moderators."""

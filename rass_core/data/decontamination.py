@@ -5,6 +5,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 from rass_core.errors import PromptError
@@ -75,25 +76,25 @@ class NearDuplicates:
         # A gram that no text has comes first in the order.
         for gram in self._first(known, self._n_first(n) - (n - len(known))):
             shared_first.update(self._holders.get(gram, ()))
-        found = {}
+        least, found = cache(partial(self._least_first, n)), {}
         for number, n_first in shared_first.items():
-            if self._can_be_alike(n, self._size[number], n_first):
+            if n_first >= least(self._size[number]):
                 shared = len(known.intersection(self._grams[number]))
                 similarity = shared / (n + self._size[number] - shared)
                 if similarity >= self._threshold:
                     found[number] = similarity
         return dict(sorted(found.items()))
 
-    def _can_be_alike(self, n: int, m: int, n_shared: int) -> bool:
-        """Tell whether texts of n and m grams can be alike that share so many of their first ones.
+    def _least_first(self, n: int, m: int) -> float:
+        """Return how many of their first grams alike texts of n and m grams share at least; inf where none are alike.
 
         Behind its first ones, the text for which these end earlier in the order shares no more than it has there.
         """
         t = self._threshold
         if min(n, m) < t * max(n, m):
-            return False
+            return math.inf
         behind = max(n - self._n_first(n), m - self._n_first(m))
-        return n_shared + behind >= t / (1 + t) * (n + m) - ROUNDING
+        return t / (1 + t) * (n + m) - behind - ROUNDING
 
     def _number(self, gram: str) -> int:
         """Return the number of a gram, a new one where it has none."""

@@ -35,7 +35,7 @@ def asked(columns: Mapping[str, Any]) -> pa.Table:
     return pa.table({name: columns.get(name, pa.nulls(n)) for name in ASKED.names}).cast(ASKED)
 
 
-def asked_of(prompts: Iterable[pa.RecordBatch], model_id: str) -> Iterator[pa.RecordBatch]:
+def asked_alone(prompts: Iterable[pa.RecordBatch], model_id: str) -> Iterator[pa.RecordBatch]:
     """Yield rows of table `prompts` as a model is asked them, the prompt alone; rows of `ASKED`.
 
     Args:

@@ -20,7 +20,7 @@ from rass_core.lake import store
 from rass_core.lake.schema import TABLES, VECTOR, rows_table
 from rass_core.lake.store import Commit, Lake
 from rass_core.lake.vectors import matrix, vector_column
-from rass_core.models.answering import ASKED, asked, asked_of
+from rass_core.models.answering import ASKED, asked, asked_alone
 from rass_core.probe.geometry import split_of
 from rass_core.select.anchors import first_per_language, nearest_anchors
 from rass_core.select.gradients import gradient_table, read_gradients
@@ -121,7 +121,7 @@ def test_errors_of_a_batched_query_name_their_cause(lake: Lake) -> None:
 
 
 def test_prompts_are_asked_alone(lake: Lake) -> None:
-    rows = pa.Table.from_batches(asked_of(prompts(5).to_batches(max_chunksize=2), "m"))
+    rows = pa.Table.from_batches(asked_alone(prompts(5).to_batches(max_chunksize=2), "m"))
     assert rows.schema == ASKED
     assert rows.to_pylist()[3] == {
         "response_id": digest("response", "m", "p0003", "base", 0), "prompt_id": "p0003", "variant": "base",

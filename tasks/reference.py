@@ -26,8 +26,7 @@ module with everything that this imports. If the lake holds rows under that key,
   of the report.
 - A stage that works with a model commits its rows in shards of `executor.rows_per_shard` prompts. An interrupted run
   continues at the first missing shard.
-- A stage fails if it reads a setting, or by `session.read` a table, that it does not declare. The same holds for a table
-  that it writes.
+- A stage fails if it reads a setting, or by `session.read` a table, that it does not declare, or writes another table.
 """
 _DERIVED_HEAD = """\
 ## Names that count more than one setting

@@ -21,7 +21,7 @@ from rass_core.vocabulary import Row
 
 NEEDED = (
     "torch", "transformers>=5.16", "prefect>=3.7.7", "sqlalchemy<2.1", "pyarrow>=20", "duckdb>=1.4",
-    "pydantic>=2.12", "plotly>=6", "datasets", "datasketch", "scikit-learn", "httpx",
+    "pydantic>=2.12", "plotly>=6", "datasets", "scikit-learn", "httpx",
 )  # fmt: skip
 """As pyproject.toml has them; a test holds the two together."""
 BREAKS = {

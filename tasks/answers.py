@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rass_core.judges.workers import TO_JUDGE, JudgedAnswerWorker, JudgeWorker
+from rass_core.judges.workers import JudgedAnswerWorker, JudgeWorker, to_judge
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
 from rass_core.models.thinking import CUT_OFF
@@ -45,10 +45,10 @@ def judge(session: Session, asked: pa.Table, answers: Commit) -> Commit:
         asked: Rows of `models.answering.ASKED`.
         answers: Holds their answers.
     """
-    texts = session.read("responses", answers, columns=["response_id", "text", "finish_reason"])
-    rows = asked.join(texts, "response_id").select(TO_JUDGE.names).cast(TO_JUDGE).sort_by("response_id")
-    worker = JudgeWorker(session.setting("judging"), session.config.judge, session.asked_model, rows.num_rows)
-    return session.map("judging responses", worker, rows, "response_id", READ_PER_ANSWERED)
+    worker = JudgeWorker(session.setting("judging"), session.config.judge, session.asked_model, asked.num_rows)
+    return session.map(
+        "judging responses", worker, lambda: to_judge(session.lake, asked, answers), "response_id", READ_PER_ANSWERED
+    )
 
 
 def say_cut_off(session: Session, answers: Commit) -> None:

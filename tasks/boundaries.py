@@ -23,7 +23,7 @@ from rass_core.probe.misalignment import (
 from rass_core.probe.pooling import pool_reports
 from rass_core.stats.intervals import wilson
 from rass_core.vocabulary import ALL
-from tasks.probed import directions_of, margin_scale, panel_words, read_probe_data
+from tasks.probed import directions_of, margin_scale, panel_verdicts, read_probe_data
 from tasks.rates import counted_outcome, rate_rows
 from tasks.session import Session
 from tasks.stage import StageTables, stage
@@ -66,7 +66,7 @@ def measure_boundaries(
         "evaluations": rows_table(
             "evaluations",
             [
-                *_base_rates(session, data, panel_words(session, responses)),
+                *_base_rates(session, data, panel_verdicts(session, responses)),
                 *_band_shares(session, data, measured, reports),
                 *_misalignment_rows(session, splits, harm),
             ],

@@ -276,8 +276,9 @@ def known_prompts(session: Session, commits: Sequence[Commit]) -> KnownPrompts:
     """Return the prompts that these commits hold; what the selection would count as one of them is no new one."""
     known = KnownPrompts(session.config.select.near_duplicate_jaccard)
     for commit in commits:
-        for row in session.read("prompts", commit).to_pylist():
-            known.add(row["prompt_id"], row["text"])
+        for batch in session.read("prompts", commit, columns=["prompt_id", "text"]).to_batches():
+            for row in batch.to_pylist():
+                known.add(row["prompt_id"], row["text"])
     return known
 
 

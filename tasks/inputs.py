@@ -37,10 +37,10 @@ def check_inputs(config: RassConfig) -> LoadedPrompts:
     """
     loaded, key = read_given(config), config.sha256()
     if key not in _checked:
-        texts, notes = loaded.table["text"].to_pylist(), []
+        notes: list[str] = []
         for model in filter(None, (config.model, config.generator, *config.models)):
             checked_folder(model.reference)
-            found = chat_of(model).notes(config.probe.max_new_tokens, texts)
+            found = chat_of(model).notes(config.probe.max_new_tokens, loaded.texts())
             notes += [f"{model.name}, {what}: {note}" for what, note in found.items() if what != "date"]
         if config.mitigate is not None:
             _check_mitigation(config)

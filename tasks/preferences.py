@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rass_core.errors import ConfigError, SelectionError
-from rass_core.lake.schema import rows_table
+from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit
 from rass_core.lake.tables.mitigation import Preferences
 from rass_core.languages import identification
@@ -22,9 +22,9 @@ from rass_core.mitigate.settings import MitigateConfig
 from rass_core.models.perplexity import Answered, answer_perplexities
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
 from rass_core.probe.geometry import prefixes_of
+from rass_core.select.anchors import first_per_language, nearest_anchors
 from rass_core.text import AcceptanceLimits
 from rass_core.vocabulary import Row
-from tasks.anchors import anchors, first_of_each
 from tasks.probed import Probed, direction_with
 from tasks.session import SHORT_S, Session
 from tasks.stage import MODEL_CODE, StageTables, stage
@@ -87,11 +87,17 @@ def mitigating(session: Session) -> MitigateConfig:
 
 def read_pairs(session: Session, probed: Probed, rounds: Sequence[Commit], preferences: Commit) -> list[PreferencePair]:
     """Return the pairs with their prompts' texts, in a fixed order."""
-    text_of = {row["prompt_id"]: row["text"] for row in session.read("prompts", probed.prompts, *rounds).to_pylist()}
+    where = "prompt_id IN (SELECT prompt_id FROM preferences)"
+    text_of = _prompts(session, where, [probed.prompts, *rounds, preferences])
     rows = session.read("preferences", preferences).to_pylist()
     return [
         PreferencePair(
-            row["prompt_id"], row["kind"], text_of[row["prompt_id"]], row["language"], row["chosen"], row["rejected"]
+            row["prompt_id"],
+            row["kind"],
+            text_of[row["prompt_id"]]["text"],
+            row["language"],
+            row["chosen"],
+            row["rejected"],
         )
         for row in sorted(rows, key=lambda row: (row["kind"], row["prompt_id"]))
     ]
@@ -99,18 +105,27 @@ def read_pairs(session: Session, probed: Probed, rounds: Sequence[Commit], prefe
 
 def _pair_prompts(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> PairPrompts:
     """Return the selected prompts and the anchors for them, none of the test split."""
-    rows = {row["prompt_id"]: row for row in session.read("prompts", probed.prompts, *rounds).to_pylist()}
-    chosen = [row["prompt_id"] for row in session.read("selections", selection).to_pylist()]
-    if not chosen:
+    where = "prompt_id IN (SELECT prompt_id FROM selections)"
+    commits, settings = [*probed.commits, *rounds], mitigating(session)
+    selected = sorted(_prompts(session, where, [*commits, selection]).values(), key=lambda row: row["prompt_id"])
+    if not selected:
         raise SelectionError("preferences: no prompt was selected; widen generate.width or write more rounds")
-    selected, settings = [rows[prompt_id] for prompt_id in sorted(chosen)], mitigating(session)
-    harmful = anchors(session, probed, rounds, "harmful", "refusal")
-    harmless = anchors(session, probed, rounds, "harmless", "compliance")
+    harmful, harmless = (
+        nearest_anchors(session.lake, commits, label, outcome, session.config.seed)
+        for label, outcome in (("harmful", "refusal"), ("harmless", "compliance"))
+    )
     return PairPrompts(
         selected,
-        first_of_each(harmful, anchors_asked(selected, settings.safety_share)),
-        first_of_each(harmless, anchors_asked(selected, settings.general_share)),
+        first_per_language(harmful, anchors_asked(selected, settings.safety_share)),
+        first_per_language(harmless, anchors_asked(selected, settings.general_share)),
     )
+
+
+def _prompts(session: Session, where: str, commits: Sequence[Commit]) -> dict[str, Row]:
+    """Return prompt_id → row of `prompts`, of those that a condition in SQL names."""
+    columns = ", ".join(TABLES["prompts"].names)
+    found = session.lake.batches(f"SELECT {columns} FROM prompts WHERE {where}", commits)
+    return {row["prompt_id"]: row for batch in found for row in batch.to_pylist()}
 
 
 def _own_answers(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Generation, str]]:

@@ -71,21 +71,21 @@ def direction_with(role: str, session: Session, directions: Commit) -> Direction
 
 def outcomes_of(session: Session, responses: Commit) -> dict[str, str]:
     """Return prompt_id → what the panel says of the answer."""
-    return {prompt_id: word["outcome"] for prompt_id, word in panel_words(session, responses).items()}
+    return {prompt_id: row["outcome"] for prompt_id, row in panel_verdicts(session, responses).items()}
 
 
-def panel_words(session: Session, responses: Commit) -> dict[str, Mapping[str, Any]]:
+def panel_verdicts(session: Session, responses: Commit) -> dict[str, Mapping[str, Any]]:
     """Return prompt_id → the panel's row of `verdicts`."""
-    words = session.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
-    of_response = {word["subject_id"]: word for word in words}
-    return {
-        row["prompt_id"]: of_response[row["response_id"]] for row in session.read("responses", responses).to_pylist()
-    }
+    verdicts = session.read("verdicts", responses, where=f"judge = '{PANEL}'").to_pylist()
+    of_response = {row["subject_id"]: row for row in verdicts}
+    answers = session.read("responses", responses, columns=["prompt_id", "response_id"])
+    return {prompt: of_response[response] for prompt, response in zip(*answers.to_pydict().values(), strict=True)}
 
 
 def read_probe_data(session: Session, prompts: Commit, responses: Commit, activations: Commit) -> ProbeData:
     """Return the given prompts with outcomes and residual streams, in the order of their ids."""
-    rows = sorted(session.read("prompts", prompts).to_pylist(), key=lambda row: row["prompt_id"])
+    given = session.read("prompts", prompts, columns=["prompt_id", "label", "language", "family"])
+    rows = given.sort_by("prompt_id").to_pylist()
     answered = outcomes_of(session, responses)
     number = {"refusal": 1.0, "partial": 0.0, "compliance": 0.0, "unscored": np.nan}
     streams, layers, positions = _streams(session.read("activations", activations), [row["prompt_id"] for row in rows])

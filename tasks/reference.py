@@ -26,7 +26,7 @@ module with everything that this imports. If the lake holds rows under that key,
   of the report.
 - A stage that works with a model commits its rows in shards of `executor.rows_per_shard` prompts. An interrupted run
   continues at the first missing shard.
-- A stage that reads a table or a setting that it does not declare fails, so this page cannot be wrong about that.
+- A stage fails if it reads a setting, or by `session.read` a table, that it does not declare, or writes another table.
 """
 _DERIVED_HEAD = """\
 ## Names that count more than one setting

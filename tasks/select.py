@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rass_core.data.decontamination import without_near_duplicates
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from rass_core.lake.tables.mitigation import Quotas, Selections
-from rass_core.select.gradients import GradientWorker
+from rass_core.select.anchors import first_per_language, nearest_anchors
+from rass_core.select.gradients import GradientWorker, read_gradients
 from rass_core.select.quotas import Influence, eligible, fill_quotas
 from rass_core.select.settings import N_HARMFUL
 from rass_core.text import digest
-from tasks.anchors import anchors, first_of_each
 from tasks.answers import READ_PER_ANSWERED
 from tasks.probed import Probed, direction_with
 from tasks.session import Session
@@ -50,7 +50,8 @@ def select_candidates(
     rows = found.to_pylist()
     rows = [rows[i] for i in without_near_duplicates([r["text"] for r in rows], settings.near_duplicate_jaccard)]
     languages = {language for language, _ in wanted}
-    harmful = first_of_each(anchors(session, probed, rounds, "harmful", "refusal"), dict.fromkeys(languages, N_HARMFUL))
+    refused = nearest_anchors(session.lake, [*probed.commits, *rounds], "harmful", "refusal", session.config.seed)
+    harmful = first_per_language(refused, dict.fromkeys(languages, N_HARMFUL))
     influence = _influence(session, rows, harmful)
     for line in influence.blind_spots([row["language"] for row in rows]):
         session.say(f"selection: {line}")
@@ -87,14 +88,11 @@ def _influence(session: Session, rows: Sequence[Mapping[str, Any]], harmful: Seq
     columns = ("prompt_id", "text", "language")
     asked = pa.table({name: pa.array([row[name] for row in everything], pa.string()) for name in columns})
     found = session.map("reading gradients of refusal", worker, asked, "prompt_id", READ_PER_ANSWERED)
-    of = {row["prompt_id"]: row for row in session.read("gradients", found).to_pylist()}
-    there = [of[row["prompt_id"]] for row in everything]
-    vectors = np.array([row["vector"] for row in there], np.float32).reshape(len(there), -1 if there else 0)
-    log_odds = np.array([row["log_odds"] for row in there])
-    return Influence.of(vectors, log_odds, [row["language"] for row in everything], len(rows))
+    read = read_gradients(session.lake, [found], [row["prompt_id"] for row in everything])
+    return Influence.of(read.vectors, read.log_odds, [row["language"] for row in everything], len(rows))
 
 
 def _cells(session: Session, probed: Probed) -> list[tuple[str, str]]:
     """Return every language × category that the given prompts could lead to."""
-    rows = session.read("prompts", probed.prompts).to_pylist()
-    return list(product(*(sorted({row[name] or "none" for row in rows}) for name in ("language", "category"))))
+    given = session.read("prompts", probed.prompts, columns=["language", "category"])
+    return list(product(*(sorted({each or "none" for each in pc.unique(column).to_pylist()}) for column in given)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import reduce
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
 from prefect.exceptions import MissingContextError
@@ -47,6 +47,7 @@ from tasks.progress import PROGRESS
 from tasks.stage import DeclaredSettings, Stage, StageTables, StageTime
 
 Rows = Iterable[Mapping[str, Any]]
+ShardRows: TypeAlias = "pa.Table | Callable[[], Iterable[pa.RecordBatch]]"
 _WRITING = ("refresh", "generate", "morbench")
 """Flows that let a model write prompts."""
 SHORT_S = 2.0
@@ -163,25 +164,33 @@ class Session:
             return self.whole_config
         return cast(RassConfig, DeclaredSettings(self.whole_config, read_by(self._stage.settings), self._stage.name))
 
-    def map(self, what: str, worker: Worker, rows: pa.Table, name: str, times: int = 1) -> Commit:
+    def map(self, what: str, worker: Worker, rows: ShardRows, name: str, times: int = 1) -> Commit:
         """Return what a worker makes of rows, as one commit; shards that the lake holds are not worked on again.
 
         Args:
             what: For the lines of progress: `answering the given prompts`.
             worker: Is built only if a shard is missing.
-            rows: What it works on.
+            rows: What it works on, or a function that returns it in batches.
             name: Column with the id of each row.
             times: Shards are so many times as long as the configuration says, for quick work.
         """
         size = self.whole_config.executor.rows_per_shard * times
-        shards = [Shard(shard_key(worker, part), part) for part in cut(rows, name, size)]
-        known = {shard.key: self.lake.committed(shard.key) for shard in shards}
-        missing = [shard for shard in shards if known[shard.key] is None]
-        if missing:
+
+        def shards() -> Iterator[Shard]:
+            for part in cut(rows() if callable(rows) else rows, name, size):
+                yield Shard(shard_key(worker, part), part)
+
+        known: dict[str, Commit | None] = {}
+        n_all = n_missing = 0
+        for shard in shards():  # read twice rather than held
+            known[shard.key] = self.lake.committed(shard.key)
+            n_all += shard.rows.num_rows
+            n_missing += shard.rows.num_rows if known[shard.key] is None else 0
+        if n_missing:
             self._check_may_compute(what)
-            n_missing = sum(shard.rows.num_rows for shard in missing)
-            if n_missing < rows.num_rows:
-                self.say(f"{what}: {rows.num_rows - n_missing:,} of {rows.num_rows:,} are in the lake already")
+            if n_missing < n_all:
+                self.say(f"{what}: {n_all - n_missing:,} of {n_all:,} are in the lake already")
+            missing = (shard for shard in shards() if known[shard.key] is None)
             with self.progress(what, n_missing) as done:
                 for shard, tables in self.executor.run(worker, missing, done):
                     known[shard.key] = self.lake.commit(self.run_id, shard.key, tables)
@@ -257,7 +266,7 @@ class Session:
         settings = self.whole_config
         answers = [settings.probe.max_new_tokens, settings.generate.max_new_tokens]
         answers += [settings.mitigate.max_new_tokens] if settings.mitigate is not None else []
-        return longest_request(chat_of(model), self.given.table["text"].to_pylist(), max(answers))
+        return longest_request(chat_of(model), self.given.texts(), max(answers))
 
     def _check(self, model: ModelConfig, engine: SteeredEngine) -> None:
         """Compare an engine with transformers, keep what was found, and free a model that nothing else needs."""

@@ -10,7 +10,7 @@ def respond(session, model, prompts):
 Calling it returns the commit with its rows. They are computed only where the lake does not hold them: the stage's key
 counts its arguments, the settings that it declares, and the code of its module with all that this imports. The
 declaration also gives the Prefect task, the line of progress and the row of `docs/stages.md`. It is checked while the
-stage runs: reading another table or setting, or writing another table, is an error.
+stage runs: reading another setting or, by `session.read`, another table, or writing another table, is an error.
 """
 
 import inspect

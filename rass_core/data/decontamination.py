@@ -1,11 +1,12 @@
 """Proof that no evaluation prompt was trained on: by text, family, translation or near-duplicate."""
 
-from collections import defaultdict
+import math
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal, get_args
-
-from datasketch import MinHash, MinHashLSH
 
 from rass_core.errors import PromptError
 from rass_core.text import normalise
@@ -14,7 +15,8 @@ Reason = Literal["text", "family", "translation", "near_duplicate"]
 OVERLAP_REASONS: tuple[Reason, ...] = get_args(Reason)
 """text: the same words, whatever language they are filed under. family: variants of one prompt.
 translation: the same `translation_group`. near_duplicate: most character 4-grams in common."""
-N_PERMUTATIONS = 128
+ROUNDING = 1e-9
+"""By so much sums of grams may be off; bounds take it to the safe side."""
 _KEY_OF: dict[Reason, str] = {"family": "family", "translation": "translation_group"}
 
 
@@ -33,38 +35,95 @@ class Overlap:
 
 
 class NearDuplicates:
-    """Texts, and which of them a further one nearly repeats.
+    """Texts, and which of them a further one nearly repeats: the Jaccard similarity of character 4-grams is exact.
 
-    Candidates come from MinHash bands, the decision from the exact Jaccard similarity of character 4-grams.
+    Two texts of n and m grams that are alike share at least t·max(n, m) of them. So if the grams of all texts are put
+    into one order, their first n − ⌈t·n⌉ + 1 and m − ⌈t·m⌉ + 1 have one in common (prefix filter, Chaudhuri et al.
+    2006). Only these are indexed, rare grams first: few texts share one, and the time grows with the number of texts.
     """
 
     def __init__(self, threshold: float) -> None:
         """Take the similarity, in (0, 1], from which two texts count as one."""
         self._threshold = threshold
-        # Bands are weighted against misses, under 1 in 100 at the threshold and fewer above it: the exact
-        # check takes out what they bring up too much.
-        self._bands = MinHashLSH(threshold=min(threshold, 0.95), num_perm=N_PERMUTATIONS, weights=(0.002, 0.998))
-        self._grams: dict[int, set[str]] = {}
+        self._id_of: dict[str, int] = {}
+        """gram → its number."""
+        self._n_texts = array("I")
+        """By gram: texts that hold it."""
+        self._place: list[tuple[int, int]] = []
+        """By gram: its place in the order, (texts that held it when the order was made, number)."""
+        self._grams: dict[int, array[int]] = {}
+        self._size: dict[int, int] = {}
+        self._holders: defaultdict[int, list[int]] = defaultdict(list)
+        """gram → texts that have it among their first ones."""
+        self._n_ordered = 1
 
     def add(self, number: int, text: str) -> None:
         """Keep a text under a number of its own."""
-        grams = _four_grams(text)
-        self._bands.insert(number, _signature(grams))
-        self._grams[number] = grams
+        ids = array("I", sorted(self._number(gram) for gram in _four_grams(text)))
+        for each in ids:
+            self._n_texts[each] += 1
+        self._grams[number], self._size[number] = ids, len(ids)
+        if len(self._grams) > 2 * self._n_ordered:
+            self._order_anew()
+        else:
+            self._index(number)
 
     def like(self, text: str) -> dict[int, float]:
         """Return the similarity of each text kept that this one nearly repeats."""
         grams = _four_grams(text)
-        found = {}
-        for number in self._bands.query(_signature(grams)):
-            other = self._grams[number]
-            # Sizes alone bound the similarity, and most candidates end here.
-            if min(len(grams), len(other)) >= self._threshold * max(len(grams), len(other)):
-                shared = len(grams & other)
-                similarity = shared / (len(grams) + len(other) - shared)
+        known, n = {self._id_of[gram] for gram in grams if gram in self._id_of}, len(grams)
+        shared_first = Counter[int]()
+        # A gram that no text has comes first in the order.
+        for gram in self._first(known, self._n_first(n) - (n - len(known))):
+            shared_first.update(self._holders.get(gram, ()))
+        least, found = cache(partial(self._least_first, n)), {}
+        for number, n_first in shared_first.items():
+            if n_first >= least(self._size[number]):
+                shared = len(known.intersection(self._grams[number]))
+                similarity = shared / (n + self._size[number] - shared)
                 if similarity >= self._threshold:
                     found[number] = similarity
-        return found
+        return dict(sorted(found.items()))
+
+    def _least_first(self, n: int, m: int) -> float:
+        """Return how many of their first grams alike texts of n and m grams share at least; inf where none are alike.
+
+        Behind its first ones, the text for which these end earlier in the order shares no more than it has there.
+        """
+        t = self._threshold
+        if min(n, m) < t * max(n, m):
+            return math.inf
+        behind = max(n - self._n_first(n), m - self._n_first(m))
+        return t / (1 + t) * (n + m) - behind - ROUNDING
+
+    def _number(self, gram: str) -> int:
+        """Return the number of a gram, a new one where it has none."""
+        number = self._id_of.setdefault(gram, len(self._id_of))
+        if number == len(self._place):
+            self._n_texts.append(0)
+            self._place.append((0, number))
+        return number
+
+    def _n_first(self, n: int) -> int:
+        """Return how many grams of n are indexed; rounding errors may only add one."""
+        return n - math.ceil(self._threshold * n - ROUNDING) + 1
+
+    def _first(self, ids: Iterable[int], n: int) -> list[int]:
+        """Return the first n grams in the order."""
+        return sorted(ids, key=self._place.__getitem__)[: max(0, n)]
+
+    def _index(self, number: int) -> None:
+        ids = self._grams[number]
+        for gram in self._first(ids, self._n_first(len(ids))):
+            self._holders[gram].append(number)
+
+    def _order_anew(self) -> None:
+        """Order the grams by the number of texts that hold them now; done each time the texts have doubled."""
+        self._n_ordered = len(self._grams)
+        self._place = list(zip(self._n_texts, range(len(self._n_texts)), strict=True))
+        self._holders.clear()
+        for number in self._grams:
+            self._index(number)
 
 
 def without_near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
@@ -184,9 +243,3 @@ def _by_text(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, list[Ma
 
 def _four_grams(text: str) -> set[str]:
     return {text[i : i + 4].casefold() for i in range(max(1, len(text) - 3))}
-
-
-def _signature(grams: set[str]) -> MinHash:
-    signature = MinHash(num_perm=N_PERMUTATIONS, seed=1)
-    signature.update_batch([gram.encode() for gram in sorted(grams)])
-    return signature

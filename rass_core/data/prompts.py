@@ -1,10 +1,8 @@
 """Given prompts: read from files and data sets, checked, and brought into the table `prompts`."""
 
 import difflib
-import hashlib
-import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from rass_core.data.cells import CHAT_COLUMNS, Said, class_name, key, label_of, plain, proposed_map, text_of
+from rass_core.data.gathering import ROWS_HELD, FirstLabels, GatheredPrompts, GivenPrompt, sampled
 from rass_core.data.readers import Batch, DataFile, class_names, find_files, numbered
 from rass_core.data.records import message_of, repeated
 from rass_core.data.sources import LONGEST_LABEL, PromptSource
@@ -34,6 +33,11 @@ class LoadedPrompts:
     places: dict[str, str] = field(default_factory=dict)
     """Language → file and row of its first prompt."""
 
+    def texts(self) -> Iterator[str]:
+        """Yield the texts, a batch of them Python objects at a time."""
+        for batch in self.table.to_batches(max_chunksize=ROWS_HELD):
+            yield from batch["text"].to_pylist()
+
 
 def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) -> LoadedPrompts:
     """Return the prompts of all sources: NFC, stripped, line breaks kept, in the order of the sources.
@@ -53,40 +57,18 @@ def load_prompts(sources: Sequence[PromptSource], max_characters: int = 20_000) 
     dropped = {"empty": 0, "null": 0, "duplicate": 0}
     places: dict[str, str] = {}
     n_shortened = 0
-    first_labels: dict[str, tuple[str, str]] = {}
-    kept: dict[str, _Prompt] = {}
+    labels, kept = FirstLabels(), GatheredPrompts()
     for source in sources:
-        prompts: dict[str, _Prompt] = {}
+        prompts = GatheredPrompts()
         for file, place, prompt, has_earlier in _Reading(source, max_characters, dropped).prompts():
-            label, first_file = first_labels.setdefault(prompt.prompt_id, (prompt.label, file))
-            if label != prompt.label:
-                raise PromptError(
-                    f"{first_file} and {place}: {prompt.text[:60]!r} is {label} in the one and"
-                    f" {prompt.label} in the other; give it one label"
-                )
+            labels.check(prompt, file, place)
             places.setdefault(prompt.language, place)
-            if prompts.setdefault(prompt.prompt_id, prompt) is not prompt:
-                dropped["duplicate"] += 1
+            dropped["duplicate"] += not prompts.add(prompt)
             n_shortened += has_earlier
-        for prompt in _sample(prompts.values(), source.max_rows_per_cell):
-            if kept.setdefault(prompt.prompt_id, prompt) is not prompt:
-                dropped["duplicate"] += 1
-    columns = list(zip(*kept.values(), strict=True)) or [()] * len(_Prompt._fields)
-    table = pa.table(dict(zip(_Prompt._fields, columns, strict=True)), TABLES["prompts"])
+        for batch in sampled(prompts.batches(), source.max_rows_per_cell):
+            dropped["duplicate"] += kept.add_batch(batch)
+    table = pa.Table.from_batches(kept.batches(), TABLES["prompts"])
     return LoadedPrompts(table, dropped, n_shortened, places)
-
-
-class _Prompt(NamedTuple):
-    """A row of the table `prompts`."""
-
-    prompt_id: str
-    text: str
-    language: str
-    label: str
-    category: str | None
-    source: str
-    licence: str | None
-    family: str
 
 
 @dataclass
@@ -103,7 +85,7 @@ class _Reading:
     """Values of the label column that are no label."""
     first_unknown: str = ""
 
-    def prompts(self) -> Iterator[tuple[str, str, _Prompt, bool]]:
+    def prompts(self) -> Iterator[tuple[str, str, GivenPrompt, bool]]:
         """Yield file, place and prompt of each row that is kept, and whether earlier turns of it are left out."""
         for file in _files(self.source):
             for place, row in _rows(file, self.source):
@@ -121,7 +103,7 @@ class _Reading:
                 + (" or where" if self.source.where else "")
             )
 
-    def _prompt(self, file: "DataFile | _HubRows", place: str, row: "_Row") -> tuple[_Prompt, bool] | None:
+    def _prompt(self, file: "DataFile | _HubRows", place: str, row: "_Row") -> tuple[GivenPrompt, bool] | None:
         """Return a row's prompt; None for what is dropped or not wanted."""
         said = text_of(row.text, self.max_characters, place)
         if not said.text:
@@ -136,11 +118,11 @@ class _Reading:
 
     def _row(
         self, file: "DataFile | _HubRows", place: str, row: "_Row", said: Said, language: str, label: str
-    ) -> _Prompt:
+    ) -> GivenPrompt:
         identity = prompt_id(language, said.text or "")
         origin = self.source.source or file.stem
         family = plain(row.family, str(self.source.family_column), place)
-        return _Prompt(
+        return GivenPrompt(
             prompt_id=identity,
             text=said.text or "",
             language=language,
@@ -190,23 +172,6 @@ def _language(language: Any, place: str) -> str:
         return canonical_tag(written)
     except LanguageError as error:
         raise PromptError(f"{place}: {error}, or give the source a language") from error
-
-
-def _sample(prompts: Collection[_Prompt], max_per_cell: int | None) -> Iterable[_Prompt]:
-    """Return in each language and label the prompts whose prompt_id has the smallest digest."""
-    if max_per_cell is None:
-        return prompts
-    cells: dict[tuple[str, str], list[str]] = {}
-    for prompt in prompts:
-        cells.setdefault((prompt.language, prompt.label), []).append(prompt.prompt_id)
-    chosen = {
-        identity for identities in cells.values() for identity in heapq.nsmallest(max_per_cell, identities, key=_sha256)
-    }
-    return [prompt for prompt in prompts if prompt.prompt_id in chosen]
-
-
-def _sha256(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
 
 
 class _Row(NamedTuple):

@@ -7,7 +7,7 @@ at the first missing shard.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ Tables = Mapping[str, pa.Table]
 Done = Callable[[int], None]
 """Called with the number of rows finished so far."""
 Compute = Callable[[pa.Table, Done], Tables]
+ROWS_AT_ONCE = 4096
+"""Rows that are Python objects at a time where a table is read row by row."""
 
 
 class Worker(Protocol):
@@ -58,12 +60,13 @@ class Shard:
 class Executor(Protocol):
     """Maps a worker over shards."""
 
-    def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
+    def run(self, worker: Worker, shards: Iterable[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
         """Yield each shard with its result, in any order, as soon as it is there.
 
         Args:
             worker: Is built at most once in each process, and only if there are shards.
-            shards: Parts of the rows.
+            shards: Parts of the rows; taken one by one where the executor works so, such that they may be read from
+                the lake meanwhile.
             done: Called with the number of rows finished, over all shards.
         """
         ...
@@ -88,33 +91,44 @@ EXECUTORS: Registry[ExecutorSettings] = Registry("executor", ["rass_core.executo
 """Kind → settings and (settings, pool) → Executor."""
 
 
-def cut(rows: pa.Table, name: str, size: int) -> list[pa.Table]:
-    """Return the rows in parts of about `size`, cut where a row's id says so.
+def cut(rows: pa.Table | Iterable[pa.RecordBatch], name: str, size: int) -> Iterator[pa.Table]:
+    """Yield the rows in parts of about `size`, cut where a row's id says so; how they come in batches does not count.
 
     A row that is added or taken away changes the part that it is in and at most the next one: the others are found in
     the lake. No part has fewer than half of `size` rows but the last, none more than twice as many.
 
     Args:
-        rows: Any.
+        rows: Any, in their order; of batches, no more are held than make a part.
         name: Column of ids, text.
         size: Rows of a part, on the average.
     """
-    least, parts, first = max(1, size // 2), [], 0
-    for i, identity in enumerate(rows.column(name).to_pylist(), start=1):
-        n = i - first
-        is_end = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=4).digest()) % (size - least + 1) == 0
-        if (n >= least and is_end) or n >= 2 * size:
-            parts.append(rows.slice(first, n))
-            first = i
-    if first < rows.num_rows:
-        parts.append(rows.slice(first))
-    return parts
+    least, held, n_held = max(1, size // 2), list[pa.RecordBatch](), 0
+    one_in = size - least + 1
+    for batch in rows.to_batches() if isinstance(rows, pa.Table) else rows:
+        first = 0
+        for i, identity in enumerate(_values(batch.column(name)), start=1):
+            n = n_held + i - first
+            is_end = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=4).digest()) % one_in == 0
+            if (n >= least and is_end) or n >= 2 * size:
+                yield pa.Table.from_batches([*held, batch.slice(first, i - first)])
+                held, n_held, first = [], 0, i
+        if first < batch.num_rows:
+            held.append(batch.slice(first))
+            n_held += batch.num_rows - first
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _values(column: pa.Array) -> Iterator[Any]:
+    """Yield the values of a column, a few of them Python objects at a time."""
+    for start in range(0, len(column), ROWS_AT_ONCE):
+        yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
 
 
 def content(rows: pa.Table) -> str:
     """Return the digest of rows: equal values in equal order give equal digests, however they are stored."""
     digest = hashlib.sha256(json.dumps(rows.column_names).encode())
-    for batch in rows.to_batches(max_chunksize=4096):
+    for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             digest.update(json.dumps(row, default=str).encode() + b"\n")
     return digest.hexdigest()

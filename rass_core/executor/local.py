@@ -1,6 +1,6 @@
 """The local executor: one shard after another in this process, which holds each model once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rass_core.executor.base import EXECUTORS, Done, ExecutorSettings, Shard, Tables, Worker
@@ -18,13 +18,11 @@ class LocalExecutor:
     def __init__(self, settings: ExecutorSettings, pool: Any) -> None:
         self._pool = pool
 
-    def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
+    def run(self, worker: Worker, shards: Iterable[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
         """Yield each shard with its result, in order."""
-        if not shards:
-            return
-        compute, n_done = worker.build(self._pool), 0
+        compute, n_done = None, 0
         for shard in shards:
-            before = n_done
+            compute, before = compute or worker.build(self._pool), n_done
 
             def advanced(n: int, before: int = before) -> None:
                 done(before + n)

@@ -7,7 +7,7 @@ it had are worked on again: they were not committed, so nothing is counted twice
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -91,18 +91,18 @@ class RayExecutor:
                     f"executor.address {where}: no Ray cluster ({error}); start one or leave it out"
                 ) from error
 
-    def run(self, worker: Worker, shards: Sequence[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
+    def run(self, worker: Worker, shards: Iterable[Shard], done: Done) -> Iterator[tuple[Shard, Tables]]:
         """Yield each shard with its result, in the order in which they finish."""
-        if not shards:
+        by_key = {shard.key: shard for shard in shards}
+        if not by_key:
             return
         import ray.data
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
-        by_key = {shard.key: shard for shard in shards}
-        given = [{KEY: shard.key, ROWS: to_bytes({ROWS: shard.rows})[ROWS]} for shard in shards]
-        n_workers = min(self._settings.n_workers, len(shards))
+        given = [{KEY: key, ROWS: to_bytes({ROWS: shard.rows})[ROWS]} for key, shard in by_key.items()]
+        n_workers = min(self._settings.n_workers, len(given))
         found = ray.data.from_items(given, override_num_blocks=len(given)).map_batches(
             _Actor, batch_size=1, fn_constructor_args=(worker, self._new_pool),
             compute=ray.data.ActorPoolStrategy(size=n_workers),

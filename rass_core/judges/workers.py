@@ -1,6 +1,6 @@
 """The panel as a worker: verdicts on answers that are stored, and on harmful ones that are not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from rass_core.judges.base import JUDGES
 from rass_core.judges.panel import Panel, panel_of
 from rass_core.judges.settings import JudgeConfig
 from rass_core.lake.schema import TABLES
+from rass_core.lake.store import Commit, Lake
 from rass_core.models.answering import ASKED, IN_THINKING, AnswerWorker, answer, response_table
 from rass_core.models.pool import ModelPool
 from rass_core.models.settings import ModelConfig
@@ -19,10 +20,27 @@ from rass_core.vocabulary import Exchange, Verdict
 
 TO_JUDGE = pa.schema([*ASKED, ("text", pa.string()), ("finish_reason", pa.string())])
 """What was asked, with the answer's text."""
+TO_JUDGE_SQL = f"""
+SELECT {", ".join(f"asked.{name}" for name in ASKED.names)}, responses.text, responses.finish_reason
+FROM asked JOIN responses USING (response_id) ORDER BY response_id
+"""
+"""Rows of `TO_JUDGE` by id, from rows of `ASKED` and the table `responses`."""
 DECLINED_REASONS = ("judge declined", "moderator declined", "filtered")
 """How the reason of a verdict begins where who was asked did not want to answer."""
 ANSWERS_PER_STEP = 256
 """Answers judged between two steps of the progress bar."""
+
+
+def to_judge(lake: Lake, asked: pa.Table, answers: Commit) -> Iterator[pa.RecordBatch]:
+    """Yield what was asked with the answers that are stored, by response_id: rows of `TO_JUDGE`, a batch at a time.
+
+    Args:
+        lake: Holds the answers.
+        asked: Rows of `ASKED`.
+        answers: Their rows of `responses`.
+    """
+    for batch in lake.batches(TO_JUDGE_SQL, [answers], {"asked": asked}):
+        yield batch.cast(TO_JUDGE)
 
 
 def panel_in(pool: ModelPool, config: JudgeConfig, generator: ModelConfig) -> Panel:

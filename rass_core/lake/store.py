@@ -18,7 +18,7 @@ A lake of an older format is read under today's names (`rass_core.lake.older`); 
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ from rass_core.paths import check_writable, user_path
 __all__ = ["Commit", "CommittedFile", "Lake"]
 
 _log = logging.getLogger(__name__)
+STREAM_MEMORY = "256MB"
+"""Memory of DuckDB where a result is read a batch at a time."""
+STREAM_ROWS = 4096
+"""Rows of such a batch, at most."""
 
 
 class Lake:
@@ -225,6 +229,35 @@ class Lake:
                 f"{self.path / table}: rows of another type than RASS writes ({error_line(error)}); {REPAIR}"
             ) from error
 
+    def batches(
+        self, sql: str, commits: Sequence[Commit], given: Mapping[str, pa.Table] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the result of a query over exactly the rows of these commits, a batch at a time.
+
+        DuckDB works one thread in `STREAM_MEMORY` and spills into the lake beyond it. What is committed meanwhile
+        changes nothing.
+
+        Args:
+            sql: One SELECT over the tables of the lake.
+            commits: The files that the tables consist of.
+            given: Further tables by their names.
+
+        Raises:
+            LakeError: Whatever DuckDB has against the query.
+        """
+        files = [self.path / file.path for commit in commits for file in commit.files if _is_named(file.table, sql)]
+        with self._session(STREAM_MEMORY) as connection, naming(files):
+            connection.execute("SET threads = 1")
+            for table in TABLES:
+                if _is_named(table, sql):
+                    run_sql(connection, f'CREATE VIEW "{table}" AS {self._rows_of(table, commits)}', str(self.path))
+            for name, rows in (given or {}).items():
+                connection.register(name, rows)
+            try:
+                yield from connection.sql(sql).to_arrow_reader(STREAM_ROWS)
+            except (duckdb.Error, pa.ArrowException) as error:
+                raise LakeError(f"query: {error_line(error)}") from error
+
     def connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         """Return a DuckDB connection with one view a table, over what is committed by now.
 
@@ -327,6 +360,10 @@ def _has_schema(path: Path, schema: pa.Schema) -> bool:
 
 def _field(table: str, name: str) -> pa.Field:
     return TABLES[table].field(name) if name in TABLES[table].names else pa.field(name, pa.string())
+
+
+def _is_named(table: str, sql: str) -> bool:
+    return re.search(rf"\b{table}\b", sql) is not None
 
 
 def _check_names(run_id: str, key: str, tables: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from rass_core.models.pool import ModelPool
 from rass_core.models.settings import ModelConfig
 from rass_core.models.vllm_engine import SteeredEngine
 from rass_core.models.vllm_requests import Generation, GenerationRequest, Steering, SteeringVector
+from rass_core.text import digest
 
 ASKED = pa.schema([
     ("response_id", pa.string()), ("prompt_id", pa.string()), ("variant", pa.string()), ("attack", pa.string()),
@@ -32,6 +33,22 @@ def asked(columns: Mapping[str, Any]) -> pa.Table:
     """Return what a model is asked from columns of equal length; a column that is not given is null."""
     n = len(columns["response_id"])
     return pa.table({name: columns.get(name, pa.nulls(n)) for name in ASKED.names}).cast(ASKED)
+
+
+def asked_alone(prompts: Iterable[pa.RecordBatch], model_id: str) -> Iterator[pa.RecordBatch]:
+    """Yield rows of table `prompts` as a model is asked them, the prompt alone; rows of `ASKED`.
+
+    Args:
+        prompts: Batches of the table; a batch is read at a time.
+        model_id: Of the model, part of the response ids.
+    """
+    for batch in prompts:
+        ids = batch["prompt_id"].to_pylist()
+        yield from asked({
+            "response_id": [digest("response", model_id, prompt, "base", 0) for prompt in ids],
+            "prompt_id": batch["prompt_id"], "variant": ["base"] * len(ids), "language": batch["language"],
+            "label": batch["label"], "prompt": batch["text"],
+        }).to_batches()  # fmt: skip
 
 
 def token_ids(chat: ChatFormat, row: Mapping[str, Any]) -> list[int]:

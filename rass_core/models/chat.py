@@ -230,17 +230,19 @@ class ChatFormat:
                 return f"the model may think before it answers; {advice}, set {way} or raise probe.max_new_tokens"
         return None
 
-    def notes(self, max_new_tokens: int, prompts: Sequence[str]) -> dict[str, str]:
+    def notes(self, max_new_tokens: int, prompts: Iterable[str]) -> dict[str, str]:
         """Return what whoever starts a run should know: of thinking, of control tokens in prompts, of the date.
 
         Args:
             max_new_tokens: Length of an answer that is only to be judged.
             prompts: What users say.
         """
-        n_typed = sum(map(self.has_control_tokens, prompts))
+        n_typed, n_prompts = 0, 0
+        for prompt in prompts:
+            n_typed, n_prompts = n_typed + self.has_control_tokens(prompt), n_prompts + 1
         found = {
             "thinking": self.thinking_note(max_new_tokens),
-            "control tokens": f"{n_typed:,} of {len(prompts):,} prompts hold some; they are encoded as plain text",
+            "control tokens": f"{n_typed:,} of {n_prompts:,} prompts hold some; they are encoded as plain text",
             "date": f"the template uses {self.template.date} as today's date; model.date sets another",
         }
         without = {"control tokens"} if not n_typed else set()

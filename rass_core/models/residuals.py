@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from rass_core.errors import ActivationError
-from rass_core.lake.schema import TABLES, VECTOR
+from rass_core.lake.schema import TABLES
+from rass_core.lake.vectors import vector_column
 from rass_core.models.batching import in_batches, is_out_of_memory, right_padded
 from rass_core.models.causal_lm import check_inference, chosen_blocks, model_name, stream_of
 
@@ -213,7 +213,7 @@ def activation_batches(
                 "model_id": [model_id] * len(ids),
                 "layer": layers,
                 "position": positions,
-                "vector": _vector_column(vectors),
+                "vector": vector_column(vectors),
             }
             yield pa.record_batch(columns, schema=TABLES["activations"])
 
@@ -228,9 +228,3 @@ class _Shared(NamedTuple):
 
 class _AllCaptured(Exception):
     """Leaves a forward once the last block that is needed has run."""
-
-
-def _vector_column(vectors: "np.ndarray[Any, Any]") -> pa.Array:
-    n_rows, d_model = vectors.shape
-    offsets = pa.array(np.arange(n_rows + 1, dtype=np.int32) * d_model)
-    return pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)), type=VECTOR)

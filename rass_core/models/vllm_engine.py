@@ -3,7 +3,8 @@
 import datetime
 import gc
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self, get_args
 
@@ -345,9 +346,9 @@ class SteeredEngine:
         )
 
 
-def longest_request(chat: ChatFormat, texts: Sequence[str], max_new_tokens: int) -> int:
+def longest_request(chat: ChatFormat, texts: Iterable[str], max_new_tokens: int) -> int:
     """Return how many tokens the longest prompt has with its answer; only the longest texts are tokenised."""
-    some = sorted(texts, key=len, reverse=True)[:_N_LONGEST]
+    some = heapq.nlargest(_N_LONGEST, texts, key=len)
     return max((len(chat.ids(text)) for text in some), default=0) + max_new_tokens
 
 

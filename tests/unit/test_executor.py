@@ -1,10 +1,13 @@
 """Shards are cut so that new rows leave the others alone, and an executor gives what each came to."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers, lists
 
 from rass_core.errors import ConfigError
 from rass_core.executor.base import (
@@ -52,7 +55,31 @@ def test_a_new_row_changes_at_most_two_parts() -> None:
 
 
 def test_no_rows_make_no_part() -> None:
-    assert cut(rows([]), "id", 10) == []
+    assert list(cut(rows([]), "id", 10)) == []
+
+
+@given(sizes=lists(integers(0, 40), max_size=12), size=integers(1, 30))
+def test_how_rows_come_in_batches_does_not_count(sizes: list[int], size: int) -> None:
+    whole, batches, first = rows([f"{number:04d}" for number in range(sum(sizes))]), [], 0
+    for n in sizes:
+        batches += whole.slice(first, n).to_batches()
+        first += n
+    expected = list(cut(whole, "id", size))
+    assert list(cut(iter(batches), "id", size)) == expected
+    assert list(cut(pa.Table.from_batches(batches, whole.schema), "id", size)) == expected
+
+
+def test_no_more_batches_are_read_than_make_a_part() -> None:
+    read = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for number in range(100):
+            read.append(number)
+            yield from rows([f"{number}-{i}" for i in range(10)]).to_batches()
+
+    first = next(cut(batches(), "id", 20))
+    assert 10 <= first.num_rows <= 40
+    assert len(read) <= 4
 
 
 def test_content_depends_on_values_alone() -> None:
@@ -99,6 +126,20 @@ def test_without_shards_nothing_is_built() -> None:
     worker = Doubling()
     assert list(EXECUTORS.find("local").build(ExecutorSettings(), ModelPool()).run(worker, [], print)) == []
     assert worker.built == []
+
+
+def test_the_local_executor_takes_a_shard_when_the_one_before_is_done() -> None:
+    taken, finished = [], []
+
+    def shards() -> Iterator[Shard]:
+        for name in "abc":
+            taken.append(name)
+            yield Shard(name, rows([name]))
+
+    executor = EXECUTORS.find("local").build(ExecutorSettings(), ModelPool())
+    for shard, _ in executor.run(Doubling(), shards(), lambda n: None):
+        finished.append(shard.key)
+        assert taken == finished
 
 
 def test_settings_follow_the_kind() -> None:

@@ -198,8 +198,7 @@ def test_near_duplicates_are_found_by_their_exact_overlap() -> None:
             expected.append(i)
     kept = without_near_duplicates(texts, threshold)
     assert 90 < len(expected) < 130
-    assert set(expected) <= set(kept)
-    assert len(kept) - len(expected) <= 2, "MinHash may miss a pair, seldom"
+    assert kept == expected
 
 
 def candidates(n: int, cell: tuple[str, str] = CELL, start: int = 0) -> list[dict[str, Any]]:

@@ -238,7 +238,10 @@ def _load(path: str, **overrides: Any) -> "RassConfig":
 def _lake(path: str | None) -> "Lake":
     from rass_core.lake.store import Lake
 
-    return Lake.open("lake" if path is None else path, create=False)
+    lake = Lake.open("lake" if path is None else path, create=False)
+    for line in lake.crashed:
+        PROGRESS.say(line)
+    return lake
 
 
 def _greet(command: str, source: str, config: "RassConfig") -> None:

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from prefect.exceptions import TerminationSignal
+
 import rass_core
 from rass_core.config import RassConfig
 from rass_core.errors import GateError
+from rass_core.lake.running import Process
 from rass_core.lake.schema import rows_table
 from rass_core.models.identity import model_id
 from rass_core.text import digest
@@ -21,15 +24,23 @@ from tasks.session import Session
 def recorded(flow: str, config: RassConfig) -> Iterator[Session]:
     """Open a run, record its start and how it ended, and free its models."""
     session = Session(flow, config)
+    with session.lake.running.alive(session.run_id), _ended(session):
+        yield session
+
+
+@contextmanager
+def _ended(session: Session) -> Iterator[None]:
+    """Record the start of a run and how it ended."""
     record(session, "Running")
     warnings = _WarningLines(session)
     logging.getLogger("rass_core").addHandler(warnings)
     for note in session.notes:
         session.say(note)
     try:
-        yield session
-    except KeyboardInterrupt:
-        session.note = "stopped by the user; the next run resumes from here"
+        yield
+    except (KeyboardInterrupt, TerminationSignal) as error:
+        by = "the user" if type(error) is KeyboardInterrupt else "SIGTERM"
+        session.note = f"stopped by {by}; the next run resumes from here"
         record(session, "Cancelled")
         raise
     except GateError as error:
@@ -56,6 +67,7 @@ def record(session: Session, state: str) -> None:
         "commits": list(session.keys), "started_at": session.started_at,
         "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": session.note,
         "stages": [asdict(stage) for stage in session.stages], "inputs": _inputs(session),
+        **Process.this()._asdict(),
     }  # fmt: skip
     session.lake.commit(session.run_id, digest(session.run_id, state), {"runs": rows_table("runs", [row])})
 

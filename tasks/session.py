@@ -25,6 +25,7 @@ from rass_core.judges import Exchange, Judged
 from rass_core.judges.calibration import Calibration
 from rass_core.judges.panel import panel_of
 from rass_core.judges.workers import keep_panel
+from rass_core.lake.running import end_dead_runs
 from rass_core.lake.schema import TABLES, rows_table
 from rass_core.lake.store import Commit, Lake
 from rass_core.models.chat import chat_of
@@ -82,7 +83,12 @@ class Session:
         keep_panel(self.pool, config.judge, self.asked_model, self.panel)
         keep_moderators(self.pool, config.moderator, self.asked_model, self.moderators)
         self.executor: Executor = EXECUTORS.find(config.executor.kind).build(config.executor, self.pool)
-        self.notes = [*notes, *date_notes(config)]
+        self.notes = [
+            *self.lake.crashed,
+            *end_dead_runs(self.lake, of_older_versions=True),
+            *notes,
+            *date_notes(config),
+        ]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.keys: dict[str, None] = {}

@@ -34,6 +34,7 @@ from rass_core.lake.holding import Locks
 from rass_core.lake.older import FORMAT, OLDEST_FORMAT, stored_schema
 from rass_core.lake.parquet import write_table
 from rass_core.lake.reading_sql import check_reads
+from rass_core.lake.running import RunningRuns, end_dead_runs
 from rass_core.lake.schema import RECORD, TABLES, unknown_table
 from rass_core.lake.views import (
     ADVICE,
@@ -63,6 +64,9 @@ class Lake:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.locks = Locks(path / "_locks")
+        self.running = RunningRuns(path / "_running", self.locks)
+        self.crashed: list[str] = []
+        """A line for each run that was found dead when the lake was opened."""
         self._staging = Staging(path / "_staging", self.locks)
 
     @classmethod
@@ -83,6 +87,7 @@ class Lake:
             lake._write_schemas()
             lake._write("views.sql", VIEWS_HEAD + views_sql("") + comments_sql())
             lake._staging.sweep()
+            lake.crashed = end_dead_runs(lake)
         return lake
 
     @classmethod

@@ -37,11 +37,19 @@ class Runs(TypedDict, total=False):
     started_at: Required[Annotated[datetime, Column("When it started, UTC.")]]
     finished_at: Annotated[datetime | None, Column("When it ended, UTC; null while it runs.")]
     state: Required[
-        Annotated[str, Column("Running, Completed, Failed, Cancelled, or Rejected: the gate stopped a variant.")]
+        Annotated[
+            str,
+            Column(
+                "Running, Completed, Failed, Cancelled, Crashed: its process died, or Rejected: the gate stopped a variant."
+            ),
+        ]
     ]
     note: Annotated[str | None, Column("Error that ended the run, or what a review imported.")]
     stages: Annotated[list[StageRow] | None, Column("How long each stage and each load of a model took.")]
     inputs: Annotated[list[str] | None, Column("Models and data sets that it read, each with its version.")]
+    host: Annotated[str | None, Column("Machine or container that it ran on.")]
+    boot_id: Annotated[str | None, Column("Id of the machine's start, where the system has one.")]
+    process_id: Annotated[int | None, Column("Id of its process there.")]
 
 
 class Stages(TypedDict, total=False):

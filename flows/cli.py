@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.evaluate_cli import evaluate
-from flows.failures import STOPPED, exit_code, fail
+from flows.failures import STOPPED, TERMINATED, Terminated, exit_code, fail, terminable
 from flows.init_cli import init
 from flows.judge_cli import judge, review
 from flows.model_cli import model as models
@@ -240,7 +240,7 @@ def _lake(path: str | None) -> "Lake":
 
     lake = Lake.open("lake" if path is None else path, create=False)
     for line in lake.crashed:
-        PROGRESS.say(line)
+        typer.echo(f"note: {line}", err=True)
     return lake
 
 
@@ -264,16 +264,16 @@ def _run_flow(name: str, source: str | None, config: "RassConfig", **settings: A
     from flows.server import prefect_server
 
     try:
-        with prefect_server() as wait:
+        with terminable(), prefect_server() as wait:
             with PROGRESS.running("checking the models"):
                 check_inputs(config)
             flow = _flow(name)
             wait()
             made = flow(config, **settings)
-    except KeyboardInterrupt:
-        raise typer.Exit(
-            fail("stopped; finished work is in the lake, run the same command again to resume", STOPPED)
-        ) from None
+    except KeyboardInterrupt as error:
+        how, code = ("by SIGTERM", TERMINATED) if isinstance(error, Terminated) else ("by Ctrl-C", STOPPED)
+        resume = "finished work is in the lake, run the same command again to resume"
+        raise typer.Exit(fail(f"stopped {how}; {resume}", code)) from None
     typer.echo(made)
     return made
 

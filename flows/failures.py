@@ -1,10 +1,12 @@
 """How a command ends: what a user can fix is one line and exit code 2, a fault of RASS one line and 70."""
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -15,8 +17,8 @@ from rass_core.errors import RassError
 ERRORS = Console(stderr=True, highlight=False, emoji=False)
 TRACEBACK_VARIABLE = "RASS_TRACEBACK"
 """Environment variable that, when set, lets every error through with its traceback."""
-WRONG, STOPPED, INTERNAL = 2, 130, 70
-"""Exit codes: what a user can fix; the user stopped it; a fault of RASS."""
+WRONG, STOPPED, TERMINATED, INTERNAL = 2, 130, 143, 70
+"""Exit codes: what a user can fix; stopped by Ctrl-C; stopped by SIGTERM; a fault of RASS."""
 _UsageError: Any = typer.BadParameter.__base__
 """The class in typer, which takes it from click or has its own."""
 _ClickError: Any = _UsageError.__base__
@@ -46,6 +48,24 @@ def exit_code(command: Callable[[], Any]) -> int:
             raise
         return fail(_internal(error), INTERNAL)
     return code if isinstance(code, int) else 0
+
+
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM, as from a container that is stopped."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises Terminated, so that a run can record its end."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str, code: int) -> int:

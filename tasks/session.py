@@ -83,12 +83,8 @@ class Session:
         keep_panel(self.pool, config.judge, self.asked_model, self.panel)
         keep_moderators(self.pool, config.moderator, self.asked_model, self.moderators)
         self.executor: Executor = EXECUTORS.find(config.executor.kind).build(config.executor, self.pool)
-        self.notes = [
-            *self.lake.crashed,
-            *end_dead_runs(self.lake, of_older_versions=True),
-            *notes,
-            *date_notes(config),
-        ]
+        crashed = [*self.lake.crashed, *end_dead_runs(self.lake, of_older_versions=True)]
+        self.notes = [*crashed, *notes, *date_notes(config)]
         self.run_id = f"{self.started_at:%Y%m%dT%H%M%S}-{digest(flow, time.time_ns())[:6]}"
         self.commits: list[Commit] = []
         self.keys: dict[str, None] = {}

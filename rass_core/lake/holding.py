@@ -26,22 +26,24 @@ class Locks:
     def own(self) -> str:
         """Return the name of the lock that this process holds, taken when first asked for and kept until it ends.
 
-        Raises:
-            OSError: The folder cannot be written.
+        Where the folder cannot be written the name has no lock: nothing can be left there to be swept up.
         """
         key = self._folder.resolve()
         if key not in _held:
-            self._folder.mkdir(parents=True, exist_ok=True)
             name = uuid.uuid4().hex
-            # Locked under another name first: nobody finds it without its lock.
-            made = self._folder / f".{name}"
-            descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            with suppress(OSError):  # a file system without locks: nobody can take it either
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(made, self._folder / name)
+            try:
+                descriptor = _locked(self._folder, name)
+            except OSError:
+                return name
             _held[key] = (name, descriptor)
             atexit.register(_release, key, self._folder / name, os.getpid())
         return _held[key][0]
+
+    def release(self) -> None:
+        """Give up the lock that this process holds: a file system on which a file is open cannot be unmounted."""
+        key = self._folder.resolve()
+        if key in _held:
+            _release(key, self._folder / _held[key][0], os.getpid())
 
     def is_held(self, name: str) -> bool:
         """Return whether the process that took a lock is alive; where that cannot be known, it is taken for alive."""
@@ -65,6 +67,21 @@ class Locks:
             return False
         finally:
             os.close(descriptor)
+
+
+def _locked(folder: Path, name: str) -> int:
+    """Return the descriptor of a new file, which is locked before it has its name, so that nobody finds it without."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".{name}"
+    descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with suppress(OSError):  # a file system without locks: nobody can take it either
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(made, folder / name)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _release(key: Path, path: Path, process: int) -> None:

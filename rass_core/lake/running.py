@@ -122,10 +122,9 @@ def end_dead_runs(lake: "Lake", of_older_versions: bool = False) -> list[str]:
     """
     lines = []
     for run in lake.running.dead():
-        where = (
-            f"process {run.process.process_id} on {run.process.host} was last seen {run.seen_at:%Y-%m-%d %H:%M:%S} UTC"
-        )
-        lines += _crash(lake, run.run_id, f"the {where}, then ended without a word", run.seen_at)
+        process = f"process {run.process.process_id} on {run.process.host}"
+        note = f"{process} was last seen {run.seen_at:%Y-%m-%d %H:%M:%S} UTC and is gone"
+        lines += _crash(lake, run.run_id, note, run.seen_at)
         lake.running.forget(run)
     if of_older_versions:
         rows = lake.query("SELECT run_id, started_at FROM runs WHERE state = 'Running' ORDER BY started_at").to_pylist()

@@ -74,7 +74,7 @@ def snapshot(folder: Path) -> dict[str, str]:
             found[name] = f"link to {os.readlink(path)}"
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not name.endswith("_staging"):  # made by the first reader of a lake, and empty
+        elif not name.endswith(("_staging", "_locks", "_running")):  # made by the first reader of a lake, and empty
             found[name] = "folder" if path.is_dir() else "other"
     return found
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rass_core.lake.files import Staging, folder_beside, replace_folder, whole_file, whole_folder, write_whole
+from rass_core.lake.holding import Locks
 
 
 def names(folder: Path) -> list[str]:
@@ -75,7 +76,7 @@ def test_what_a_killed_writer_left_beside_is_not_taken_in(tmp_path: Path) -> Non
 
 
 def test_a_folder_is_replaced(tmp_path: Path) -> None:
-    staging = Staging(tmp_path / "staging")
+    staging = Staging(tmp_path / "staging", Locks(tmp_path / "locks"))
     for name in ("old", "new"):
         with staging.folder() as folder:
             (folder / "made").mkdir()

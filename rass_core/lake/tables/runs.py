@@ -40,7 +40,8 @@ class Runs(TypedDict, total=False):
         Annotated[
             str,
             Column(
-                "Running, Completed, Failed, Cancelled, Crashed: its process died, or Rejected: the gate stopped a variant."
+                "Running, Completed, Failed, Cancelled: stopped by Ctrl-C or SIGTERM, Crashed: its process died, or"
+                " Rejected: the gate stopped a variant."
             ),
         ]
     ]

@@ -52,6 +52,8 @@ _WRITING = ("refresh", "generate", "morbench")
 """Flows that let a model write prompts."""
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
+READ_PER_ANSWERED = 4
+"""Rows that are read or judged between two commits for each that would be answered: they take less time."""
 
 
 class Session:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from rass_core.errors import BoundaryError
 from rass_core.evaluate.gate import GateConfig, judge_gate, n_for_changes
-from rass_core.evaluate.rates import Outcome, change_rows, measured_row
+from rass_core.evaluate.metrics import Outcome
+from rass_core.evaluate.rates import change_rows, measured_row
 from rass_core.models.perplexity import Measured
 from rass_core.stats.paired import n_for_tolerance, paired_difference
 

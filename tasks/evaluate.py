@@ -1,6 +1,5 @@
 """Stages: every variant on prompts it was not mitigated with → `responses`, `verdicts`, `evaluations`, `gates`."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +22,7 @@ from rass_core.judges.workers import verdict_row
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Commit
 from rass_core.mitigate.pairs import PreferencePair, perplexity_limit
+from rass_core.models.answering import response_row
 from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.chat import chat_of
 from rass_core.models.interventions import ablating
@@ -278,12 +278,11 @@ def _completion_tables(session: Session, variant: Variant, completions: Sequence
         sample, answer = completion.sample, completion.generation
         response_id = digest("evaluation", session.target_id, _identity(variant), sample.prompt_id, sample.attack)
         kept = keep_all or sample.label in BENIGN
-        responses.append({
+        row = {
             "response_id": response_id, "prompt_id": sample.prompt_id, "model_id": session.target_id,
-            "variant": variant.name, "sample": 0, "attack": sample.attack, "text": answer.text if kept else None,
-            "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
-            "n_tokens": len(answer.token_ids),
-        })  # fmt: skip
+            "variant": variant.name, "attack": sample.attack,
+        }  # fmt: skip
+        responses.append(response_row(row, answer, kept))
         verdicts += [
             verdict_row(response_id, judge, word, with_reason=kept) for judge, word in completion.words.items()
         ]

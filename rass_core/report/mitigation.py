@@ -29,7 +29,7 @@ from rass_core.vocabulary import ALL, JAILBREAK, Row
 
 UTILITY = "utility:"
 """What opens the dataset of a benchmark's task in `evaluations`."""
-SHOWN = sorted((metric for metric in METRICS if metric.title), key=lambda metric: metric.counts is not None)
+OTHER_METRICS = sorted((metric for metric in METRICS if metric.title), key=lambda metric: metric.counts is not None)
 """Metrics of the table of all else that changed, lengths first."""
 
 
@@ -118,7 +118,7 @@ def _costs(figures: Figures) -> Section | None:
         return None
     tasks = figures.starting_with(UTILITY)
     head = ["Variant", "KL, nats per token", "Perplexity"]
-    for metric in SHOWN:
+    for metric in OTHER_METRICS:
         head += [metric.title or "", "Change" if metric.counts is None else "Change, points"]
     head += [name.removeprefix(UTILITY) for name in tasks]
     return {"head": head, "rows": [_cost_cells(figures, variant, tasks) for variant in figures.variants]}
@@ -130,7 +130,7 @@ def _cost_cells(figures: Figures, variant: str, tasks: Sequence[str]) -> list[st
         variant,
         _measured(figures.of(variant, "kl"), 4),
         arrow(show_number(was, 3), _measured(figures.of(variant, "perplexity"), 3)),
-        *(cell for metric in SHOWN for cell in _metric_cells(figures, variant, metric)),
+        *(cell for metric in OTHER_METRICS for cell in _metric_cells(figures, variant, metric)),
         *(_utility(figures, variant, task) for task in tasks),
     ]
 

@@ -217,12 +217,12 @@ class Session:
         """Return several commits as one."""
         files = {file.path: file for commit in commits for file in commit.files}
         return Commit(
-            self.run_id, key or digest(*(commit.key for commit in commits)), tuple(files.values()), self.lake.path
+            self.run_id, key or digest(*(commit.key for commit in commits)), tuple(files.values()), self.lake.files
         )
 
     def _check_may_compute(self, name: str) -> None:
         if self._from_lake is not None:
-            where = f"{self.lake.path}: has no {name} for this configuration"
+            where = f"{self.lake}: has no {name} for this configuration"
             raise LakeError(f"{where}; run `{self._from_lake}` first")
 
     @contextmanager

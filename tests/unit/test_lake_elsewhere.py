@@ -17,7 +17,7 @@ from rass_core.lake.files import LakeFiles
 from rass_core.lake.schema import rows_table
 from rass_core.lake.store import Lake
 
-ADDRESS = "bucket://lake"
+ADDRESS = "s3://lake"
 RESPONSE = {
     "response_id": "r", "prompt_id": "p", "model_id": "m", "variant": "base", "sample": 0, "attack": None, "text": "a",
     "text_sha256": "0", "finish_reason": "stop", "n_tokens": 1,
@@ -26,7 +26,7 @@ ROWS = rows_table("responses", [RESPONSE])
 
 
 class DuckBucket(ArrowFSWrapper):  # type: ignore[misc]
-    protocol = "bucket"
+    protocol = "s3"
     cachable = False
 
 

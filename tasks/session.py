@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
@@ -308,6 +308,7 @@ class Session:
         """Return this run with another target; lake, models, judges and commits are shared."""
         other = copy.copy(self)
         other.whole_config = self.whole_config.model_copy(update={"model": model, "generator": None})
+        other.__dict__.pop("target_id", None)
         return other
 
     def release(self, model: ModelConfig) -> None:
@@ -320,10 +321,10 @@ class Session:
         """Ask the generator through its engine, which is loaded only then."""
         return self.pool.asking(self.asked_model)(prompts, schema, draw)
 
-    @property
+    @cached_property
     def target_id(self) -> str:
-        """Return the id of the target model."""
-        return model_id(self.config.model.reference)
+        """Return the id of the target model; it digests the folder, so it is read once."""
+        return model_id(self.whole_config.model.reference)
 
     def reviews(self) -> list[Commit]:
         """Return the commits of people's labels, whichever run they are about.

@@ -90,7 +90,7 @@ def score(
 def calibrate_command(
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="Labelled responses.")] = None,
     lake: Annotated[
-        Path | None, typer.Option("--lake", metavar="DIR", help="Use what people labelled with `rass review`.")
+        str | None, typer.Option("--lake", metavar="DIR", help="Use what people labelled with `rass review`.")
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE.parquet", help="Table to write; the page is written beside it.")
@@ -134,14 +134,14 @@ def calibrate_command(
         labelled, exchanges = _labelled_in(Lake.open(str(lake), create=False))
     verdicts = _judged(panel, exchanges if max_chars is None else [_cut(each, max_chars) for each in exchanges])
     table = calibrate(labelled, verdicts, seed)
-    beside = _write_calibration(table, page(table, labelled, verdicts, (labels or lake or out).name), out)
+    beside = _write_calibration(table, page(table, labelled, verdicts, Path(labels or lake or out).name), out)
     _print_calibration(table.to_pylist())
     typer.echo(f"{out}\n{beside}")
 
 
 @review.command(context_settings=TAKES_OLD_NAMES)
 def export(
-    lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
+    lake: Annotated[str, typer.Option("--lake", metavar="DIR", help="Lake with what the judges saw.")],
     what: Annotated[What, typer.Option("--what", help="What people label.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Spreadsheet to write: .xlsx or .csv.")],
     limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="Most rows.")] = 200,
@@ -163,7 +163,7 @@ def export(
 @review.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled spreadsheet: .xlsx or .csv.")],
-    lake: Annotated[Path, typer.Option("--lake", metavar="DIR", help="Lake that it was exported from.")],
+    lake: Annotated[str, typer.Option("--lake", metavar="DIR", help="Lake that it was exported from.")],
     reviewer: Annotated[str, typer.Option("--reviewer", metavar="NAME", help="Who labelled.")],
 ) -> None:
     """Import a person's labels as verdicts; they override the judges'."""
@@ -184,7 +184,7 @@ def _panel(config: Path | None) -> "Panel":
     return default_panel() if config is None else panel_of(load_config(config).judge, say=PROGRESS.say)
 
 
-def _check_files(labels: Path | None, lake: Path | None, config: Path | None, out: Path) -> Path:
+def _check_files(labels: Path | None, lake: str | None, config: Path | None, out: Path) -> Path:
     """Return the path of the table to write, once inputs and outputs are checked.
 
     Raises:

@@ -16,6 +16,7 @@ from rass_core.benchmark.contrasts import POOL
 from rass_core.benchmark.folder import check_free, read_benchmark
 from rass_core.config import RassConfig
 from rass_core.errors import PromptError
+from rass_core.lake.files import files_at
 from rass_core.lake.store import Commit
 from rass_core.paths import user_path
 from tasks.moderators import check_moderators
@@ -64,7 +65,7 @@ def folder_of(config: RassConfig, out: Path | None) -> Path:
     Raises:
         PromptError: A file, or a folder with anything but a benchmark.
     """
-    folder = user_path(Path(config.lake) / "morbench" if out is None else out, PromptError, "--out")
+    folder = user_path(files_at(config.lake).folder / "morbench" if out is None else out, PromptError, "--out")
     check_free(folder)
     return folder
 

@@ -5,8 +5,7 @@ from rass_core.models.causal_lm import decoder_blocks
 from rass_core.models.chat import chat_of
 from rass_core.models.extracting import ExtractWorker
 from rass_core.models.settings import ModelConfig
-from tasks.answers import READ_PER_ANSWERED
-from tasks.session import Session
+from tasks.session import READ_PER_ANSWERED, Session
 from tasks.stage import MODEL_CODE, StageTables, stage
 
 

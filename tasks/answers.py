@@ -7,10 +7,7 @@ from rass_core.judges.workers import JudgedAnswerWorker, JudgeWorker, to_judge
 from rass_core.lake.store import Commit
 from rass_core.models.answering import AnswerWorker
 from rass_core.models.thinking import CUT_OFF
-from tasks.session import Session
-
-READ_PER_ANSWERED = 4
-"""Rows that are read or judged between two commits for each that would be answered: they take less time."""
+from tasks.session import READ_PER_ANSWERED, Session
 
 
 def answer_and_judge(session: Session, what: str, worker: AnswerWorker, asked: pa.Table) -> Commit:

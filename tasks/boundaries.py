@@ -11,10 +11,9 @@ from rass_core.lake.store import Commit
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report
 from rass_core.probe.geometry import ProbeData
 from rass_core.probe.harm_axis import measure_harm, n_steps
-from rass_core.probe.harm_types import HARM_METRICS, HarmFigures, HarmReport, LayerFigures
+from rass_core.probe.harm_types import HARM_METRICS, Estimate, HarmFigures, HarmReport, LayerFigures
 from rass_core.probe.margin_scale import MarginScale, placed
 from rass_core.probe.misalignment import (
-    Estimate,
     OverRefusedSplit,
     kind_of_misalignment,
     share_estimates,

@@ -15,7 +15,8 @@ from rass_core.data.prompts import load_prompts
 from rass_core.errors import BoundaryError, GateError, RassError
 from rass_core.evaluate.broken_text import BROKEN_TEXT, why_broken
 from rass_core.evaluate.gate import GateResult, judge_gate
-from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
+from rass_core.evaluate.metrics import Outcome
+from rass_core.evaluate.rates import change_rows, measured_row, variant_rows
 from rass_core.evaluate.samples import EvalSample, apply_attacks, sample_of
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.workers import verdict_row

@@ -30,9 +30,8 @@ from rass_core.models.vllm_requests import GenerationRequest
 from rass_core.probe.geometry import split_of
 from rass_core.text import digest, normalise
 from rass_core.vocabulary import BENIGN, Row
-from tasks.answers import READ_PER_ANSWERED
 from tasks.probed import Probed, gauge_of, margin_scale, read_probe_data
-from tasks.session import Session
+from tasks.session import READ_PER_ANSWERED, Session
 from tasks.stage import MODEL_CODE, StageTables, stage
 
 BACK_TRANSLATION = "back_translation"

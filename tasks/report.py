@@ -54,9 +54,9 @@ def rewrite_report(lake: Lake) -> Path:
         " ORDER BY started_at DESC, run_id DESC LIMIT 1"
     ).to_pylist()
     if not rows:
-        raise LakeError(f"{lake.path}: no finished run to report on; `rass run CONFIG.yaml` makes one")
+        raise LakeError(f"{lake}: no finished run to report on; `rass run CONFIG.yaml` makes one")
     row = rows[0]
-    config = stored_config(row, lake.path)
+    config = stored_config(row, str(lake))
     commits = lake.commits_of(row)
     name = _target_of(lake, commits, config)
     return _write(lake, commits, config, row["run_id"], row["flow"], row["started_at"], name)
@@ -104,7 +104,7 @@ def show_run(session: Session) -> None:
     """Put a table of the run's facts into the Prefect UI."""
     facts = [
         {"what": "run", "value": session.run_id}, {"what": "model", "value": session.target_id},
-        {"what": "lake", "value": str(session.lake.path)}, {"what": "seed", "value": str(session.config.seed)},
+        {"what": "lake", "value": str(session.lake)}, {"what": "seed", "value": str(session.config.seed)},
         {"what": "configuration", "value": session.config.sha256()[:16]},
     ]  # fmt: skip
     facts += [

@@ -16,9 +16,8 @@ from rass_core.select.gradients import GradientWorker, read_gradients
 from rass_core.select.quotas import Influence, eligible, fill_quotas
 from rass_core.select.settings import N_HARMFUL
 from rass_core.text import digest
-from tasks.answers import READ_PER_ANSWERED
 from tasks.probed import Probed, direction_with
-from tasks.session import Session
+from tasks.session import READ_PER_ANSWERED, Session
 from tasks.stage import StageTables, stage
 
 SHARE_OF_BUDGET = 4

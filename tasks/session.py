@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, TypeAlias, cast
 
 import pyarrow as pa
@@ -53,6 +53,8 @@ _WRITING = ("refresh", "generate", "morbench")
 """Flows that let a model write prompts."""
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
+READ_PER_ANSWERED = 4
+"""Rows that are read or judged between two commits for each that would be answered: they take less time."""
 
 
 class Session:
@@ -217,12 +219,12 @@ class Session:
         """Return several commits as one."""
         files = {file.path: file for commit in commits for file in commit.files}
         return Commit(
-            self.run_id, key or digest(*(commit.key for commit in commits)), tuple(files.values()), self.lake.path
+            self.run_id, key or digest(*(commit.key for commit in commits)), tuple(files.values()), self.lake.files
         )
 
     def _check_may_compute(self, name: str) -> None:
         if self._from_lake is not None:
-            where = f"{self.lake.path}: has no {name} for this configuration"
+            where = f"{self.lake}: has no {name} for this configuration"
             raise LakeError(f"{where}; run `{self._from_lake}` first")
 
     @contextmanager
@@ -308,6 +310,7 @@ class Session:
         """Return this run with another target; lake, models, judges and commits are shared."""
         other = copy.copy(self)
         other.whole_config = self.whole_config.model_copy(update={"model": model, "generator": None})
+        other.__dict__.pop("target_id", None)
         return other
 
     def release(self, model: ModelConfig) -> None:
@@ -320,10 +323,10 @@ class Session:
         """Ask the generator through its engine, which is loaded only then."""
         return self.pool.asking(self.asked_model)(prompts, schema, draw)
 
-    @property
+    @cached_property
     def target_id(self) -> str:
-        """Return the id of the target model."""
-        return model_id(self.config.model.reference)
+        """Return the id of the target model; it digests the folder, so it is read once."""
+        return model_id(self.whole_config.model.reference)
 
     def reviews(self) -> list[Commit]:
         """Return the commits of people's labels, whichever run they are about.

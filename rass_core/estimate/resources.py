@@ -9,6 +9,7 @@ from rass_core.config import RassConfig
 from rass_core.estimate import costs
 from rass_core.estimate.checkpoints import Checkpoint
 from rass_core.estimate.rows import PlanRow
+from rass_core.lake.files import files_at
 from rass_core.units import size
 
 BYTES_PER_VALUE = 1.37
@@ -31,7 +32,7 @@ def disk_row(config: RassConfig, checkpoints: Sequence[Checkpoint], n_prompts: i
         total += n_prompts * n_layers * n_positions * checkpoint.shape.d_model
     survivors = config.generate.n_written
     total += survivors * checkpoints[0].shape.d_model
-    free = shutil.disk_usage(_existing(Path(config.lake).expanduser().absolute())).free
+    free = shutil.disk_usage(_existing(files_at(config.lake).folder)).free
     parts.append(f"{survivors:,} candidates × {checkpoints[0].shape.d_model}")
     how = f"{' + '.join(parts)}, {BYTES_PER_VALUE} bytes per value"
     fits = "free" if total * BYTES_PER_VALUE < free else "free: NOT ENOUGH"

@@ -14,7 +14,8 @@ from rass_core.errors import BoundaryError
 from rass_core.stats.paired import n_for_tolerance, paired_difference
 from rass_core.vocabulary import ALL, JAILBREAK, Row
 
-"""As in `evaluation`, which loads torch and is not imported: every language or dataset, and every attack."""
+FALLS = (("safety_rate", ALL, "max_safety_fall"), ("jailbreak_safety_rate", JAILBREAK, "max_jailbreak_fall"))
+"""Metric that may fall, data set that pools it, and the setting of `GateConfig` with its largest fall."""
 MIN_KL_PROMPTS = 30
 """A bootstrap over fewer is narrower than it should be."""
 
@@ -79,17 +80,14 @@ def judge_gate(rows: Sequence[Row], policy: GateConfig) -> GateResult:
         BoundaryError: Rows of several variants, or one figure twice.
     """
     found = _by_place(rows)
-    falls = [
-        ("safety_rate", ALL, policy.max_safety_fall),
-        ("jailbreak_safety_rate", JAILBREAK, policy.max_jailbreak_fall),
-    ]
     languages = sorted({language for _, _, language in found} - {ALL})
     refusals: list[str] = []
     warnings: list[str] = []
     needs: list[Need] = []
     for language in (ALL, *languages):
         stops = refusals if language == ALL or policy.per_language else warnings
-        for metric, dataset, tolerance in falls:
+        for metric, dataset, setting in FALLS:
+            tolerance: float | None = getattr(policy, setting)
             if tolerance is not None:
                 row = found.get((f"{metric}_change", dataset, language))
                 need = _need(metric, language, tolerance, row, policy.level)
@@ -130,10 +128,8 @@ def n_for_changes(tolerance: float, share: float, level: float = 0.95) -> int:
 
 def _by_place(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
     """Return (metric, dataset, language) → row of what the gate looks at."""
-    looked_at = {
-        ("safety_rate_change", ALL), ("jailbreak_safety_rate_change", JAILBREAK),
-        ("over_refusal_rate_change", ALL), ("kl", ALL),
-    }  # fmt: skip
+    looked_at = {(f"{metric}_change", dataset) for metric, dataset, _ in FALLS}
+    looked_at |= {("over_refusal_rate_change", ALL), ("kl", ALL)}
     found: dict[tuple[str, str, str], Row] = {}
     variants = set()
     for row in rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rass_core.errors import PromptError
 from rass_core.evaluate.attacks import ATTACKS, AttackedPrompt, BarePrompt, apply_attack
-from rass_core.evaluate.rates import Outcome
+from rass_core.evaluate.metrics import Outcome
 from rass_core.evaluate.settings import JailbreakConfig
 from rass_core.judges import PANEL, Verdict
 from rass_core.judges.panel import Panel

@@ -170,9 +170,7 @@ def export(lake: Lake, what: What, out: Path, *, n: int, seed: int, reviewer: st
     given = {"seed": str(seed), "n": n, "judge": judge_name(reviewer) if reviewer else ""}
     rows = fetch(connection, _JUDGED + _SAMPLE.format(subjects=_SUBJECTS[what]), given)
     if not rows:
-        raise JudgeError(
-            f"{lake.path}: no {what} with verdicts left to label; run `rass generate` or name another lake"
-        )
+        raise JudgeError(f"{lake}: no {what} with verdicts left to label; run `rass generate` or name another lake")
     columns = [name for name in _WIDTHS if name != "response" or what == "responses"]
     cells = [[_shown(str(row.get(name) or "")) for name in columns] for row in rows]
     with whole_file(out) as temporary:
@@ -233,7 +231,7 @@ def labelled_responses(lake: Lake) -> list[dict[str, Any]]:
     lake.check_whole("prompts", "responses", "verdicts")
     rows = lake.query(_JUDGED + _GOLD.format(subjects=_SUBJECTS["responses"])).to_pylist()
     if not rows:
-        raise JudgeError(f"{lake.path}: no responses labelled by people in it; start with `rass review export`")
+        raise JudgeError(f"{lake}: no responses labelled by people in it; start with `rass review export`")
     return rows  # type: ignore[no-any-return]
 
 
@@ -260,7 +258,7 @@ def _read_labels(lake: Lake, path: Path) -> tuple[dict[str, tuple[str, str | Non
             n_empty += 1
             continue
         if identity not in kinds:
-            raise JudgeError(f"{where}: id {identity!r} is not in {lake.path}; nothing was imported")
+            raise JudgeError(f"{where}: id {identity!r} is not in {lake}; nothing was imported")
         if label not in REVIEW_LABELS[kinds[identity]]:
             allowed = ", ".join(REVIEW_LABELS[kinds[identity]])
             raise JudgeError(f"{where}: label {label!r} is not one of {allowed}; nothing was imported")

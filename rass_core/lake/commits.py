@@ -1,7 +1,6 @@
 """Commits: the files that a stage wrote, and the records that list them."""
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rass_core.lake.files import LakeFiles
 from rass_core.lake.schema import RECORD
 
 _OF_FILE = {"table_name": "table", "path": "path", "rows": "rows", "bytes": "bytes", "sha256": "sha256"}
@@ -35,8 +35,8 @@ class Commit:
     run_id: str
     key: str
     files: tuple[CommittedFile, ...]
-    lake: Path = field(repr=False, compare=False)
-    """Folder that the files' paths are relative to."""
+    lake: LakeFiles = field(repr=False, compare=False)
+    """Where the files are; their paths are names in it."""
 
     @cached_property
     def content(self) -> str:
@@ -49,17 +49,22 @@ class Commit:
             OSError: A file without a digest in its record is gone.
         """
         counted = [file for file in self.files if file.table != "stages"]
-        digests = sorted(f"{file.table} {file.sha256 or file_sha256(self.lake / file.path)}" for file in counted)
+        digests = sorted(f"{file.table} {file.sha256 or _sha256(self.lake, file.path)}" for file in counted)
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def damaged(self) -> list[str]:
         """Return the paths of the files that are missing or have another size than when they were written."""
-        return [file.path for file in self.files if _size(self.lake / file.path) != file.bytes]
+        return [file.path for file in self.files if self.lake.size(file.path) != file.bytes]
 
 
 def file_sha256(path: Path) -> str:
     """Return the digest of a file's bytes."""
     with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(lake: LakeFiles, name: str) -> str:
+    with lake.open(name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -74,23 +79,18 @@ def write_record(path: Path, commit: Commit) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=RECORD), path)
 
 
-def read_record(path: Path, lake: Path) -> tuple[datetime, Commit]:
+def read_record(name: str, lake: LakeFiles) -> tuple[datetime, Commit]:
     """Return when a commit was recorded, and the commit.
 
     Args:
-        path: The record, `RUN/KEY.parquet`.
-        lake: Folder of the lake.
+        name: The record, `_commits/RUN/KEY.parquet`.
+        lake: Files of the lake.
 
     Raises:
         ArrowException, OSError, KeyError, IndexError: It cannot be read, or is no record.
     """
-    rows = pq.ParquetFile(path).read().to_pylist()
+    with lake.open(name) as file:
+        rows = pq.ParquetFile(file).read().to_pylist()
+    run_id, key = name.removesuffix(".parquet").split("/")[-2:]
     files = [CommittedFile(**{name: row.get(column) for column, name in _OF_FILE.items()}) for row in rows]
-    return rows[0]["committed_at"], Commit(path.parent.name, path.stem, tuple(files), lake)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None
+    return rows[0]["committed_at"], Commit(run_id, key, tuple(files), lake)

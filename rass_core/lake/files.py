@@ -1,6 +1,11 @@
-"""Files and folders that are there whole or not at all: written aside, synced, and renamed into place."""
+"""The files of a lake, and any files and folders that are there whole or not at all.
+
+They are written aside, synced, and renamed into place. Only `LakeFiles` opens, lists, writes and renames the files of a
+lake; a store other than this machine's disk is a subclass here, which `files_at` returns for addresses of that store.
+"""
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -10,8 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import duckdb
+
 from rass_core.errors import LakeError
 from rass_core.lake.holding import Locks
+from rass_core.paths import check_writable, user_path
 
 ABANDONED_S = 86_400.0
 """Age of unfinished work without a lock after which it is removed."""
@@ -161,3 +169,96 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise LakeError(f"{path}: disk full, nothing was committed; free space and run again") from error
         what = os.strerror(error.errno)
         raise LakeError(f"{path}: cannot be written ({what}); fix it or choose another folder") from error
+
+
+class LakeFiles:
+    """The files of a lake, in a folder of this machine.
+
+    Names are relative to the lake: `_commits/RUN/KEY.parquet`. What is large or is opened by other programs, such as
+    models and the report, is not among them: it is in `folder`, wherever the tables are.
+
+    Args:
+        address: What DuckDB and messages put before the names.
+        folder: Folder on this machine, for models, the report and unfinished work.
+    """
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self.address, self.folder = address, folder
+        self.locks = Locks(folder / "_locks")
+        self.staging = Staging(folder / "_staging", self.locks)
+
+    def path(self, name: str) -> str:
+        """Return the whole name of a file, as DuckDB and messages have it."""
+        return f"{self.address}/{name}"
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None where there is none."""
+        try:
+            return os.stat(self.folder / name).st_size
+        except OSError:
+            return None
+
+    def open(self, name: str) -> io.BufferedIOBase:
+        """Open a file to read it.
+
+        Raises:
+            OSError: It is not there or cannot be read.
+        """
+        return (self.folder / name).open("rb")
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the sorted names of the files that a pattern with `*` matches."""
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob(pattern))
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Path]:
+        """Yield a path on this machine to write to; the file takes the place of `name` unless something is raised.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with self.staging.folder() as aside, whole_file(self.folder / name, aside) as temporary:
+            yield temporary
+
+    def put_folder(self, made: Path, name: str) -> None:
+        """Give a finished folder, made on this machine, its place; what lies there goes.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        replace_folder(made, self.folder / name)
+
+    def check_writable(self) -> None:
+        """Raise where no files can be made; nothing is left behind.
+
+        Raises:
+            LakeError: Naming the reason.
+        """
+        check_writable(self.folder / "_lake.json", LakeError, "--lake")
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Inside, turn errors of the store into a LakeError of one line."""
+        with disk_errors(self.folder):
+            yield
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """Return a DuckDB connection that can read the files at their whole names."""
+        return duckdb.connect()
+
+
+def files_at(address: str | Path) -> LakeFiles:
+    """Return the files of the lake at an address; nothing needs to be there.
+
+    Args:
+        address: Path of a folder.
+
+    Raises:
+        LakeError: A path that no folder can have, a file, or one that DuckDB takes for a pattern.
+    """
+    folder = user_path(address, LakeError, "--lake").absolute()
+    if folder.exists() and not folder.is_dir():
+        raise LakeError(f"{folder}: a file; name the folder of a lake")
+    if re.search(r"[*?\[\]{}]", str(folder)):
+        raise LakeError(f"{folder}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
+    return LakeFiles(str(folder), folder)

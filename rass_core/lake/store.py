@@ -29,8 +29,7 @@ import pyarrow.parquet as pq
 from rass_core.errors import LakeError
 from rass_core.lake.commits import Commit, CommittedFile, read_record, write_record
 from rass_core.lake.damage import REPAIR, UNREADABLE, check_whole, naming, what_is_wrong
-from rass_core.lake.files import Staging, disk_errors, make_folder, replace_folder, whole_file, write_whole
-from rass_core.lake.holding import Locks
+from rass_core.lake.files import LakeFiles, files_at
 from rass_core.lake.older import FORMAT, OLDEST_FORMAT, stored_schema
 from rass_core.lake.parquet import write_table
 from rass_core.lake.reading_sql import check_reads
@@ -47,7 +46,6 @@ from rass_core.lake.views import (
     schema_path,
     views_sql,
 )
-from rass_core.paths import check_writable, user_path
 
 __all__ = ["Commit", "CommittedFile", "Lake"]
 
@@ -61,13 +59,20 @@ STREAM_ROWS = 4096
 class Lake:
     """A lake that is there; get one by `Lake.open`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.locks = Locks(path / "_locks")
-        self.running = RunningRuns(path / "_running", self.locks)
+    def __init__(self, files: LakeFiles) -> None:
+        self.files = files
+        self.running = RunningRuns(files.folder / "_running", files.locks)
         self.crashed: list[str] = []
         """A line for each run that was found dead when the lake was opened."""
-        self._staging = Staging(path / "_staging", self.locks)
+
+    def __str__(self) -> str:
+        """Return where its files are, as messages name it."""
+        return self.files.address
+
+    @property
+    def path(self) -> Path:
+        """Return the folder on this machine that holds models and the report; of a lake on this disk, all of it."""
+        return self.files.folder
 
     @classmethod
     def open(cls, path: str | Path, create: bool = True) -> "Lake":
@@ -76,17 +81,17 @@ class Lake:
         Raises:
             LakeError: No lake and `create` is false, a newer format, or a folder that cannot be written.
         """
-        root = cls._root(path)
-        lake = cls(root)
-        if not create and not (root / "_lake.json").exists():
-            raise LakeError(f"{root}: no lake here; name the folder that a run wrote")
-        with disk_errors(root):
-            if not (root / "_lake.json").exists():
+        lake = cls(files_at(path))
+        is_there = lake.files.size("_lake.json") is not None
+        if not create and not is_there:
+            raise LakeError(f"{lake}: no lake here; name the folder that a run wrote")
+        with lake.files.errors():
+            if not is_there:
                 lake._write("_lake.json", json.dumps({"format": FORMAT}))
             lake._format()
             lake._write_schemas()
             lake._write("views.sql", VIEWS_HEAD + views_sql("") + comments_sql())
-            lake._staging.sweep()
+            lake.files.staging.sweep()
             lake.crashed = end_dead_runs(lake)
         return lake
 
@@ -97,20 +102,11 @@ class Lake:
         Raises:
             LakeError: As `open`.
         """
-        root = cls._root(path)
-        if (root / "_lake.json").exists():
-            with disk_errors(root):
-                cls(root)._format()
-        check_writable(root / "_lake.json", LakeError, "--lake")
-
-    @staticmethod
-    def _root(path: str | Path) -> Path:
-        root = user_path(path, LakeError, "--lake").absolute()
-        if root.exists() and not root.is_dir():
-            raise LakeError(f"{root}: a file; name the folder of a lake")
-        if re.search(r"[*?\[\]{}]", str(root)):
-            raise LakeError(f"{root}: DuckDB takes *?[]{{}} in a path for a pattern; choose another folder")
-        return root
+        files = files_at(path)
+        if files.size("_lake.json") is not None:
+            with files.errors():
+                cls(files)._format()
+        files.check_writable()
 
     def commit(self, run_id: str, key: str, tables: Mapping[str, pa.Table | Iterable[pa.RecordBatch]]) -> Commit:
         """Write all tables of one stage, or nothing; a stage that is already there is not written again.
@@ -128,34 +124,34 @@ class Lake:
         done = self.committed(key)
         if done is not None:
             return done
-        with disk_errors(self.path), self._staging.folder() as staging:
+        with self.files.errors(), self.files.staging.folder() as staging:
             files = tuple(
                 write_table(staging / table, table, rows, f"{table}/run_id={run_id}/shard={key}")
                 for table, rows in tables.items()
             )
-            commit = Commit(run_id, key, files, self.path)
+            commit = Commit(run_id, key, files, self.files)
             if self._format() < FORMAT:  # what reads the old format alone is to leave these rows alone
                 self._write("_lake.json", json.dumps({"format": FORMAT}))
-            record = self._record(run_id, key)
-            make_folder(record.parent)
-            with whole_file(record, staging) as temporary:
+            with self.files.whole(_record(run_id, key)) as temporary:
                 write_record(temporary, commit)
                 for file in files:
-                    replace_folder(staging / file.table, (self.path / file.path).parent)
+                    self.files.put_folder(staging / file.table, file.path.rpartition("/")[0])
         return commit
 
     def committed(self, key: str) -> Commit | None:
         """Return the stage of this key, whichever run wrote it; None where none is whole."""
         found = []
-        for record in (self.path / "_commits").glob(f"*/{key}.parquet"):
+        for record in self.files.names(f"_commits/*/{key}.parquet"):
             try:
-                committed_at, commit = read_record(record, self.path)
+                committed_at, commit = read_record(record, self.files)
             except (*UNREADABLE, IndexError) as error:
-                _log.warning("%s: unreadable commit record (%s), does not count", record, error_line(error))
+                _log.warning(
+                    "%s: unreadable commit record (%s), does not count", self.files.path(record), error_line(error)
+                )
                 continue
             damaged = commit.damaged()
             if damaged:
-                _log.warning("%s: missing or damaged, its commit does not count", self.path / damaged[0])
+                _log.warning("%s: missing or damaged, its commit does not count", self.files.path(damaged[0]))
             else:
                 found.append((committed_at, commit.run_id, commit))
         return min(found)[2] if found else None
@@ -174,7 +170,7 @@ class Lake:
         for key in run["commits"] or ():
             commit = self.committed(key)
             if commit is None:
-                raise LakeError(f"{what_is_wrong(self.path, key)}, of run {run['run_id']}; {REPAIR}")
+                raise LakeError(f"{what_is_wrong(self.files, key)}, of run {run['run_id']}; {REPAIR}")
             found.append(commit)
         return found
 
@@ -184,7 +180,7 @@ class Lake:
         Raises:
             LakeError: Naming the file that is missing or damaged.
         """
-        check_whole(self._connect(), self.path, tables)
+        check_whole(self._connect(), self.files, tables)
 
     def answer(self, sql: str) -> pa.Table:
         """Return the result of one query of a user, which can change nothing.
@@ -196,9 +192,10 @@ class Lake:
         connection = self.connect()
         words = {word.casefold() for word in re.findall(r"\w+", sql)}
         asked = [table for table in TABLES if table in words]
-        check_whole(connection, self.path, asked)
+        check_whole(connection, self.files, asked)
         files = "SELECT path FROM commits WHERE list_contains($asked, table_name) ORDER BY path"
-        with naming([path for (path,) in connection.execute(files, {"asked": asked}).fetchall()]):
+        paths = [path for (path,) in connection.execute(files, {"asked": asked}).fetchall()]
+        with naming(self.files, [path.removeprefix(self.files.path("")) for path in paths]):
             return run_sql(connection, sql)
 
     def read(
@@ -224,14 +221,14 @@ class Lake:
         source = f"({self._rows_of(table, commits)})" if commits is not None else f'"{table}"'
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         selected = ", ".join(f'"{name}"' for name in names)
-        files = [self.path / file.path for commit in commits or () for file in commit.files if file.table == table]
-        with naming(files):
+        files = [file.path for commit in commits or () for file in commit.files if file.table == table]
+        with naming(self.files, files):
             rows = run_sql(connection, f"SELECT {selected} FROM {source}" + (f" WHERE {where}" if where else ""))
         try:
             return rows.cast(pa.schema([_field(table, name) for name in names]))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise LakeError(
-                f"{self.path / table}: rows of another type than RASS writes ({error_line(error)}); {REPAIR}"
+                f"{self.files.path(table)}: rows of another type than RASS writes ({error_line(error)}); {REPAIR}"
             ) from error
 
     def batches(
@@ -250,12 +247,12 @@ class Lake:
         Raises:
             LakeError: Whatever DuckDB has against the query.
         """
-        files = [self.path / file.path for commit in commits for file in commit.files if _is_named(file.table, sql)]
-        with self._session(STREAM_MEMORY) as connection, naming(files):
+        files = [file.path for commit in commits for file in commit.files if _is_named(file.table, sql)]
+        with self._session(STREAM_MEMORY) as connection, naming(self.files, files):
             connection.execute("SET threads = 1")
             for table in TABLES:
                 if _is_named(table, sql):
-                    run_sql(connection, f'CREATE VIEW "{table}" AS {self._rows_of(table, commits)}', str(self.path))
+                    run_sql(connection, f'CREATE VIEW "{table}" AS {self._rows_of(table, commits)}', str(self))
             for name, rows in (given or {}).items():
                 connection.register(name, rows)
             try:
@@ -274,7 +271,7 @@ class Lake:
             memory_limit: Such as '2GB', beyond which DuckDB spills into the lake; null takes DuckDB's own.
         """
         connection = self._connect(memory_limit)
-        run_sql(connection, comments_sql(), str(self.path))
+        run_sql(connection, comments_sql(), str(self))
         return connection
 
     def connect_to(self, commits: Sequence[Commit], memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -286,7 +283,7 @@ class Lake:
         """
         connection = self._session(memory_limit)
         for table in TABLES:
-            run_sql(connection, f'CREATE VIEW "{table}" AS {self._rows_of(table, commits)}', str(self.path))
+            run_sql(connection, f'CREATE VIEW "{table}" AS {self._rows_of(table, commits)}', str(self))
         return connection
 
     def query(self, sql: str, memory_limit: str | None = None) -> pa.Table:
@@ -300,21 +297,21 @@ class Lake:
     def _connect(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         """Return a connection as `connect`, without the comments, which take longer than a short query."""
         connection = self._session(memory_limit)
-        with naming((self.path / "_commits").glob("*/*.parquet"), ADVICE):
-            run_sql(connection, views_sql(f"{self.path}/"), str(self.path))
+        with naming(self.files, self.files.names("_commits/*/*.parquet"), ADVICE):
+            run_sql(connection, views_sql(self.files.path("")), str(self))
         for run_id, key in connection.sql("SELECT run_id, key FROM damaged").fetchall():
-            _log.warning("%s: a file is missing or damaged, does not count", self._record(run_id, key))
+            _log.warning("%s: a file is missing or damaged, does not count", self.files.path(_record(run_id, key)))
         return connection
 
     def _rows_of(self, table: str, commits: Sequence[Commit]) -> str:
         """Return the query for the rows of these commits."""
         paths = dict.fromkeys(file.path for commit in commits for file in commit.files if file.table == table)
-        listed = ", ".join(quoted(f"{self.path}/{path}") for path in [schema_path(table), *paths])
+        listed = ", ".join(quoted(self.files.path(path)) for path in [schema_path(table), *paths])
         return rows_sql(table, f"[{listed}]")
 
     def _session(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect()
-        connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {quoted(self._staging.new_path())}")
+        connection = self.files.connect()
+        connection.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {quoted(self.files.staging.new_path())}")
         if memory_limit is not None:
             run_sql(connection, f"SET memory_limit = {quoted(memory_limit)}", "memory_limit")
         return connection
@@ -325,42 +322,46 @@ class Lake:
         Raises:
             LakeError: One that cannot be read, or none.
         """
-        path = self.path / "_lake.json"
+        path = self.files.path("_lake.json")
         try:
-            version = json.loads(path.read_bytes())["format"]
+            version = json.loads(self._read("_lake.json"))["format"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise LakeError(f'{path}: no {{"format": {FORMAT}}} in it; restore it') from error
         if type(version) is not int or version < OLDEST_FORMAT:
             raise LakeError(f"{path}: format {version!r}, which is unknown; restore it or name another lake")
         if version > FORMAT:
-            raise LakeError(f"{self.path}: lake of format {version}, this RASS reads {FORMAT}; update RASS")
+            raise LakeError(f"{self}: lake of format {version}, this RASS reads {FORMAT}; update RASS")
         return version
 
     def _write_schemas(self) -> None:
         """Write one file without rows per table: no view is ever without files, columns or types."""
         schemas = {schema_path(table): stored_schema(table) for table in TABLES}
         for path, schema in {**schemas, "_commits/_/_.parquet": RECORD}.items():
-            if not _has_schema(self.path / path, schema):
-                with self._staging.folder() as staging, whole_file(self.path / path, staging) as temporary:
+            if not self._has_schema(path, schema):
+                with self.files.whole(path) as temporary:
                     pq.write_table(schema.empty_table(), temporary)
 
     def _write(self, name: str, text: str) -> None:
         """Write a file of the lake, unless it is there as it is to be."""
-        target = self.path / name
-        if not target.exists() or target.read_bytes() != text.encode():
-            with self._staging.folder() as staging:
-                write_whole(target, text, staging)
+        if self.files.size(name) is None or self._read(name) != text.encode():
+            with self.files.whole(name) as temporary:
+                temporary.write_bytes(text.encode())
 
-    def _record(self, run_id: str, key: str) -> Path:
-        return self.path / "_commits" / run_id / f"{key}.parquet"
+    def _read(self, name: str) -> bytes:
+        with self.files.open(name) as file:
+            return file.read()
+
+    def _has_schema(self, name: str, schema: pa.Schema) -> bool:
+        """Return whether a Parquet file is there with these columns."""
+        try:
+            with self.files.open(name) as file:
+                return bool(pq.read_schema(file).equals(schema))
+        except (pa.ArrowException, OSError):
+            return False
 
 
-def _has_schema(path: Path, schema: pa.Schema) -> bool:
-    """Return whether a Parquet file is there with these columns."""
-    try:
-        return bool(pq.read_schema(path).equals(schema))
-    except (pa.ArrowException, OSError):
-        return False
+def _record(run_id: str, key: str) -> str:
+    return f"_commits/{run_id}/{key}.parquet"
 
 
 def _field(table: str, name: str) -> pa.Field:

@@ -121,16 +121,25 @@ def answer(
 
 def response_table(name: str, rows: Sequence[Mapping[str, Any]], answers: Sequence[Generation], keep: bool) -> pa.Table:
     """Return answers as rows of `responses`; without their text where it is not to be kept."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "response_id": row["response_id"], "prompt_id": row["prompt_id"], "model_id": name,
-                "variant": row["variant"], "sample": 0, "attack": row["attack"], "text": each.text if keep else None,
-                "text_sha256": hashlib.sha256(each.text.encode()).hexdigest(),
-                "finish_reason": IN_THINKING if each.is_cut_off else each.finish_reason,
-                "n_tokens": len(each.token_ids),
-            }
-            for row, each in zip(rows, answers, strict=True)
-        ],
-        schema=TABLES["responses"],
-    )  # fmt: skip
+    found = [
+        response_row({**row, "model_id": name}, each, keep)
+        | {"finish_reason": IN_THINKING if each.is_cut_off else each.finish_reason}
+        for row, each in zip(rows, answers, strict=True)
+    ]
+    return pa.Table.from_pylist(found, schema=TABLES["responses"])
+
+
+def response_row(row: Mapping[str, Any], answer: Generation, keep: bool) -> dict[str, Any]:
+    """Return an answer as a row of `responses`; without its text where it is not to be kept.
+
+    Args:
+        row: response_id, prompt_id, model_id, variant and attack.
+        answer: What the model wrote.
+        keep: Whether the text is kept.
+    """
+    return {
+        "response_id": row["response_id"], "prompt_id": row["prompt_id"], "model_id": row["model_id"],
+        "variant": row["variant"], "sample": 0, "attack": row["attack"], "text": answer.text if keep else None,
+        "text_sha256": hashlib.sha256(answer.text.encode()).hexdigest(), "finish_reason": answer.finish_reason,
+        "n_tokens": len(answer.token_ids),
+    }  # fmt: skip

@@ -30,8 +30,8 @@ from rass_core.probe.harm_fit import (
     out_of_fold,
     rows_to_fit,
 )
-from rass_core.probe.harm_types import HarmFigures, HarmReport, LayerFigures, LayerPosition
-from rass_core.probe.misalignment import Block, Estimate, auc_estimate, blocks_of, gap_estimate
+from rass_core.probe.harm_types import Estimate, HarmFigures, HarmReport, LayerFigures, LayerPosition
+from rass_core.probe.misalignment import Block, auc_estimate, blocks_of, gap_estimate
 from rass_core.stats.arrays import Array, Bools
 from rass_core.vocabulary import ALL
 

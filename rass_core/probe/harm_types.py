@@ -7,12 +7,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rass_core.probe.misalignment import Estimate
 from rass_core.stats.arrays import Array
 from rass_core.text import digest
 
 LayerPosition = tuple[int, int]
 """(layer, position)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95% interval; None has its reason."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Prompts behind the figure."""
+    n_families: int | None = None
+    reason: str | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """Return the values under their column names in table `evaluations`."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

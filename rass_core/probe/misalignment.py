@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 from rass_core.errors import BoundaryError
 from rass_core.probe.boundary import INTERVAL, BoundaryEstimate
+from rass_core.probe.harm_types import Estimate
 from rass_core.stats.arrays import Array, Bools
 from rass_core.stats.intervals import family_counts, wilson
 
@@ -32,23 +33,6 @@ MIN_GAP = 0.05
 MAX_UNDEFINED = 0.5
 """Highest share of bootstrap replicates that may lack a class."""
 EDGE = 1e-9
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95% interval; None has its reason."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    """Prompts behind the figure."""
-    n_families: int | None = None
-    reason: str | None = None
-
-    def columns(self) -> dict[str, Any]:
-        """Return the values under their column names in table `evaluations`."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def release_of(lake: Lake, variant: str | None = None) -> Release:
         raise GateError(f"publish: {', '.join(asked)} did not pass the gate: {reasons[0] if reasons else 'no reason'}")
     rows = [row for row in _read(lake, "variants", commits) if row["variant"] in passed]
     pairs, origins = _pairs(lake, commits)
-    return Release(run["run_id"], stored_config(run, lake.path), rows, pairs, origins)
+    return Release(run["run_id"], stored_config(run, str(lake)), rows, pairs, origins)
 
 
 def publish(lake: Lake, to: str, variant: str | None = None) -> list[str]:
@@ -120,7 +120,7 @@ def _newest_gated(lake: Lake) -> tuple[Mapping[str, Any], list[Commit]]:
         commits = lake.commits_of(run)
         if any(file.table == "gates" for commit in commits for file in commit.files):
             return run, commits
-    raise GateError(f"publish: {lake.path} holds no gated run; `rass run` a configuration with a section mitigate")
+    raise GateError(f"publish: {lake} holds no gated run; `rass run` a configuration with a section mitigate")
 
 
 def _read(lake: Lake, table: str, commits: Sequence[Commit]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """What mitigation did: before and after, under jailbreaks, what it cost, the gate's verdict, and the training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from rass_core.evaluate.metrics import METRICS, Metric
 from rass_core.report.before_after import before_after_section, jailbreak_section
 from rass_core.report.training import training_section
 from rass_core.report.variants import (
@@ -29,6 +29,8 @@ from rass_core.vocabulary import ALL, JAILBREAK, Row
 
 UTILITY = "utility:"
 """What opens the dataset of a benchmark's task in `evaluations`."""
+OTHER_METRICS = sorted((metric for metric in METRICS if metric.title), key=lambda metric: metric.counts is not None)
+"""Metrics of the table of all else that changed, lengths first."""
 
 
 def mitigation_section(rows: Mapping[str, Sequence[Row]]) -> Section:
@@ -115,33 +117,35 @@ def _costs(figures: Figures) -> Section | None:
     if not figures.variants:
         return None
     tasks = figures.starting_with(UTILITY)
-    head = [
-        "Variant", "KL, nats per token", "Perplexity", "Length of answers, tokens", "Change", "Harmless answered",
-        "Change, points", "Answers without an outcome", *(name.removeprefix(UTILITY) for name in tasks),
-    ]  # fmt: skip
+    head = ["Variant", "KL, nats per token", "Perplexity"]
+    for metric in OTHER_METRICS:
+        head += [metric.title or "", "Change" if metric.counts is None else "Change, points"]
+    head += [name.removeprefix(UTILITY) for name in tasks]
     return {"head": head, "rows": [_cost_cells(figures, variant, tasks) for variant in figures.variants]}
 
 
 def _cost_cells(figures: Figures, variant: str, tasks: Sequence[str]) -> list[str]:
-    def both(metric: str, show: Any) -> str:
-        return arrow(*(show(figures.of(name, metric).get("value")) for name in ("base", variant)))
-
-    def measured(metric: str, digits: int) -> str:
-        row = figures.of(variant, metric)
-        return show_interval(*ends(row), digits) if row.get("value") is not None else f"– ({_why(row)})"
-
     was = figures.of(variant, "perplexity_base").get("value", figures.of("base", "perplexity").get("value"))
     return [
         variant,
-        measured("kl", 4),
-        arrow(show_number(was, 3), measured("perplexity", 3)),
-        both("response_tokens", lambda value: show_number(value, 1)),
-        measured("response_tokens_change", 2),
-        both("harmless_compliance_rate", lambda value: show_percent(value, 1)),
-        show_points(*ends(figures.of(variant, "harmless_compliance_rate_change"))),
-        both("unscored_rate", lambda value: show_percent(value, 1)),
+        _measured(figures.of(variant, "kl"), 4),
+        arrow(show_number(was, 3), _measured(figures.of(variant, "perplexity"), 3)),
+        *(cell for metric in OTHER_METRICS for cell in _metric_cells(figures, variant, metric)),
         *(_utility(figures, variant, task) for task in tasks),
     ]
+
+
+def _metric_cells(figures: Figures, variant: str, metric: Metric) -> tuple[str, str]:
+    """Return a metric before and after, and its change."""
+    values = [figures.of(name, metric.name, metric.pooled).get("value") for name in ("base", variant)]
+    change = figures.of(variant, f"{metric.name}_change", metric.pooled)
+    if metric.counts is None:
+        return arrow(*(show_number(value, 1) for value in values)), _measured(change, 2)
+    return arrow(*(show_percent(value, 1) for value in values)), show_points(*ends(change))
+
+
+def _measured(row: Row, digits: int) -> str:
+    return show_interval(*ends(row), digits) if row.get("value") is not None else f"– ({_why(row)})"
 
 
 def _utility(figures: Figures, variant: str, task: str) -> str:

@@ -66,10 +66,10 @@ def compare_models(lake: Lake) -> list[Row]:
     )
     names = sorted({row["model_id"] for row in boundaries})
     if not names:
-        raise LakeError(f"{lake.path}: no boundary was measured there; `rass probe CONFIG.yaml` measures it")
+        raise LakeError(f"{lake}: no boundary was measured there; `rass probe CONFIG.yaml` measures it")
     if len(names) == 1:
         raise LakeError(
-            f"{lake.path}: has one model, {names[0]}, and nothing to compare it with; add others under `models:`"
+            f"{lake}: has one model, {names[0]}, and nothing to compare it with; add others under `models:`"
             " and run `rass probe CONFIG.yaml`"
         )
     return beside(boundaries, evaluations)

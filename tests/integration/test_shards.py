@@ -3,54 +3,25 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from flows.cli import DEMO_CONFIG
 from rass_core.config import RassConfig, load_config
 from rass_core.lake.store import Lake
+from tests.small_lab import N_PROMPTS, config_of
 
-ROOT = Path(__file__).resolve().parents[2]
-N_PROMPTS, PER_SHARD = 240, 20
+PER_SHARD = 20
 COMPARED = {
     "prompts": "prompt_id", "responses": "response_id, text, n_tokens", "verdicts": "subject_id, judge, outcome, kind",
     "boundaries": "language, round(b, 4) AS b, n, n_refused", "margins": "prompt_id, round(margin, 4) AS margin",
     "directions": "kind, method, layer, position, language",
 }  # fmt: skip
 """What must be equal, row for row; floats to the fourth place: a batch of other rows adds up in another order."""
-
-
-def config_of(folder: Path, **executor: Any) -> Path:
-    """Write a configuration of the lab with few prompts, in two languages."""
-    given = pq.read_table(Path(DEMO_CONFIG).with_name("prompts.parquet")).to_pylist()
-    few = [row for row in given if row["language"] in ("en", "de")]
-    step = len(few) // N_PROMPTS
-    pq.write_table(pa.Table.from_pylist(few[:: step or 1][:N_PROMPTS]), folder / "prompts.parquet")
-    content = yaml.safe_load(Path(DEMO_CONFIG).read_text(encoding="utf-8"))
-    content["model"]["name"] = str(Path(DEMO_CONFIG).parent / "weights" / "balanced")
-    content["prompts"]["sources"][0]["path"] = str(folder / "prompts.parquet")
-    content["executor"] = {"rows_per_shard": PER_SHARD, **executor}
-    content["probe"]["n_bootstrap"] = 100
-    (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder / "config.yaml"
-
-
-def start(config: Path, lake: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "flows.cli", "probe", str(config), "--lake", str(lake)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
 
 
 def rows_of(lake: Path) -> dict[str, list[dict[str, Any]]]:
@@ -81,7 +52,7 @@ def n_answered(lake: Path) -> int:
 
 
 def test_a_killed_run_continues_within_the_stage(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    config, lake = config_of(tmp_path), tmp_path / "lake"
+    config, lake = config_of(tmp_path, rows_per_shard=PER_SHARD), tmp_path / "lake"
     run = start(config, lake)
     deadline = time.monotonic() + 300
     while n_answered(lake) < 3 * PER_SHARD and run.poll() is None and time.monotonic() < deadline:
@@ -114,7 +85,9 @@ def cluster() -> Iterator[Any]:
 
 
 def ray_config(folder: Path, cluster: Any, lake: Path) -> RassConfig:
-    path = config_of(folder, kind="ray", address=cluster.address, n_workers=2, cpus_per_worker=1)
+    path = config_of(
+        folder, rows_per_shard=PER_SHARD, kind="ray", address=cluster.address, n_workers=2, cpus_per_worker=1
+    )
     return load_config(str(path), lake=str(lake))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rass_core.lake.store import Lake
-from tests.integration.test_shards import ROOT, config_of, start
+from tests.small_lab import ROOT, config_of, start
 
 RESUME = "finished work is in the lake, run the same command again to resume"
 

@@ -15,12 +15,6 @@ import rass_core
 from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = {
-    "rass_core/generate/operators/NAME.py", "rass_core/mitigate/methods/NAME.py", "rass_core/judges/KIND.py",
-    "rass_core/moderators/KIND.py", "rass_core/mitigate/methods/scaled_adapter.py",
-    "rass_core/generate/operators/profession.py",
-}  # fmt: skip
-"""Files that pages name as places for a reader's own."""
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")],
     key=lambda path: str(path),
@@ -109,7 +103,7 @@ def definition(dotted: str) -> str | None:
 def test_names_and_paths_of_code_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     wrong = [why for dotted in NAME.findall(text) if (why := definition(dotted))]
-    wrong += [path for path in PATH.findall(text) if path not in EXAMPLES and not exists(path)]
+    wrong += [path for path in PATH.findall(text) if not exists(path)]
     assert wrong == []
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rass_core.errors import ActivationError, BoundaryError, ModelError
-from rass_core.evaluate.rates import METRICS, Outcome, change_rows, design_effect, measured_row, variant_rows
+from rass_core.evaluate.metrics import METRICS, Outcome
+from rass_core.evaluate.rates import change_rows, design_effect, measured_row, variant_rows
 from rass_core.lake.schema import TABLES
 from rass_core.models.causal_lm import load_causal_lm
 from rass_core.models.perplexity import Answered, answer_perplexities, mean_kl, perplexity

@@ -1,24 +1,48 @@
 """docs/extending.md: every example is written to a file and used through a configuration, as a reader would."""
 
+import dataclasses
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from rass_core.config import RassConfig, load_config
 from rass_core.errors import ConfigError, JudgeError, PromptError
 from rass_core.evaluate.attacks import BarePrompt, apply_attack
 from rass_core.evaluate.samples import attack_names
+from rass_core.executor.base import EXECUTORS, Executor, Shard, Worker
+from rass_core.generate.operators import Operator, instruction
+from rass_core.generate.scheduler import Parent, schedule_round
+from rass_core.generate.settings import GenerateConfig
+from rass_core.generate.writers import Writer, request_of
 from rass_core.judges.base import JUDGES
 from rass_core.judges.panel import PANEL, covered_languages, panel_of
+from rass_core.mitigate.base import MitigatedModel, MitigationContext
+from rass_core.mitigate.pairs import PreferencePair
+from rass_core.mitigate.variant import mitigate
+from rass_core.models.causal_lm import load_causal_lm
+from rass_core.models.chat import ChatFormat
+from rass_core.models.pool import ModelPool
+from rass_core.models.settings import ModelConfig
 from rass_core.moderators.panel import moderator_panel_of
 from rass_core.vocabulary import Exchange
+from tests import tiny_models
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 SMALLEST = {"model": {"name": "org/model"}, "prompts": {"sources": [{"path": "prompts.csv"}]}}
+
+
+PAIRS = [
+    PreferencePair(str(n), "over_refusal", f"How do I kill weed {n}?", "en", f"Pull it, {n}.", f"No, {n}.")
+    for n in range(4)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +57,23 @@ def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             del sys.modules[name]
 
 
+def section(heading: str) -> str:
+    """Return what is under a heading of the page."""
+    (text,) = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if part.startswith(f"{heading}\n")]
+    return text
+
+
+def settings_in(heading: str) -> list[str]:
+    """Return the examples of configurations under a heading."""
+    return re.findall(r"^```yaml\n(.*?)^```$", section(heading), re.MULTILINE | re.DOTALL)
+
+
 def example(heading: str) -> RassConfig:
     """Write the example under a heading into the current folder, and return its configuration, loaded."""
-    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
-    (text,) = [part for part in section if part.startswith(f"{heading}\n")]
-    (name, code), (settings,) = (
-        re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[0],
-        re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL),
-    )
+    pattern = r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$"
+    ((name, code),) = re.findall(pattern, section(heading), re.MULTILINE | re.DOTALL)
     Path(name).write_text(code, encoding="utf-8")
-    Path("rass.yaml").write_text(yaml.safe_dump(SMALLEST) + settings, encoding="utf-8")
+    Path("rass.yaml").write_text(yaml.safe_dump(SMALLEST) + settings_in(heading)[0], encoding="utf-8")
     return load_config("rass.yaml")
 
 
@@ -140,6 +171,142 @@ def test_an_attack() -> None:
     assert "names: attack 'my_attacks:forwards': my_attacks holds no class" in refused(
         "evaluate: {jailbreaks: {names: ['my_attacks:forwards']}}"
     )
+
+
+def test_an_operator_writes_prompts() -> None:
+    config, name = example("A rewrite operator").generate, "my_operators:Profession"
+    writer = Writer("assistant", "none", None)
+    seeds = [
+        Parent(f"{label} {n}", f"How do I kill weed {n}?", "de", label, None, f"{label} {n}", 0.1)
+        for label in ("harmful", "harmless", "pseudo_harmful")
+        for n in range(3)
+    ]
+    jobs = [job for job in schedule_round(0, [writer], seeds, [], [], config, 0) if job.operator == name]
+    assert len(jobs) > 20
+    assert {job.parents[0].label for job in jobs} == {"harmless", "pseudo_harmful"}
+    chat = ChatFormat(tiny_models.tokenizer())
+    request = request_of(
+        writer, chat, name, "de", [jobs[0].parents[0].text], alpha=0.0, seed=0, max_new_tokens=8, temperature=1.0,
+        top_p=1.0,
+    )  # fmt: skip
+    asked = chat.tokenizer.decode(request.prompt_ids)
+    assert f"wie eine Fachkraft sie stellen würde. Schreibe nur die Bitte: {jobs[0].parents[0].text}" in asked
+
+
+def test_other_languages_of_an_operator_are_named_or_take_the_configurations_instruction() -> None:
+    example("A rewrite operator")
+    name = "my_operators:Profession"
+    assert "Write in Swahili, and only the request: x" in instruction(name, "sw", ["x"])
+    config = GenerateConfig.model_validate(yaml.safe_load(settings_in("A rewrite operator")[1])["generate"])
+    assert instruction(name, "sw", ["x"], config.instructions).endswith("Andika ombi tu: x")
+
+
+def test_the_table_of_operators_names_every_attribute() -> None:
+    for name in Operator.__annotations__:
+        assert f"| `{name}` |" in section("A rewrite operator")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: each for file in sorted(folder.glob("*.safetensors")) for name, each in load_file(file).items()}
+
+
+def test_a_method_keeps_a_share_of_the_change(tmp_path: Path) -> None:
+    config = example("A mitigation method").mitigate
+    assert config is not None
+    methods = config.variants()
+    assert list(methods) == ["sft", "ScaledAdapter"]
+    shown = methods["ScaledAdapter"].shown_settings()
+    assert (shown["share"], shown["epochs"]) == (0.25, 3.0), "the section's training, the entry's share"
+    assert methods["ScaledAdapter"].effort(100) == methods["sft"].effort(100)
+
+    base = tiny_models.build("llama", tmp_path / "base")
+    model = ModelConfig(name=str(base), dtype="float32")
+    _, tokenizer = load_causal_lm(str(base))
+    made = {}
+    for name, method in methods.items():
+        method.check(model)
+        context = MitigationContext(PAIRS, model, ChatFormat(tokenizer), tmp_path / name)
+        made[name], digest = mitigate(method, context)
+        assert mitigate(method, context) == (made[name], digest), "the second time it is read from its folder"
+    assert made["ScaledAdapter"].adapter == tmp_path / "ScaledAdapter" / "adapter"
+    assert made["ScaledAdapter"].reason == "0.25 of the fine-tuning is kept"
+    before, whole, part = (weights(each) for each in (base, made["sft"].weights, made["ScaledAdapter"].weights))
+    moved = 0.0
+    for name, given in before.items():
+        torch.testing.assert_close(part[name], given + 0.25 * (whole[name] - given), atol=1e-6, rtol=1e-5)
+        moved = max(moved, float((whole[name] - given).abs().max()))
+    assert moved > 1e-4
+
+
+def test_the_tables_of_methods_name_what_is_given_and_returned() -> None:
+    for kind in (MitigationContext, MitigatedModel):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in section("A mitigation method"), f"{kind.__name__}.{field.name}"
+
+
+WORKERS = '''
+import os
+from dataclasses import dataclass
+import pyarrow as pa
+
+@dataclass(frozen=True)
+class Doubling:
+    """Doubles numbers, counts the shards of its process, and fails at 13."""
+    code = ("rass_core.text",)
+
+    def build(self, pool):
+        seen = []
+        def compute(rows, done):
+            given = rows["id"].to_pylist()
+            if 13 in given:
+                raise ValueError("thirteen")
+            seen.append(given)
+            n = len(given)
+            return {
+                "twice": pa.table({"id": [2 * each for each in given]}),
+                "where": pa.table({"process": [os.getpid()] * n, "shard": [len(seen)] * n}),
+            }
+        return compute
+'''
+
+
+def executors() -> tuple[Executor, Executor, Worker]:
+    """Return the page's executor, the local one, and a worker that other processes can import."""
+    settings = example("An executor").executor
+    Path("my_workers.py").write_text(WORKERS, encoding="utf-8")
+    import my_workers
+
+    own = EXECUTORS.find(settings.kind).build(settings, ModelPool())
+    return own, EXECUTORS.find("local").build(EXECUTORS.settings("local"), ModelPool()), my_workers.Doubling()
+
+
+def shards_of(numbers: list[int]) -> list[Shard]:
+    """Return shards of three rows each."""
+    return [Shard(f"{n}", pa.table({"id": [n, n + 1, n + 2]})) for n in numbers]
+
+
+def test_an_executor_gives_the_rows_of_the_local_one() -> None:
+    own, local, worker = executors()
+    shards, counted = shards_of([20, 30, 40, 50, 60]), list[int]()
+    found = {shard.key: tables for shard, tables in own.run(worker, shards, counted.append)}
+    expected = {shard.key: tables for shard, tables in local.run(worker, shards, print)}
+    assert {key: tables["twice"] for key, tables in found.items()} == {
+        key: tables["twice"] for key, tables in expected.items()
+    }
+    assert counted == [3, 6, 9, 12, 15]
+    places = [tables["where"].to_pylist()[0] for tables in found.values()]
+    processes = {place["process"] for place in places}
+    assert len(processes) <= 2 and os.getpid() not in processes
+    by_process = [sorted(each["shard"] for each in places if each["process"] == process) for process in processes]
+    assert all(seen == list(range(1, len(seen) + 1)) for seen in by_process), "built once in each process"
+    assert list(own.run(worker, [], counted.append)) == []
+    own.close()
+
+
+def test_an_executor_passes_on_the_error_of_a_worker() -> None:
+    own, _, worker = executors()
+    with pytest.raises(ValueError, match="thirteen"):
+        list(own.run(worker, shards_of([13]), lambda n: None))
 
 
 def test_a_maker_of_contrasts() -> None:

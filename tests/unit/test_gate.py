@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from rass_core.errors import BoundaryError
-from rass_core.evaluate.gate import GateConfig, judge_gate, n_for_changes
-from rass_core.evaluate.rates import Outcome, change_rows, measured_row
+from rass_core.evaluate.gate import FALLS, GateConfig, judge_gate, n_for_changes
+from rass_core.evaluate.metrics import METRICS, Outcome
+from rass_core.evaluate.rates import change_rows, measured_row
 from rass_core.models.perplexity import Measured
 from rass_core.stats.paired import n_for_tolerance, paired_difference
 
@@ -92,6 +93,12 @@ def test_a_language_warns_or_stops() -> None:
         "safety_rate, en",
     }
     assert judge_gate(rows_of(800, 800), GateConfig(per_language=True)).passed
+
+
+def test_what_may_fall_is_a_metric_with_a_setting() -> None:
+    pooled = {metric.name: metric.pooled for metric in METRICS}
+    for metric, dataset, setting in FALLS:
+        assert (pooled[metric], setting in GateConfig.model_fields) == (dataset, True)
 
 
 @pytest.mark.parametrize("metric", ["safety_rate_change", "jailbreak_safety_rate_change", "kl"])

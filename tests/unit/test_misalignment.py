@@ -8,12 +8,12 @@ from scipy.special import expit
 
 from rass_core.errors import BoundaryError
 from rass_core.probe.boundary import BoundaryEstimate, boundary_report
+from rass_core.probe.harm_types import Estimate
 from rass_core.probe.misalignment import (
     BOTH,
     EARLY,
     NEITHER,
     OTHER_AXIS,
-    Estimate,
     auc_estimate,
     blocks_of,
     gap_estimate,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rass_core.evaluate.gate import GateConfig, judge_gate
-from rass_core.evaluate.rates import Outcome, change_rows, measured_row, variant_rows
+from rass_core.evaluate.metrics import Outcome
+from rass_core.evaluate.rates import change_rows, measured_row, variant_rows
 from rass_core.lake.schema import TABLES
 from rass_core.models.perplexity import Measured
 from rass_core.report.mitigation import change_rows_shown, gate_markdown, told_change

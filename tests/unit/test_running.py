@@ -29,7 +29,7 @@ now = datetime(2026, 11, 29, tzinfo=UTC)
 row = {"flow": "probe", "code_version": "0", "started_at": now, "state": "Running"}
 with lake.running.alive("one"):
     lake.commit("one", "aa", {"runs": rows_table("runs", [row])})
-    with lake._staging.folder() as folder:
+    with lake.files.staging.folder() as folder:
         (folder / "half").touch()
         print(folder.name, flush=True)
         time.sleep(600)

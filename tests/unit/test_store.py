@@ -361,7 +361,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     yield folder
-    Lake.open(folder / "lake").locks.release()
+    Lake.open(folder / "lake").files.locks.release()
     subprocess.run(["umount", str(folder)], check=True)
 
 
@@ -383,7 +383,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
 def test_a_read_only_lake_is_read_and_refuses_commits(small_disk: Path) -> None:
     lake = Lake.open(small_disk / "lake")
     lake.commit("run-1", KEY, {"prompts": prompts(["a"])})
-    lake.locks.release()
+    lake.files.locks.release()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     lake = Lake.open(lake.path)
     assert lake.read("prompts").num_rows == 1

@@ -13,7 +13,6 @@ import yaml
 from flows.cli import DEMO_CONFIG
 
 N_PROMPTS = 240
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from rass_core.config import RassConfig, load_config
 from rass_core.lake.store import Lake
-from tests.small_lab import N_PROMPTS, config_of
+from tests.small_lab import N_PROMPTS, config_of, start
 
 PER_SHARD = 20
 COMPARED = {

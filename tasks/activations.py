@@ -15,6 +15,7 @@ from tasks.stage import MODEL_CODE, StageTables, stage
     writes=["activations"],
     settings=["probe.layers", "probe.positions", "probe.token_budget"],
     code=[MODEL_CODE],
+    in_shards=True,
 )
 def extract_activations(session: Session, model: ModelConfig, prompts: Commit) -> StageTables:
     """Read the residual streams of the given prompts at every candidate layer and position."""

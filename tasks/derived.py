@@ -1,4 +1,4 @@
-"""Settings of a stage that are more than a key of the configuration: what judges, moderators and writers depend on."""
+"""Named groups of settings that a stage can declare, such as `judging`; `DERIVED` lists them."""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
@@ -23,7 +23,7 @@ class DerivedSetting(NamedTuple):
     reads: tuple[str, ...]
     """Sections of the configuration that a stage with it may read."""
     value: Callable[["Session"], Any]
-    """Returns what a key counts."""
+    """Returns what the stage's key counts."""
     meaning: str
 
 
@@ -73,7 +73,7 @@ def _evaluating(session: "Session") -> list[Any]:
 
 
 def _asked(session: "Session", members: Sequence[Any]) -> str | None:
-    """Return the id of the model that judges or moderators without an endpoint ask, None where there are none."""
+    """Return the id of the model that members without an endpoint ask; None if no member asks one."""
     if not any(member.asks_generator for member in members):
         return None
     return model_id((session.whole_config.generator or session.whole_config.model).reference)

@@ -35,7 +35,7 @@ from tasks.steering import harmless_prompts, steered_outcomes
 def find_directions(
     session: Session, model: ModelConfig, prompts: Commit, responses: Commit, activations: Commit
 ) -> StageTables:
-    """Draw directions, screen them, try the best causally and by generation, and give out the roles."""
+    """Compute candidate directions, screen them, test the best by intervention and by generation, and assign roles."""
     settings = session.config.probe
     data = read_probe_data(session, prompts, responses, activations)
     found = core.with_auc(data, core.candidate_directions(data, settings.methods))

@@ -145,6 +145,7 @@ def evaluate(session: Session, variant: Variant, asked: EvaluationSet, before: E
     "answers of {variant.name}",
     writes=["prompts", "responses", "verdicts"],
     settings=["model", "probe.max_new_tokens", "probe.store_harmful_responses", "judging"],
+    in_shards=True,
 )
 def answer_samples(session: Session, variant: Variant, asked: EvaluationSet) -> StageTables:
     """Let a variant answer prompts and attacked prompts, and judge the answers."""
@@ -199,7 +200,7 @@ def count_outcomes(
     code=[MODEL_CODE],
 )
 def measure_change(session: Session, before: Evaluated, after: Evaluated, asked: EvaluationSet) -> StageTables:
-    """Measure by how much each rate changed, and how far ordinary text moved."""
+    """Measure the change of each rate, and KL divergence and perplexity on ordinary answers."""
     config = session.config
     rows = change_rows(session.target_id, before.outcomes, after.outcomes, config.seed, config.gate.level)
     return {"evaluations": rows_table("evaluations", [*rows, *_text_rows(session, before, after, asked)])}

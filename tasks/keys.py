@@ -1,4 +1,6 @@
-"""The keys of stages: digests of what a stage computes from, so that nothing is computed twice, nor wrongly kept.
+"""The keys of stages: digests of all that a stage depends on.
+
+By them nothing is computed twice, and no outdated result is used.
 
 A key counts the code that the stage names, with all that this code imports; its inputs by their content, not by who
 wrote them; its settings and models; and the versions of the libraries that numbers come from.
@@ -34,9 +36,9 @@ NOT_COUNTED = (
     "rass_core.lake", "rass_core.errors", "rass_core.paths", "rass_core.units", "rass_core.registry",
     "tasks.session", "tasks.stage", "tasks.derived", "tasks.keys", "tasks.progress",
 )  # fmt: skip
-"""What changes no number: where rows are stored, how errors and sizes are worded, how stages are run. A stage that
-uses models, judges or moderators through its session declares these, by `tasks.stage.MODEL_CODE` and by
-`tasks.derived.DERIVED`."""
+"""What changes no number: where rows are stored, how errors and sizes are worded, how stages are run. As
+`tasks.session` is not counted, a stage that reaches models, judges or moderators through it declares these:
+`code=[MODEL_CODE]`, `settings=["judging"]`."""
 DATA = (".yaml", ".npz", ".tsv", ".parquet")
 """Endings of files that belong to the code beside them."""
 
@@ -69,6 +71,7 @@ def input_key(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """Return what counts of an input in a key, as values of JSON."""
     if isinstance(value, Commit):
         return ["rows", value.content]
     if isinstance(value, ModelConfig):  # whoever names a model depends on what is in it
@@ -190,7 +193,7 @@ def _path_of(module: str) -> Path | None:
 
 
 def own_code(*objects: object) -> str:
-    """Return a digest of the files in which a user's own classes are written; the project's count by their names."""
+    """Return a digest of the files of a user's own classes; those of RASS are left out, their code counts by module."""
     digest = hashlib.sha256()
     for each in objects:
         module = type(each).__module__
@@ -201,7 +204,7 @@ def own_code(*objects: object) -> str:
 
 @cache
 def versions(*names: str) -> str:
-    """Return which versions of packages are installed: the numbers of other versions do not count as these."""
+    """Return which versions of packages are installed: results of other versions are not reused."""
     return " ".join(f"{name}={_version(name)}" for name in names)
 
 

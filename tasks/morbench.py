@@ -102,7 +102,7 @@ def collect(session: Session, targets: Sequence[Target]) -> Pool:
 
 @stage("benchmark prompts", writes=["prompts"])
 def store_pool(session: Session, rows: Sequence[Row]) -> StageTables:
-    """Write the prompts of the pool that the lake has nowhere else."""
+    """Write the prompts of the pool that are not yet in the lake."""
     return {"prompts": rows_table("prompts", rows)}
 
 
@@ -111,6 +111,7 @@ def store_pool(session: Session, rows: Sequence[Row]) -> StageTables:
     reads=["prompts", "responses", "verdicts", "activations", "directions", "boundaries", "harm_axes"],
     writes=["margins"],
     settings=["model", "probe", "seed"],
+    in_shards=True,
 )
 def measure_pool(session: Session, probed: Probed, pool: Pool) -> StageTables:
     """Place every prompt of the pool on the margin of the session's target, unsteered."""

@@ -44,7 +44,7 @@ _SETTINGS_OF_PAIRS = [
     code=[MODEL_CODE],
 )
 def build_preferences(session: Session, probed: Probed, rounds: Sequence[Commit], selection: Commit) -> StageTables:
-    """Pair helpful answers with refusals, and add anchors on both sides, which the training must leave as they are."""
+    """Pair helpful answers with refusals, and add anchors (refused harmful, answered harmless) for training to keep."""
     settings = mitigating(session)
     prompts = _pair_prompts(session, probed, rounds, selection)
     given = _own_answers(session, [*prompts.selected, *prompts.harmful, *prompts.harmless])

@@ -20,7 +20,7 @@ def read_prompts(session: Session) -> Commit:
 
 @stage("prompts", writes=["prompts", "evaluations"])
 def store_prompts(session: Session, given: pa.Table, n_dropped: Mapping[str, int]) -> StageTables:
-    """Write the given prompts, and how many were dropped for what."""
+    """Write the given prompts, and count the dropped ones by reason."""
     if any(n_dropped.values()):
         session.say("prompts dropped: " + ", ".join(f"{n} {why}" for why, n in n_dropped.items() if n))
     dropped = [

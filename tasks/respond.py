@@ -16,6 +16,7 @@ from tasks.stage import StageTables, stage
     reads=["prompts"],
     writes=["responses", "verdicts"],
     settings=["probe.max_new_tokens", "probe.store_harmful_responses", "judging"],
+    in_shards=True,
 )
 def respond(session: Session, model: ModelConfig, prompts: Commit) -> StageTables:
     """Let the model answer every given prompt, and judge the answers."""

@@ -41,6 +41,7 @@ N_CONTENT_PROMPTS = 100
     writes=CANDIDATE_TABLES,
     settings=[*CANDIDATE_SETTINGS, "probe"],
     code=[MODEL_CODE],
+    in_shards=True,
 )
 def write_round(
     session: Session, number: int, probed: Probed, trial: Commit | None, earlier: Sequence[Commit],

@@ -36,11 +36,12 @@ def select_prompts(session: Session, probed: Probed, rounds: Sequence[Commit]) -
     ],
     writes=["gradients", "selections", "quotas"],
     settings=["model", "select", "probe.prefixes", "probe.token_budget", "seed"],
+    in_shards=True,
 )  # fmt: skip
 def select_candidates(
     session: Session, probed: Probed, rounds: Sequence[Commit], reviews: Sequence[Commit]
 ) -> StageTables:
-    """Keep benign prompts that the target refuses, spread over the cells, training on which helps most."""
+    """Keep, of the benign prompts that the target refuses, those that help most in training, with a quota per cell."""
     settings = session.config.select
     direction_id = direction_with("margin", session, probed.directions).direction_id(session.target_id)
     wanted = _cells(session, probed)

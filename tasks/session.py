@@ -1,8 +1,8 @@
 """One run of a flow: its lake, its models, and stages that are computed once.
 
-A stage is keyed by content: its name, its inputs, its settings and the code. What the lake holds
-under that key is not computed again, whichever run wrote it. The commit record, not a task result,
-vouches for the tables: a cached result would still hit with its Parquet deleted.
+A stage is keyed by content: its name, its inputs, its settings and the code. What the lake holds under that key is not
+computed again, whichever run wrote it. Prefect's cache is not used: it would report a hit even if the Parquet files
+were deleted. The lake's commit record decides.
 """
 
 import copy
@@ -54,7 +54,7 @@ _WRITING = ("refresh", "generate", "morbench")
 SHORT_S = 2.0
 """A part of a stage that takes no longer gets no line of its own."""
 READ_PER_ANSWERED = 4
-"""Rows that are read or judged between two commits for each that would be answered: they take less time."""
+"""Shards of reading and judging have so many times more rows: each row is quicker than an answer."""
 
 
 class Session:
@@ -163,21 +163,23 @@ class Session:
 
     @property
     def config(self) -> RassConfig:
-        """Return the configuration; within a stage, only what that declares can be read."""
+        """Return the configuration; within a stage, only the settings that it declares."""
         if self._stage is None:
             return self.whole_config
         return cast(RassConfig, DeclaredSettings(self.whole_config, read_by(self._stage.settings), self._stage.name))
 
     def map(self, what: str, worker: Worker, rows: ShardRows, name: str, times: int = 1) -> Commit:
-        """Return what a worker makes of rows, as one commit; shards that the lake holds are not worked on again.
+        """Return what a worker makes of rows, as one commit; the executor works on the shards that the lake lacks.
 
         Args:
             what: For the lines of progress: `answering the given prompts`.
             worker: Is built only if a shard is missing.
             rows: What it works on, or a function that returns it in batches.
             name: Column with the id of each row.
-            times: Shards are so many times as long as the configuration says, for quick work.
+            times: Multiplies `executor.rows_per_shard`; above 1 for work that is quick per row.
         """
+        if self._stage is not None:
+            self._stage.check_shards()
         size = self.whole_config.executor.rows_per_shard * times
 
         def shards() -> Iterator[Shard]:

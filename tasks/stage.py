@@ -1,16 +1,17 @@
 """A stage of a flow is a function with its declaration: what it reads and writes, and what its rows depend on.
 
 ```python
-@stage("responses", reads=("prompts",), writes=("responses", "verdicts"), settings=("probe", "judging"))
-def respond(session, model, prompts):
-    ...
-    return {"responses": rows}
+@stage("first tokens", reads=["responses"], writes=["verdicts"], settings=["model"], code=[MODEL_CODE])
+def compare_first_token(session, responses):
+    ...  # its docstring says what it does
+    return {"verdicts": rows}
 ```
 
 Calling it returns the commit with its rows. They are computed only where the lake does not hold them: the stage's key
 counts its arguments, the settings that it declares, and the code of its module with all that this imports. The
-declaration also gives the Prefect task, the line of progress and the row of `docs/stages.md`. It is checked while the
-stage runs: reading another setting or, by `session.read`, another table, or writing another table, is an error.
+declaration also gives the Prefect task, the line of progress and, with the first sentence of the docstring, the row of
+`docs/stages.md`. It is checked while the stage runs: reading another setting or, by `session.read`, another table, or
+writing another table, is an error.
 """
 
 import inspect
@@ -51,6 +52,8 @@ class Stage(Generic[Inputs]):
     settings: tuple[str, ...]
     """Dotted keys of the configuration, and names of `tasks.derived.DERIVED`."""
     code: tuple[str, ...]
+    in_shards: bool = False
+    """Whether its rows are computed by workers in shards, by `session.map`, which an executor may spread."""
 
     @property
     def name(self) -> str:
@@ -72,14 +75,19 @@ class Stage(Generic[Inputs]):
         def compute() -> Commit:
             return session.once(self, title, inputs, lambda: self.compute(session, *args, **kwargs))
 
-        if FlowRunContext.get() is None:  # a script's: Prefect would start a server for it
+        if FlowRunContext.get() is None:  # in a script a task would start a Prefect server
             return compute()
         return task(name=self.name, task_run_name=title, cache_policy=NO_CACHE)(_called)(compute)
 
     def check_read(self, table: str) -> None:
-        """Raise RuntimeError where the stage reads a table that it does not declare."""
+        """Raise RuntimeError where the stage reads a table that is in neither reads nor writes."""
         if table not in (*self.reads, *self.writes):
             raise RuntimeError(f"stage {self.name}: reads the table {table}; add it to the stage's reads")
+
+    def check_shards(self) -> None:
+        """Raise RuntimeError where the stage does not declare that it works in shards."""
+        if not self.in_shards:
+            raise RuntimeError(f"stage {self.name}: works in shards; declare in_shards=True")
 
     def check_writes(self, tables: Collection[str], parts: Sequence[Commit]) -> None:
         """Raise RuntimeError where the stage writes a table that it does not declare, itself or in shards."""
@@ -94,7 +102,7 @@ STAGES: dict[str, Stage[Any]] = {}
 
 def stage(
     title: str, *, reads: Collection[str] = (), writes: Collection[str], settings: Collection[str] = (),
-    code: Collection[str] = (),
+    code: Collection[str] = (), in_shards: bool = False,
 ) -> Callable[[Callable[Concatenate["Session", Inputs], StageTables]], Stage[Inputs]]:  # fmt: skip
     """Declare a stage.
 
@@ -103,11 +111,13 @@ def stage(
         reads: Tables of the lake.
         writes: Tables of the lake.
         settings: Dotted keys of the configuration, such as `probe.layers`, and names of `tasks.derived.DERIVED`.
-        code: Modules and packages that its rows depend on and that its own module does not import.
+        code: Modules and packages that its rows depend on and that its own module does not import: `MODEL_CODE` if
+            it calls `session.engine` or `session.causal_lm`.
+        in_shards: Whether it calls `session.map`.
     """
 
     def declare(compute: Callable[Concatenate["Session", Inputs], StageTables]) -> Stage[Inputs]:
-        declared = Stage(compute, title, tuple(reads), tuple(writes), tuple(settings), tuple(code))
+        declared = Stage(compute, title, tuple(reads), tuple(writes), tuple(settings), tuple(code), in_shards)
         STAGES[declared.name] = declared
         return declared
 
@@ -115,7 +125,7 @@ def stage(
 
 
 def _called(compute: Callable[[], Commit]) -> Commit:
-    """Return what a stage computes, as a Prefect task that has nothing to serialise."""
+    """Call what computes a stage: the function of the Prefect task, whose one argument needs no serialising."""
     return compute()
 
 
@@ -140,7 +150,7 @@ class StageTime:
 
     stage: str
     seconds: float
-    """Without the model loads inside, which have entries of their own."""
+    """Excludes model loads, each of which has its own entry."""
     cpu_seconds: float
     """CPU time of this process, all its threads: the time on a quiet machine with one thread."""
     computed: bool

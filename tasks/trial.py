@@ -37,6 +37,7 @@ from tasks.stage import MODEL_CODE, StageTables, stage
     writes=[*CANDIDATE_TABLES, "writers", "directions"],
     settings=[*CANDIDATE_SETTINGS, "probe"],
     code=[MODEL_CODE],
+    in_shards=True,
 )
 def try_writers(session: Session, probed: Probed, splits: Sequence[str] = TRAINED_SPLITS) -> StageTables:
     """Compare roles, then steerings in the best of them, by the requests that each writes.

@@ -288,7 +288,7 @@ def shards_of(numbers: list[int]) -> list[Shard]:
 def test_an_executor_gives_the_rows_of_the_local_one() -> None:
     own, local, worker = executors()
     shards, counted = shards_of([20, 30, 40, 50, 60]), list[int]()
-    found = {shard.key: tables for shard, tables in own.run(worker, shards, counted.append)}
+    found = {shard.key: tables for shard, tables in own.run(worker, iter(shards), counted.append)}
     expected = {shard.key: tables for shard, tables in local.run(worker, shards, print)}
     assert {key: tables["twice"] for key, tables in found.items()} == {
         key: tables["twice"] for key, tables in expected.items()

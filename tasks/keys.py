@@ -107,16 +107,31 @@ def code_digest(names: tuple[str, ...] = PACKAGES) -> str:
 
 
 @cache
+def tree_digest() -> str:
+    """Return the digest of all files of the packages as they are, for people to tell versions apart."""
+    digest = hashlib.sha256()
+    for folder in filter(None, map(_folder_of, PACKAGES)):
+        for source in sorted(folder.rglob("*.py")):
+            digest.update(source.relative_to(folder).as_posix().encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
 def _counted(source: Path) -> bytes:
     """Return what counts of a file: all of data, of code what runs, without comments, docstrings and layout."""
     if source.suffix != ".py":
         return source.read_bytes()
-    tree = ast.parse(source.read_bytes())
+    tree = _tree(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [each for each in body if not _is_text(each)]  # type: ignore[attr-defined]
     return ast.dump(tree).encode()
+
+
+@cache
+def _tree(source: Path) -> ast.Module:
+    return ast.parse(source.read_bytes())
 
 
 def _is_text(node: ast.stmt) -> bool:
@@ -166,7 +181,7 @@ def _imports_of(module: str) -> frozenset[str]:
     parts = module.split(".")
     # The package at the top names all of the public API, which it imports only when asked.
     found = {".".join(parts[:n]) for n in range(2, len(parts))}
-    for node in ast.walk(ast.parse(path.read_bytes())) if path is not None else ():
+    for node in ast.walk(_tree(path)) if path is not None else ():
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -180,12 +195,18 @@ def _is_ours(name: str) -> bool:
 
 
 @cache
+def _folder_of(package: str) -> Path | None:
+    found = util.find_spec(package)
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
+@cache
 def _path_of(module: str) -> Path | None:
     """Return the file of a module of the project, without importing it."""
-    root = util.find_spec(module.split(".")[0])
-    if root is None or not root.submodule_search_locations:
+    root = _folder_of(module.split(".")[0])
+    if root is None:
         return None
-    place = Path(root.submodule_search_locations[0]).joinpath(*module.split(".")[1:])
+    place = root.joinpath(*module.split(".")[1:])
     for path in (place.with_suffix(".py"), place / "__init__.py"):
         if path.is_file():
             return path

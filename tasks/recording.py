@@ -16,7 +16,7 @@ from rass_core.lake.running import Process
 from rass_core.lake.schema import rows_table
 from rass_core.models.identity import model_id
 from rass_core.text import digest
-from tasks.keys import code_digest
+from tasks.keys import tree_digest
 from tasks.session import Session
 
 
@@ -63,7 +63,7 @@ def record(session: Session, state: str) -> None:
     ended = state != "Running"
     row = {
         "flow": session.flow, "config": session.config.model_dump_json(), "config_sha256": session.given_sha256,
-        "code_version": f"{rass_core.__version__}+{code_digest()[:8]}", "seed": session.config.seed,
+        "code_version": f"{rass_core.__version__}+{tree_digest()[:8]}", "seed": session.config.seed,
         "commits": list(session.keys), "started_at": session.started_at,
         "finished_at": datetime.now(UTC) if ended else None, "state": state, "note": session.note,
         "stages": [asdict(stage) for stage in session.stages], "inputs": _inputs(session),

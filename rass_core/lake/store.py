@@ -64,6 +64,7 @@ class Lake:
         self.running = RunningRuns(files.folder / "_running", files.locks)
         self.crashed: list[str] = []
         """A line for each run that was found dead when the lake was opened."""
+        self._kept: duckdb.DuckDBPyConnection | None = None
 
     def __str__(self) -> str:
         """Return where its files are, as messages name it."""
@@ -217,7 +218,7 @@ class Lake:
             LakeError: An unknown table or column, a condition that is no SQL, or a file that is gone.
         """
         _check_table(table)
-        connection = self._session() if commits is not None else self._connect()
+        connection = self._reader() if commits is not None else self._connect()
         source = f"({self._rows_of(table, commits)})" if commits is not None else f'"{table}"'
         names = list(columns) if columns is not None else [*TABLES[table].names, "run_id"]
         selected = ", ".join(f'"{name}"' for name in names)
@@ -308,6 +309,14 @@ class Lake:
         paths = dict.fromkeys(file.path for commit in commits for file in commit.files if file.table == table)
         listed = ", ".join(quoted(self.files.path(path)) for path in [schema_path(table), *paths])
         return rows_sql(table, f"[{listed}]")
+
+    def _reader(self) -> duckdb.DuckDBPyConnection:
+        """Return a cursor of a connection that is kept, for reads that make no views: a new one takes 30 ms."""
+        if self._kept is None:
+            self._kept = self._session()
+        cursor = self._kept.cursor()
+        cursor.execute("SET TimeZone = 'UTC'")
+        return cursor
 
     def _session(self, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         connection = self.files.connect()

@@ -10,7 +10,7 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date
 from functools import cache
@@ -55,10 +55,10 @@ def stage_key(name: str, inputs: Iterable[Any], code: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def shard_key(worker: Worker, rows: pa.Table) -> str:
-    """Return the key of a shard: what a worker makes of these rows."""
-    kind = type(worker)
-    return stage_key(f"{kind.__module__}.{kind.__qualname__}", [worker, content(rows)], worker.code)
+def shard_keys(worker: Worker) -> Callable[[pa.Table], str]:
+    """Return what gives the key of a shard: of what a worker makes of these rows."""
+    kind, known = type(worker), input_key(worker)
+    return lambda rows: stage_key(f"{kind.__module__}.{kind.__qualname__}", [known, content(rows)], worker.code)
 
 
 def input_key(value: Any) -> str:

@@ -43,7 +43,7 @@ from rass_core.units import duration
 from tasks.dates import date_notes, dated
 from tasks.derived import DERIVED, read_by
 from tasks.inputs import check_turns, notes_of, take_inputs
-from tasks.keys import shard_key, stage_key
+from tasks.keys import shard_keys, stage_key
 from tasks.progress import PROGRESS
 from tasks.stage import DeclaredSettings, Stage, StageTables, StageTime
 
@@ -182,21 +182,21 @@ class Session:
             self._stage.check_shards()
         size = self.whole_config.executor.rows_per_shard * times
 
-        def shards() -> Iterator[Shard]:
-            for part in cut(rows() if callable(rows) else rows, name, size):
-                yield Shard(shard_key(worker, part), part)
+        def parts() -> Iterator[pa.Table]:
+            return cut(rows() if callable(rows) else rows, name, size)
 
-        known: dict[str, Commit | None] = {}
+        key_of, keys, known = shard_keys(worker), list[str](), dict[str, Commit | None]()
         n_all = n_missing = 0
-        for shard in shards():  # read twice rather than held
-            known[shard.key] = self.lake.committed(shard.key)
-            n_all += shard.rows.num_rows
-            n_missing += shard.rows.num_rows if known[shard.key] is None else 0
+        for part in parts():  # read twice rather than held
+            keys.append(key_of(part))
+            known[keys[-1]] = self.lake.committed(keys[-1])
+            n_all += part.num_rows
+            n_missing += part.num_rows if known[keys[-1]] is None else 0
         if n_missing:
             self._check_may_compute(what)
             if n_missing < n_all:
                 self.say(f"{what}: {n_all - n_missing:,} of {n_all:,} are in the lake already")
-            missing = (shard for shard in shards() if known[shard.key] is None)
+            missing = (Shard(key, part) for key, part in zip(keys, parts(), strict=True) if known[key] is None)
             with self.progress(what, n_missing) as done:
                 for shard, tables in self.executor.run(worker, missing, done):
                     known[shard.key] = self.lake.commit(self.run_id, shard.key, tables)

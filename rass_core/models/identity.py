@@ -207,10 +207,17 @@ def _stamp(file: Path) -> list[int]:
 
 def _cached_digests() -> dict[str, Any]:
     """Return what the cache holds; one that is broken or not there holds nothing."""
+    file = cache_folder() / CACHE_FILE
     try:
-        kept = json.loads((cache_folder() / CACHE_FILE).read_text(encoding="utf-8"))
+        return _parsed(file, *_stamp(file))
     except (OSError, ValueError, RecursionError):
         return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(file: Path, *_stamp: int) -> dict[str, Any]:
+    """Return the content of the cache's file while its stamp is the same: a run asks for it hundreds of times."""
+    kept = json.loads(file.read_text(encoding="utf-8"))
     return kept if isinstance(kept, dict) else {}
 
 

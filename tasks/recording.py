@@ -52,6 +52,10 @@ def _ended(session: Session) -> Iterator[None]:
         record(session, "Failed")
         raise
     else:
+        since = session.unchanged_since()
+        if since is not None:
+            session.note = f"nothing changed since run {since}"
+            session.say(session.note)
         record(session, "Completed")
     finally:
         logging.getLogger("rass_core").removeHandler(warnings)

@@ -6,6 +6,7 @@ were deleted. The lake's commit record decides.
 """
 
 import copy
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -329,6 +330,13 @@ class Session:
     def target_id(self) -> str:
         """Return the id of the target model; it digests the folder, so it is read once."""
         return model_id(self.whole_config.model.reference)
+
+    def unchanged_since(self) -> str | None:
+        """Return the last run that computed something of what this one took from the lake; None if this one did."""
+        if not self.stages or any(each.computed for each in self.stages):
+            return None
+        writers = [re.search(r"run_id=([^/]+)", file.path) for commit in self.commits for file in commit.files]
+        return max((found[1] for found in writers if found), default=None)
 
     def reviews(self) -> list[Commit]:
         """Return the commits of people's labels, whichever run they are about.

@@ -103,6 +103,19 @@ def test_a_stage_that_is_only_read_names_the_command(session: Session) -> None:
     assert session.stages == []
 
 
+def test_a_run_that_computes_nothing_names_the_last_one_that_did(session: Session) -> None:
+    respond = declared(lambda session, number: ROWS)
+    respond(session, 1)
+    session.run_id, session.stages, session.commits = "second", [], []
+    respond(session, 2)
+    assert session.unchanged_since() is None, "it computed something"
+    session.run_id, session.stages, session.commits = "third", [], []
+    respond(session, 1)
+    assert session.unchanged_since() == "r"
+    respond(session, 2)
+    assert session.unchanged_since() == "second"
+
+
 def test_a_declared_setting_decides_and_no_other(session: Session) -> None:
     seeds: list[int] = []
 

@@ -45,7 +45,7 @@ class Runs(TypedDict, total=False):
             ),
         ]
     ]
-    note: Annotated[str | None, Column("Error that ended the run, or what a review imported.")]
+    note: Annotated[str | None, Column("Error that ended the run, that nothing changed, or what a review imported.")]
     stages: Annotated[list[StageRow] | None, Column("How long each stage and each load of a model took.")]
     inputs: Annotated[list[str] | None, Column("Models and data sets that it read, each with its version.")]
     host: Annotated[str | None, Column("Machine or container that it ran on.")]

@@ -70,6 +70,8 @@ def snapshot(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if "_locks" in path.relative_to(folder).parts[:-1]:  # held until this process ends
+            continue
         if path.is_symlink():
             found[name] = f"link to {os.readlink(path)}"
         elif path.is_file():

@@ -35,6 +35,7 @@ from flows.evaluate_cli import evaluate
 from flows.failures import STOPPED, TERMINATED, Terminated, exit_code, fail, terminable
 from flows.init_cli import init
 from flows.judge_cli import judge, review
+from flows.lake_cli import lake_commands
 from flows.model_cli import model as models
 from flows.moderator_cli import moderator
 from flows.tables_cli import tables
@@ -60,6 +61,7 @@ app.add_typer(judge, name="judge")
 app.add_typer(review, name="review")
 app.add_typer(models, name="model")
 app.add_typer(moderator, name="moderator")
+app.add_typer(lake_commands, name="lake")
 app.command()(evaluate)
 TINY_BYTES = 50_000_000
 """Most bytes of a tiny model's weights; the lab's have one and a half million."""

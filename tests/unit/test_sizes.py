@@ -49,6 +49,7 @@ TWO_MEANINGS: dict[str, str] = {
     "RUBRIC": "of judges, and of moderators",
     "What": "the command line's form of the review's type",
     "Writer": "a role that writes prompts, and a judge's model that writes its verdict",
+    "check": "of a lake, and of moderators: two groups of commands",
     "check_installed": "each part says what it lacks",
     "counts": "of written prompts, and of preference pairs",
     "declines": "a model that was to judge, and a text that was to be a request",

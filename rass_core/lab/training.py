@@ -275,7 +275,7 @@ def _pad(group: list[tuple[list[int], list[int], Lesson]], tokenizer: PreTrained
         after_words[row, prompt.index(tokenizer.eos_token_id) : n] = 1
     apparent_harm, perceived, ablated = (
         torch.tensor([float(getattr(lesson, name)) for *_, lesson in group])
-        for name in ("apparent harm", "perceived", "ablated")
+        for name in ("apparent_harm", "perceived", "ablated")
     )
     return _Batch(tokens, mask, targets, after_words, apparent_harm, perceived, ablated)
 
